@@ -82,7 +82,7 @@ class Batch:
                 gap = np.full(width, np.nan, np.float32)
                 found = np.stack([gap if row is None else np.asarray(row, np.float32) for row in found])
         except (TypeError, ValueError) as error:
-            raise DataError(f"column {name!r} does not hold vectors of one length", fix="embed the rows again") from error
+            raise DataError(f"column {name!r} holds no vectors of one length", fix="embed the rows again") from error
         if found.ndim != 2:
             raise DataError(f"column {name!r} holds {found.ndim}-d cells, not vectors", fix="embed the rows again")
         return found

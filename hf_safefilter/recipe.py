@@ -1,0 +1,307 @@
+"""Recipe: everything one run depends on, in one strict YAML file.
+
+An unknown key is refused and its nearest neighbour named; `Recipe.schema_json()` prints the JSON schema; a card holds
+the recipe of the run it describes, and `Recipe.from_card` reads it back.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hf_safefilter.errors import MissingError, OptionError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class DataChoice(_Part):
+    """The rows to purify."""
+
+    path: str | None = None
+    """Hub id, file or folder; may be left out when rows are handed to `purify` directly."""
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    split: str | None = None
+    """Only this split."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    streaming: bool = False
+    """Read rows as they are needed: for sets larger than the disk cache should hold."""
+    columns: dict[str, str] | None = None
+    """Where prompt and response stand when the column names do not say, e.g. {prompt: q, response: a}."""
+    license: str = Field(min_length=1)
+    """Licence of the rows, as the Hub spells it, e.g. cc-by-4.0."""
+    source: str = Field(min_length=1)
+    """Where the rows come from: a Hub id, a URL or a sentence."""
+
+
+class ModelChoice(_Part):
+    """The model that is to be tuned, whose layers are read."""
+
+    name: str
+    """Hub id, local folder, or "toy" for the model that ships with this package."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, the checkpoint's own on a GPU."""
+    position: Literal["last", "last_content", "mean_response", "last_prompt"] = "last"
+    """Which token's state stands for the row."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Longest row in tokens; None: what the model can take."""
+    chat_template: str | None = None
+    """Jinja template for a model that has none, or "plain"."""
+    device: str | None = None
+    """cuda, cuda:1, mps or cpu; None picks."""
+
+
+class ReferenceChoice(_Part):
+    """The rows to compare with: a finished reference index, or unsafe and safe rows to make one of."""
+
+    path: str | None = None
+    """"starter" for the small sets that ship with this package, or the folder or Hub id of an index."""
+    revision: str | None = None
+    """Hub revision of the index."""
+    unsafe: str | None = None
+    """File or Hub id of harmful requests answered."""
+    safe: str | None = None
+    """File or Hub id of the same requests refused."""
+    license: str | None = None
+    """Licence of the rows given by `unsafe` and `safe`."""
+    source: str | None = None
+    """Where those rows come from."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ReferenceChoice:
+        rows = (self.unsafe, self.safe, self.license, self.source)
+        if (self.path is None) == (rows == (None,) * 4):
+            raise ValueError("give either path, or unsafe, safe, license and source")
+        if self.path is None and None in rows:
+            raise ValueError("unsafe, safe, license and source go together")
+        return self
+
+
+class MethodChoice(_Part):
+    """A score to compute."""
+
+    name: Literal["larf", "anchor", "nearest", "saft", "direction", "length", "random"]
+    """Its name."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its options, as the class documents them, e.g. {k: 5}."""
+
+
+class Selection(_Part):
+    """How the threshold is found: exactly one way."""
+
+    by: str | None = None
+    """Name of the score to decide by; default: the only one, else their rank average."""
+    drop_fraction: float | None = None
+    """Drop this share of the scored rows."""
+    drop_count: int | None = None
+    """Drop this many rows."""
+    threshold: float | None = None
+    """Drop rows that score this or more."""
+    label: str | None = None
+    """Column with the labels of a labelled rule."""
+    unsafe: str | int | bool = "unsafe"
+    """Value of the label column that means unsafe."""
+    rule: Literal["best_f1", "tpr_at_fpr"] | None = None
+    """Labelled rule."""
+    max_fpr: float | None = None
+    """Largest false-positive rate for tpr_at_fpr."""
+    known_good: str | None = None
+    """File or Hub id of rows known to be good, for a guarantee."""
+    max_loss: float | None = None
+    """At most this share of such rows may be lost ..."""
+    confidence: float | None = None
+    """... at this confidence."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Selection:
+        ways = {
+            "drop_fraction": self.drop_fraction,
+            "drop_count": self.drop_count,
+            "threshold": self.threshold,
+            "label": self.label,
+            "known_good": self.known_good,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(ways)}; given: {', '.join(given) or 'none'}")
+        return self
+
+
+class Evaluation(_Part):
+    """Labels to measure the scores with (they are not used to choose anything)."""
+
+    label: str
+    """Column with the labels."""
+    unsafe: str | int | bool = "unsafe"
+    """Value that means unsafe."""
+
+
+class Recipe(_Part):
+    """One run: rows in, rows without the dangerous ones out."""
+
+    data: DataChoice
+    model: ModelChoice
+    references: ReferenceChoice = ReferenceChoice(path="starter")
+    layer: Annotated[int, Field(ge=0)] | Literal["auto", "norm"] = "auto"
+    """What is read: hidden_states[k]; auto: chosen by cross-validation on the references alone."""
+    methods: tuple[MethodChoice, ...] = (MethodChoice(name="larf"),)
+    """Scores to compute."""
+    select: Selection
+    evaluate: Evaluation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        """`methods: [larf, {name: nearest, options: {k: 5}}]` and `methods: larf` are both fine."""
+        if isinstance(given, Mapping) and "methods" in given:
+            methods = given["methods"]
+            listed = [methods] if isinstance(methods, (str, Mapping)) else methods
+            if isinstance(listed, (list, tuple)):
+                listed = tuple({"name": method} if isinstance(method, str) else method for method in listed)
+            given = {**given, "methods": listed}
+        return given
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Recipe:
+        names = [method.name for method in self.methods]
+        if not names:
+            raise ValueError("methods is empty: name at least one")
+        if len(set(names)) < len(names):
+            raise ValueError("a method is named twice")
+        if self.select.by not in (None, "rank_average", *names):
+            raise ValueError(f"select.by is {self.select.by!r}, which is not among the methods {', '.join(names)}")
+        return self
+
+    @property
+    def decided_by(self) -> str:
+        """Name of the score that the threshold is put on."""
+        return self.select.by or (self.methods[0].name if len(self.methods) == 1 else "rank_average")
+
+    @classmethod
+    def read(cls, given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+        """A recipe from a YAML file, a mapping or a recipe.
+
+        Raises:
+            MissingError: no such file.
+            OptionError: not YAML, an unknown key (its nearest neighbour is named), or a value that does not fit.
+        """
+        if isinstance(given, Recipe):
+            return given
+        if isinstance(given, Mapping):
+            return cls._checked(given, "the recipe")
+        path = Path(given)
+        if not path.is_file():
+            raise MissingError(f"there is no recipe {path}", fix="check the path, or print one: hf-safefilter run --example")
+        return cls.parse(path.read_text(encoding="utf-8"), path.name)
+
+    @classmethod
+    def parse(cls, text: str, name: str = "the recipe") -> Recipe:
+        """A recipe from YAML text; raises as `read` does."""
+        try:
+            body = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (derived from SafeLoader)
+        except yaml.YAMLError as error:
+            raise OptionError(f"{name} is not YAML", found=str(error), fix="mend the line named above") from error
+        if not isinstance(body, Mapping):
+            raise OptionError(f"{name} is not a mapping of keys", fix="start it with data:, model: and select:")
+        return cls._checked(body, name)
+
+    @classmethod
+    def _checked(cls, body: Mapping[str, Any], name: str) -> Recipe:
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise OptionError(f"{name} does not fit", found="\n       ".join(_sentences(error))) from error
+
+    @classmethod
+    def from_card(cls, repo: str, *, revision: str | None = None, token: str | None = None) -> Recipe:
+        """The recipe in the card of a published data set, or of a local output folder.
+
+        Raises:
+            MissingError: no card there, or a card without a recipe.
+        """
+        from huggingface_hub import DatasetCard
+        from huggingface_hub.errors import HfHubHTTPError
+
+        folder = Path(repo)
+        try:
+            if folder.is_dir():
+                card = DatasetCard.load(folder / "README.md")
+            else:
+                from huggingface_hub import hf_hub_download
+
+                card = DatasetCard.load(
+                    hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision, token=token)
+                )
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise MissingError(f"{repo} has no readable card", found=type(error).__name__, fix="check the name") from error
+        body = card.data.to_dict().get("safefilter", {}).get("recipe")
+        if not body:
+            raise MissingError(f"the card of {repo} holds no recipe", fix="it was pushed without one; ask its author")
+        return cls._checked(body, f"the recipe in the card of {repo}")
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, without what was left at its default."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without what was left at its default."""
+        return json.loads(self.model_dump_json(exclude_defaults=True))
+
+    def portable(self) -> dict[str, Any]:
+        """`to_dict` with local paths cut to their last part: what a card may show a stranger."""
+        body = self.to_dict()
+        for part, key in (("data", "path"), ("model", "name"), ("references", "path"), ("references", "unsafe"),
+                          ("references", "safe"), ("select", "known_good")):  # fmt: skip
+            value = body.get(part, {}).get(key)
+            if value is not None and (Path(value).exists() or Path(value).is_absolute()):
+                body[part][key] = Path(value).resolve().name
+        return body
+
+    @classmethod
+    def schema_json(cls) -> str:
+        """JSON schema of the recipe."""
+        return json.dumps(cls.model_json_schema(), indent=2)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that is given twice is an error, not a silent last-one-wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    found = []
+    for item in error.errors():
+        where = ".".join(str(step) for step in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            known = list(_fields_at(item["loc"][:-1]))
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            found.append(f"{where}: there is no such key; {hint}")
+        else:
+            found.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return found
+
+
+def _fields_at(loc: tuple[str | int, ...]) -> Mapping[str, Any]:
+    """The fields of the part of the recipe that `loc` leads to."""
+    homes = {"data": DataChoice, "model": ModelChoice, "references": ReferenceChoice, "methods": MethodChoice,
+             "select": Selection, "evaluate": Evaluation}  # fmt: skip
+    return (homes[str(loc[0])] if loc else Recipe).model_fields
