@@ -16,6 +16,7 @@ import pyarrow as pa
 from hf_safefilter.columns import EMBEDDING_PREFIX
 from hf_safefilter.errors import DataError, MissingError
 
+_GAP = np.empty(0, np.float32)
 _MESSAGE_COLUMNS = frozenset({"messages", "conversations", "prompt", "completion", "chosen", "rejected"})
 
 
@@ -75,12 +76,14 @@ class Batch:
             return arrow_vectors(arrow, name)
         value = self._data[name]
         try:
-            found = np.asarray([value] if self._host in ("row", "lazy_row") else value)
-            if found.dtype == object or found.dtype.kind not in "fiu":
-                rows = [row for row in found if row is not None]
-                width = len(rows[0]) if rows else 0
-                gap = np.full(width, np.nan, np.float32)
-                found = np.stack([gap if row is None else np.asarray(row, np.float32) for row in found])
+            cells = [value] if self._host in ("row", "lazy_row") else value
+            if not isinstance(cells, np.ndarray) or cells.dtype == object:
+                cells = [_GAP if cell is None else np.asarray(cell) for cell in cells]
+                width = max((len(cell) for cell in cells), default=0)
+                cells = [np.full(width, np.nan, np.float32) if cell is _GAP else cell for cell in cells]
+            found = np.stack(cells) if len(cells) else np.empty((0, 0), np.float32)
+            if found.dtype.kind not in "fiu":
+                raise TypeError(found.dtype)
         except (TypeError, ValueError) as error:
             raise DataError(f"column {name!r} holds no vectors of one length", fix="embed the rows again") from error
         if found.ndim != 2:

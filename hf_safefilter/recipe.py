@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,8 +18,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hf_safefilter.errors import MissingError, OptionError
 
 
+EXAMPLE = """\
+data:
+  path: rows.jsonl            # Hub id, .jsonl .json .csv .parquet .arrow file, or folder
+  license: cc-by-4.0
+  source: where the rows come from
+model:
+  name: toy                   # Hub id or folder of the model you will tune; toy ships with this package
+references:
+  path: starter               # or unsafe, safe, license and source of your own rows
+layer: auto                   # or a number: hidden_states[k]
+methods: [larf, nearest]
+select:
+  by: larf
+  drop_fraction: 0.05         # or drop_count, threshold, label + rule, known_good + max_loss + confidence
+"""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def checked(cls, **given: Any) -> Self:
+        """Like the constructor, but raises `OptionError` in words."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise OptionError("that does not fit", found="; ".join(_sentences(error))) from error
 
 
 class DataChoice(_Part):

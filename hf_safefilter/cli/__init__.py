@@ -1,0 +1,71 @@
+"""The command line: parse, call, print. One file for each part of the job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from hf_safefilter.cli.voice import Format, Voice
+from hf_safefilter.errors import OptionError, SafefilterError
+
+app = typer.Typer(
+    name="hf-safefilter",
+    help="Find and remove the rows of a fine-tuning set that would break an aligned model's safety.",
+    epilog="Start here: hf-safefilter demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    format: Annotated[Format, typer.Option(help="Who listens: human, json (one document) or quiet (ids).")] = Format.HUMAN,
+) -> None:
+    context.obj = Voice(format)
+
+
+def _register() -> None:
+    from hf_safefilter.cli import data, decide, doctor, share
+
+    for part in (data, decide, share, doctor):
+        part.register(app)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point: exit code 0 for done, 1 for an error, 2 for a wrong call."""
+    voice = Voice(_format_asked())
+    try:
+        app()
+    except SafefilterError as error:
+        voice.error(error)
+        sys.exit(2 if isinstance(error, OptionError) else 1)
+    except KeyboardInterrupt:
+        voice.error(RuntimeError("stopped; what was finished is kept, run the same command again to go on"))
+        sys.exit(1)
+    except Exception as error:  # the last stop: a person gets a sentence, a developer asks for the traceback
+        if os.environ.get("HF_SAFEFILTER_DEBUG"):
+            raise
+        fact = f"{type(error).__name__}: {error}"
+        voice.error(SafefilterError(fact, fix="if this is not clear, set HF_SAFEFILTER_DEBUG=1 and report what it prints"))
+        sys.exit(1)
+
+
+def _format_asked() -> Format:
+    """The --format on the command line, for errors that come before or after its parsing."""
+    words = sys.argv[1:]
+    for at, word in enumerate(words):
+        given = word.partition("=")[2] if word.startswith("--format=") else None
+        if word == "--format" and at + 1 < len(words):
+            given = words[at + 1]
+        if given in set(Format):
+            return Format(given)
+    return Format.HUMAN

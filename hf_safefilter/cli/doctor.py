@@ -1,0 +1,73 @@
+"""doctor: what is installed, what it will run on, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+_NEEDED = ("hf_safefilter", "datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
+_OPTIONAL = {"mlcroissant": "checks croissant.json", "peft": "LoRA tuning", "accelerate": "tuning on several devices"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command."""
+    app.command(epilog="Example: hf-safefilter --format json doctor")(doctor)
+
+
+def doctor(context: typer.Context) -> None:
+    """Print versions, device, endpoint, cache state and what is missing. Exit code 1 if something needed is."""
+    missing = [name for name in _NEEDED if _version(name) is None]
+    facts: dict[str, Any] = {"python": platform.python_version()}
+    facts |= {name: _version(name) or "MISSING" for name in _NEEDED}
+    facts |= {name: _version(name) or f"not installed ({why})" for name, why in _OPTIONAL.items()}
+    facts |= _device() | _hub() | _store()
+    facts["missing"] = ", ".join(missing) or "nothing"
+    hint = "pip install hf_safefilter" if missing else "hf-safefilter demo"
+    context.obj.report(facts, ids=missing, hint=hint)
+    if missing:
+        raise typer.Exit(1)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _device() -> dict[str, Any]:
+    from hf_safefilter.model.load import pick_device
+
+    import torch
+
+    device = pick_device(None, None)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": str(device), "device name": name, "threads": torch.get_num_threads()}
+
+
+def _hub() -> dict[str, Any]:
+    from huggingface_hub import constants, get_token
+
+    return {
+        "endpoint": constants.ENDPOINT,
+        "offline": bool(constants.HF_HUB_OFFLINE),
+        "logged in": get_token() is not None,
+    }
+
+
+def _store() -> dict[str, Any]:
+    from hf_safefilter.artifacts import store_root
+
+    root = store_root()
+    kept = [path for path in root.glob("*/*") if path.is_dir()] if root.is_dir() else []
+    size = sum(file.stat().st_size for path in kept for file in path.iterdir() if file.is_file())
+    return {"store": _short(root), "artefacts kept": len(kept), "store MB": round(size / 1e6, 1)}
+
+
+def _short(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

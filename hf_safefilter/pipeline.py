@@ -1,0 +1,307 @@
+"""purify: one recipe from rows to the rows that are safe to tune on. Each stage is also a function of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_safefilter.columns import TRUNCATED, UNSCORABLE, embedding_column, score_column
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.inputs import load_rows
+from hf_safefilter.recipe import MethodChoice, Recipe, Selection
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+    from hf_safefilter.choose import LayerChoice
+    from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.evaluation import Evaluation
+    from hf_safefilter.publish.provenance import Provenance
+    from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.select import IsSafe
+    from hf_safefilter.step import Step
+    from hf_safefilter.thresholds import Threshold
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_CALL = 1024
+"""Rows a step is handed at once: enough to sort by length, little enough to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purified:
+    """What `purify` gives back.
+
+    Attributes:
+        kept: rows that may be tuned on, with the columns that were added.
+        dropped: the others.
+        counts: rows in, kept, dropped, and dropped by reason.
+        provenance: all that a card states.
+        scored: the rows with their score columns, before the decision.
+        is_safe: the decision.
+        layer_choice: how the layer was found, when the recipe said ``layer: auto``.
+        evaluation: how well each score separates the labels, when the recipe named some.
+    """
+
+    kept: Dataset | DatasetDict
+    dropped: Dataset | DatasetDict
+    counts: Mapping[str, Any]
+    provenance: Provenance
+    scored: Dataset | DatasetDict
+    is_safe: IsSafe
+    layer_choice: LayerChoice | None
+    evaluation: Evaluation | None
+
+
+def purify(
+    ds: Dataset | DatasetDict | IterableDataset | None,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    source_revision: str | None = None,
+) -> Purified:
+    """Embed, score, decide and describe, as the recipe says.
+
+    Args:
+        ds: the rows; None: the ones at ``data.path`` of the recipe.
+        recipe: a `Recipe`, a mapping, or the path of a YAML file.
+        source_revision: commit or digest of `ds`, when it was loaded by the caller.
+
+    Raises:
+        SafefilterError: what the stages raise; nothing is written and `ds` is never changed.
+    """
+    from datasets import IterableDataset, IterableDatasetDict
+
+    recipe = Recipe.read(recipe)
+    if ds is None:
+        if recipe.data.path is None:
+            raise OptionError("the recipe names no data.path and no rows were given", fix="add data.path")
+        data = recipe.data
+        loaded = load_rows(
+            data.path, config=data.config, split=data.split, revision=data.revision, streaming=data.streaming
+        )
+        ds, source_revision = loaded.rows, loaded.revision
+    references, choice = _references(recipe)
+    layer = choice.layer if choice is not None else recipe.layer
+    embed = embedder(recipe, [layer])
+    streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
+    embedded = None if streaming else embed_rows(ds, embed)
+    scores = [make_score(method, references, layer, recipe.data.columns, embedded) for method in recipe.methods]
+    if streaming:
+        scored = _stream_scored(ds, embed, scores)
+    else:
+        scored = embedded
+        for step in scores:
+            scored = score_rows(scored, step)
+    steps: list[Step] = [embed, *scores]
+    if recipe.decided_by == "rank_average":
+        scored, rank = add_rank_average(scored, [score_column(method.name) for method in recipe.methods])
+        steps.append(rank)
+    return _decide(scored, recipe, steps, references, choice, source_revision)
+
+
+def embedder(recipe: Recipe, layers: Sequence[int | str]) -> EmbedLayers:
+    """The step that reads `layers` of the recipe's model."""
+    from hf_safefilter.embed import EmbedLayers
+
+    model = recipe.model
+    return EmbedLayers(
+        model.name,
+        layers,
+        revision=model.revision,
+        dtype=model.dtype,
+        position=model.position,
+        max_length=model.max_length,
+        columns=recipe.data.columns,
+        device=model.device,
+        chat_template=model.chat_template,
+    )
+
+
+def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | None]:
+    """The reference index, if anything needs one, and the layer chosen on it, if that was left open."""
+    wanted = any(method.name in ("larf", "anchor", "nearest", "direction") for method in recipe.methods)
+    if not wanted and recipe.layer != "auto":
+        return None, None
+    layers = candidate_layers(recipe) if recipe.layer == "auto" else [recipe.layer]
+    index = load_references(recipe, layers)
+    if recipe.layer != "auto":
+        return index, None
+    from hf_safefilter.choose import choose_layer
+
+    named = tuple(method.name for method in recipe.methods if method.name in ("larf", "nearest", "direction"))
+    choice = choose_layer(index, methods=named or ("larf",))
+    if not choice.signal:
+        raise DataError(
+            "no layer of this model separates the unsafe references from the safe ones better than chance",
+            found=f"best: layer {choice.layer}",
+            fix="use other reference rows, or an aligned (instruction-tuned) model; or name the layer yourself",
+        )
+    return index, choice
+
+
+def candidate_layers(recipe: Recipe) -> list[int]:
+    """Layers 1..L of the recipe's model: all that a block has worked on."""
+    from hf_safefilter.model.load import depth_of
+
+    return list(range(1, depth_of(recipe.model.name, recipe.model.revision) + 1))
+
+
+def load_references(recipe: Recipe, layers: Sequence[int | str]) -> ReferenceIndex:
+    """The recipe's reference index: built from rows, or loaded and checked to come from the same model."""
+    from hf_safefilter.references import ReferenceIndex
+
+    chosen = recipe.references
+    embed = embedder(recipe, layers)
+    if chosen.path == "starter":
+        return ReferenceIndex.starter(embed)
+    if chosen.path is None:
+        unsafe, safe = load_rows(chosen.unsafe).rows, load_rows(chosen.safe).rows
+        return ReferenceIndex.build(unsafe, safe, embed, license=chosen.license, source=chosen.source)
+    index = open_references(chosen.path, chosen.revision)
+    require_same_reading(index, embed)
+    return index
+
+
+def open_references(place: str | Path, revision: str | None = None) -> ReferenceIndex:
+    """A reference index from a local folder or the Hub."""
+    from hf_safefilter.references import ReferenceIndex
+
+    return ReferenceIndex.load(place) if Path(place).is_dir() else ReferenceIndex.from_hub(str(place), revision)
+
+
+def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:
+    """Raise unless the references were read as the rows will be: same model, commit, position, length and template."""
+    ours = embed.describe()
+    for name in ("model", "revision", "dtype", "position", "max_length", "template"):
+        if index.embed.get(name) != ours.get(name):
+            raise DataError(
+                f"the references were read with another {name} than the rows will be",
+                found=f"{index.embed.get(name)!r} against {ours.get(name)!r}",
+                fix="build the references with this model: hf-safefilter reference build --help",
+            )
+
+
+def make_score(
+    method: MethodChoice,
+    references: ReferenceIndex | None,
+    layer: int | str,
+    columns: Mapping[str, str] | None,
+    embedded: Dataset | DatasetDict | None,
+) -> Step:
+    """The step of a method; SAFT's subspace is fitted on the embedded rows here."""
+    from hf_safefilter.scores import make
+
+    if method.name == "saft":
+        if embedded is None:
+            raise OptionError("saft is fitted on all rows and cannot be used while streaming", fix="streaming: false")
+        return make("saft", layer=layer, rows=embedded, **method.options)
+    if method.name == "length":
+        return make("length", columns=columns, **method.options)
+    if method.name == "random":
+        return make("random", **method.options)
+    return make(method.name, references=references, layer=layer, **method.options)
+
+
+def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> tuple[Dataset | DatasetDict, Step]:
+    """Add the mean of the rows' ranks over several scores."""
+    from hf_safefilter.scores.rank_average import RankAverage, fit_rank_average
+
+    step = RankAverage(fit_rank_average(scored, list(columns)))
+    return score_rows(scored, step), step
+
+
+def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers) -> Dataset | DatasetDict:
+    """Add the columns of `embed`; raises rather than write over a column of the user's."""
+    require_free(ds, embed)
+    return ds.map(embed, batched=True, batch_size=ROWS_PER_CALL, desc="Embed")
+
+
+def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
+    """Add the columns of a score."""
+    require_free(ds, step)
+    return ds.map(step, batched=True, batch_size=ROWS_PER_CALL, desc=type(step).__name__)
+
+
+def require_free(ds: Any, step: Step) -> None:
+    """Raise unless the columns that `step` adds are not there yet."""
+    parts = ds.values() if isinstance(ds, Mapping) else [ds]
+    taken = sorted({name for part in parts for name in part.column_names or ()} & set(step.produces()))
+    if taken:
+        raise DataError(
+            f"the rows already have a column {taken[0]!r}", fix="rename or remove it: it would be written over"
+        )
+
+
+def reasons(ds: Dataset | DatasetDict) -> dict[str, int]:
+    """How many rows were read, cut, and could not be read, by reason."""
+    parts = list(ds.values()) if isinstance(ds, Mapping) else [ds]
+    counts = {"rows": sum(len(part) for part in parts), "truncated": 0}
+    for part in parts:
+        if len(part):
+            counts["truncated"] += sum(part.with_format("arrow")[TRUNCATED].to_pylist())
+            for reason in part.with_format("arrow")[UNSCORABLE].to_pylist():
+                if reason:
+                    counts[f"unscorable: {reason}"] = counts.get(f"unscorable: {reason}", 0) + 1
+    return counts
+
+
+def _stream_scored(rows: IterableDataset, embed: EmbedLayers, scores: Sequence[Step]) -> Dataset:
+    """Embed and score row group by row group, and lay the rows down on disk without their vectors.
+
+    The decision needs every score, but no vector: this is what lets a set larger than memory and cache through.
+    """
+    from hf_safefilter.select import materialise
+
+    for step in (embed, *scores):
+        require_free(rows, step)
+        rows = rows.map(step, batched=True, batch_size=ROWS_PER_CALL)
+    return materialise(rows.remove_columns([embedding_column(layer) for layer in embed.layers]))
+
+
+def _decide(scored, recipe, steps, references, choice, source_revision) -> Purified:
+    from hf_safefilter.publish.provenance import gather
+    from hf_safefilter.select import IsSafe, split
+
+    column = score_column(recipe.decided_by)
+    threshold = decide_threshold(scored, column, recipe.select, steps)
+    is_safe = IsSafe(column, threshold)
+    parts = split(scored, is_safe)
+    evaluation = None
+    if recipe.evaluate is not None:
+        from hf_safefilter.evaluation import evaluate
+
+        evaluation = evaluate(scored, recipe.evaluate.label, unsafe=recipe.evaluate.unsafe)
+    provenance = gather(
+        scored,
+        is_safe,
+        license=recipe.data.license,
+        source=recipe.data.source,
+        source_revision=source_revision,
+        steps=steps,
+        recipe=recipe.portable(),
+        layer_choice=choice.to_json() if choice is not None else None,
+        evaluation=evaluation.to_json() if evaluation is not None else None,
+    )
+    return Purified(
+        parts.kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation
+    )
+
+
+def decide_threshold(
+    scored: Dataset | DatasetDict, column: str, rule: Selection, steps: Sequence[Step]
+) -> Threshold:
+    """The threshold that `rule` asks for; rows known to be good are scored by the same `steps` first."""
+    from hf_safefilter.select import threshold_for
+
+    options = rule.model_dump(exclude_none=True, exclude={"by"})
+    if rule.label is None:
+        options.pop("unsafe")
+    if rule.known_good is not None:
+        good = load_rows(rule.known_good).rows
+        for step in steps:
+            good = score_rows(good, step)
+        options["known_good"] = good
+    return threshold_for(scored, column, **options)
