@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.errors import IntegrityError, MissingError, OptionError
 
 MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -70,8 +70,22 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder that takes the place of `target` when the block ends well, and vanishes when it does not."""
+def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
+    """A scratch folder that takes the place of `target` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target: the folder to write. One that is there already is replaced only if it is empty or holds the file
+            `marker`, by which earlier output of the same kind is known: a person's own folder is never replaced.
+        marker: name of that file.
+
+    Raises:
+        OptionError: `target` is somebody else's.
+    """
+    target = Path(target)
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise OptionError(f"{target} is there and is not a folder", fix="choose another output")
+    if target.exists() and any(target.iterdir()) and not (marker and (target / marker).is_file()):
+        raise OptionError(f"{target} holds other files, which would be lost", fix="choose another output folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -113,7 +127,7 @@ def atomic_text(target: Path, text: str) -> None:
 
 def write(folder: Path, kind: str, version: int, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Manifest:
     """Write an artefact: `fill(folder)` writes its files (flat, plain names), the manifest is added, all at once."""
-    with atomic_folder(Path(folder)) as scratch:
+    with atomic_folder(folder, marker=MANIFEST) as scratch:
         fill(scratch)
         files = {path.name: file_sha256(path) for path in sorted(scratch.iterdir())}
         manifest = Manifest(kind, version, facts, files)
@@ -157,7 +171,7 @@ def keep(folder: Path, kind: str, version: int) -> str:
     manifest = read(folder, kind, version)
     home = _home(manifest.kind, manifest.digest)
     if not (home / MANIFEST).is_file():
-        with atomic_folder(home) as scratch:
+        with atomic_folder(home, marker=MANIFEST) as scratch:
             for name in (*manifest.files, MANIFEST):
                 shutil.copyfile(Path(folder) / name, scratch / name)
     return manifest.digest
@@ -182,5 +196,3 @@ def _home(kind: str, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
         raise IntegrityError(f"{digest!r} is not a digest", fix="expected 'sha256:' and 64 hex digits")
     return store_root() / kind / digest.removeprefix("sha256:")
-
-

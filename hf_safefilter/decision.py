@@ -31,7 +31,7 @@ def write_decision(folder: Path, saved: Saved, is_safe: IsSafe) -> Decided:
 
     parts = split(saved.rows, is_safe)
     decision = {"column": is_safe.column, "threshold": float(is_safe.threshold).hex(), "rule": is_safe.rule}
-    with atomic_folder(folder) as scratch:
+    with atomic_folder(folder, marker=DECISION) as scratch:
         parts.kept.save_to_disk(str(scratch / "kept"))
         parts.dropped.save_to_disk(str(scratch / "dropped"))
         save_rows(saved.rows, scratch / "scored", saved.steps, name=saved.name, revision=saved.revision)

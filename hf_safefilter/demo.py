@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from hf_safefilter.artifacts import atomic_text
+from hf_safefilter.errors import OptionError
 from hf_safefilter.recipe import Recipe
 
 ROWS, UNSAFE_SHARE, SEED = 1000, 0.1, 7
@@ -36,7 +37,16 @@ def prepare(folder: Path) -> Recipe:
 
     rows = mixed_rows(ROWS, UNSAFE_SHARE, SEED)
     data = folder / "mixed.jsonl"
-    atomic_text(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     text = _RECIPE.format(rows=ROWS, share=UNSAFE_SHARE, path=json.dumps(str(data)))
-    atomic_text(folder / "recipe.yaml", text)
+    _write(folder / "recipe.yaml", text)
     return Recipe.parse(text)
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise OptionError(
+            f"{path} was changed since the demo wrote it",
+            fix=f"run it: hf-safefilter run {path.parent / 'recipe.yaml'} --output out; or give demo another --output",
+        )
+    atomic_text(path, text)

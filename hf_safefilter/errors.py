@@ -1,12 +1,12 @@
 """Every error a user can meet: what happened, what was found, what to do next.
 
-    SafefilterError
-    |-- DataError        (ValueError)    rows, columns or values that cannot be used
-    |-- OptionError      (ValueError)    an option, recipe key or threshold that makes no sense
-    |-- MissingError     (LookupError)   a column, layer, file or artefact that is not there
-    |-- ModelError       (RuntimeError)  a model that cannot be read as asked
-    |-- IntegrityError   (ValueError)    bytes that are not the bytes that were recorded
-    `-- PublishError     (RuntimeError)  the Hub refused, or a card would be incomplete
+SafefilterError
+|-- DataError        (ValueError)    rows, columns or values that cannot be used
+|-- OptionError      (ValueError)    an option, recipe key or threshold that makes no sense
+|-- MissingError     (LookupError)   a column, layer, file or artefact that is not there
+|-- ModelError       (RuntimeError)  a model that cannot be read as asked
+|-- IntegrityError   (ValueError)    bytes that are not the bytes that were recorded
+`-- PublishError     (RuntimeError)  the Hub refused, or a card would be incomplete
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def load_rows(
     path = Path(source).expanduser()
     if path.exists():
         if revision is not None or config is not None:
-            raise OptionError(f"{path.name} is local: only Hub data sets have a revision or config", fix="leave them out")
+            raise OptionError(f"{path.name} is local: it has no revision or config", fix="leave them out")
         rows = _local(path, split, streaming)
         name, pinned = path.resolve().name, _content_digest(path)
     elif _HUB_ID.fullmatch(str(source)) and path.suffix not in _READERS:

@@ -285,14 +285,10 @@ def _decide(scored, recipe, steps, references, choice, source_revision) -> Purif
         layer_choice=choice.to_json() if choice is not None else None,
         evaluation=evaluation.to_json() if evaluation is not None else None,
     )
-    return Purified(
-        parts.kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation
-    )
+    return Purified(parts.kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation)
 
 
-def decide_threshold(
-    scored: Dataset | DatasetDict, column: str, rule: Selection, steps: Sequence[Step]
-) -> Threshold:
+def decide_threshold(scored: Dataset | DatasetDict, column: str, rule: Selection, steps: Sequence[Step]) -> Threshold:
     """The threshold that `rule` asks for; rows known to be good are scored by the same `steps` first."""
     from hf_safefilter.select import threshold_for
 

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hf_safefilter.errors import MissingError, OptionError
 
-
 EXAMPLE = """\
 data:
   path: rows.jsonl            # Hub id, .jsonl .json .csv .parquet .arrow file, or folder
@@ -227,7 +226,7 @@ class Recipe(_Part):
             return cls._checked(given, "the recipe")
         path = Path(given)
         if not path.is_file():
-            raise MissingError(f"there is no recipe {path}", fix="check the path, or print one: hf-safefilter run --example")
+            raise MissingError(f"there is no recipe {path}", fix="print one: hf-safefilter run --example")
         return cls.parse(path.read_text(encoding="utf-8"), path.name)
 
     @classmethod
@@ -269,7 +268,9 @@ class Recipe(_Part):
                     hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision, token=token)
                 )
         except (HfHubHTTPError, OSError, ValueError) as error:
-            raise MissingError(f"{repo} has no readable card", found=type(error).__name__, fix="check the name") from error
+            raise MissingError(
+                f"{repo} has no readable card", found=type(error).__name__, fix="check the name"
+            ) from error
         body = card.data.to_dict().get("safefilter", {}).get("recipe")
         if not body:
             raise MissingError(f"the card of {repo} holds no recipe", fix="it was pushed without one; ask its author")

@@ -1,7 +1,7 @@
 """How the columns of a saved data set came to be: the steps, written beside it, so that a later command knows.
 
-`save_to_disk` keeps columns but not the steps that filled them. `save_rows` adds `safefilter.json`; `load_rows_with_steps`
-builds the same steps again, which makes them known to `step.steps_made`.
+`save_to_disk` keeps columns but not the steps that filled them. `save_rows` adds `safefilter.json`;
+`load_rows_with_steps` builds the same steps again, which makes them known to `step.steps_made`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Saved:
 def save_rows(rows: Dataset | DatasetDict, folder: Path, steps: Sequence[Step], *, name: str, revision: str) -> None:
     """Write `rows` with `save_to_disk` and their trail beside them, all at once or not at all."""
     trail = {"name": name, "revision": revision, "steps": [step.record() for step in steps]}
-    with atomic_folder(folder) as scratch:
+    with atomic_folder(folder, marker=TRAIL) as scratch:
         rows.save_to_disk(str(scratch))
         (scratch / TRAIL).write_text(json.dumps(trail, indent=1) + "\n", encoding="utf-8")
 

@@ -25,7 +25,9 @@ app = typer.Typer(
 @app.callback()
 def _options(
     context: typer.Context,
-    format: Annotated[Format, typer.Option(help="Who listens: human, json (one document) or quiet (ids).")] = Format.HUMAN,
+    format: Annotated[
+        Format, typer.Option(help="Who listens: human, json (one document) or quiet (ids).")
+    ] = Format.HUMAN,
 ) -> None:
     context.obj = Voice(format)
 
@@ -55,7 +57,7 @@ def main() -> None:
         if os.environ.get("HF_SAFEFILTER_DEBUG"):
             raise
         fact = f"{type(error).__name__}: {error}"
-        voice.error(SafefilterError(fact, fix="if this is not clear, set HF_SAFEFILTER_DEBUG=1 and report what it prints"))
+        voice.error(SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see where it came from"))
         sys.exit(1)
 
 

@@ -103,7 +103,11 @@ def score(
         require_same_reading(index, reader)
     options = {name: yaml.safe_load(value) for name, value in (pairs_of(option, "--option") or {}).items()}
     step = make_score(
-        MethodChoice.checked(name=method, options=options), index, chosen, dict(reader.columns or ()) or None, saved.rows
+        MethodChoice.checked(name=method, options=options),
+        index,
+        chosen,
+        dict(reader.columns or ()) or None,
+        saved.rows,
     )
     scored = score_rows(saved.rows, step)
     save_rows(scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision)
@@ -182,9 +186,7 @@ def build(
         model, layers_of(layers), revision=revision, dtype=dtype, position=position, max_length=max_length,
         columns=pairs_of(column, "--column"), device=device, chat_template=chat_template,
     )  # fmt: skip
-    index = ReferenceIndex.build(
-        load_rows(unsafe).rows, load_rows(safe).rows, step, license=license, source=source
-    )
+    index = ReferenceIndex.build(load_rows(unsafe).rows, load_rows(safe).rows, step, license=license, source=source)
     _save(context, index, output)
 
 
@@ -222,7 +224,10 @@ def _save(context: typer.Context, index: Any, output: Any) -> None:
 def _report(context: typer.Context, summary: dict[str, Any], place: str) -> None:
     shown = {"references": place} | summary
     context.obj.report(
-        {name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value for name, value in shown.items()},
+        {
+            name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            for name, value in shown.items()
+        },
         ids=[summary["digest"]],
         hint=f"hf-safefilter score embedded --method larf --references {place} --output scored",
     )

@@ -21,7 +21,9 @@ _RULES = ("drop_fraction", "drop_count", "threshold", "label", "known_good")
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     app.command(epilog="Example: hf-safefilter evaluate scored --label label")(evaluate)
-    app.command(epilog="Example: hf-safefilter select scored --by larf_score --drop-fraction 0.02 --output decided")(select)
+    app.command(epilog="Example: hf-safefilter select scored --by larf_score --drop-fraction 0.02 --output decided")(
+        select
+    )
     app.command(epilog="Example: hf-safefilter run recipe.yaml --output out")(run)
     app.command(epilog="Example: hf-safefilter demo --output demo")(demo)
 

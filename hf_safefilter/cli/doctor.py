@@ -40,9 +40,9 @@ def _version(name: str) -> str | None:
 
 
 def _device() -> dict[str, Any]:
-    from hf_safefilter.model.load import pick_device
-
     import torch
+
+    from hf_safefilter.model.load import pick_device
 
     device = pick_device(None, None)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -9,17 +9,25 @@ import typer
 
 from hf_safefilter.errors import OptionError
 
-Rows = Annotated[str, typer.Argument(help="Hub id, .jsonl/.json/.csv/.parquet/.arrow file, or folder.", show_default=False)]
+Rows = Annotated[
+    str, typer.Argument(help="Hub id, .jsonl/.json/.csv/.parquet/.arrow file, or folder.", show_default=False)
+]
 Model = Annotated[str, typer.Option(help="Hub id, local folder, or 'toy' for the model that ships with this package.")]
 Layers = Annotated[str, typer.Option(help="What is read: hidden_states[k], e.g. 12 or 8,12 or norm.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaced as a whole when done.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write; an earlier output there is replaced when done.")
+]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit of the model.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Position = Annotated[str, typer.Option(help="last, last_content, mean_response or last_prompt.")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens; the middle of longer responses is cut.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; picked if left out.")]
-Template = Annotated[str | None, typer.Option("--chat-template", help="Jinja template (or 'plain') for a model without one.")]
-Column = Annotated[list[str] | None, typer.Option("--column", help="Where things stand, e.g. --column prompt=q --column response=a.")]
+Template = Annotated[
+    str | None, typer.Option("--chat-template", help="Jinja template (or 'plain') for a model without one.")
+]
+Column = Annotated[
+    list[str] | None, typer.Option("--column", help="Where things stand, e.g. --column prompt=q --column response=a.")
+]
 Split = Annotated[str | None, typer.Option(help="Only this split.")]
 Folder = Annotated[Path, typer.Argument(help="Folder written by an earlier command.", show_default=False)]
 License = Annotated[str, typer.Option(help="Licence, as the Hub spells it, e.g. cc-by-4.0.")]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hf_safefilter import artifacts
-from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.errors import IntegrityError, MissingError, OptionError
 
 
 @pytest.fixture
@@ -71,3 +71,12 @@ def test_a_folder_is_replaced_as_a_whole(folder, tmp_path):
     artifacts.write(folder, "cheese", 1, {}, lambda at: (at / "brie.txt").write_text("white"))
     assert sorted(path.name for path in folder.iterdir()) == ["brie.txt", "manifest.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cheese"]
+
+
+def test_a_persons_own_folder_is_never_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("It was a dark night.")
+    for target in (tmp_path / "thesis", tmp_path / "thesis" / "chapter1.txt"):
+        with pytest.raises(OptionError, match="choose another"):
+            artifacts.write(target, "cheese", 1, {}, lambda at: None)
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "It was a dark night."

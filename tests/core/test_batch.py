@@ -44,7 +44,11 @@ EXPECTED = Features(
 
 @pytest.mark.parametrize(
     ("options", "arrow"),
-    [({"batched": True, "batch_size": 2}, False), ({"batched": True, "batch_size": 2}, True), ({"batched": False}, False)],
+    [
+        ({"batched": True, "batch_size": 2}, False),
+        ({"batched": True, "batch_size": 2}, True),
+        ({"batched": False}, False),
+    ],
 )
 def test_map_keeps_fixed_sizes_and_dtypes_without_features_being_passed(rows, options, arrow):
     done = (rows.with_format("arrow") if arrow else rows).map(add_columns, **options).with_format(None)
