@@ -1,0 +1,1 @@
+"""The model that is read: its revision, its tokens, its blocks and the states between them."""

@@ -1,0 +1,166 @@
+"""Token rows -> vectors: batches under a token budget, only the blocks needed, only the positions asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hf_safefilter.columns import Layer
+from hf_safefilter.errors import ModelError
+from hf_safefilter.model.load import Trunk, depth_for
+
+if TYPE_CHECKING:
+    from hf_safefilter.model.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+TOKEN_BUDGET = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+"""Tokens a batch may hold, padding included, by kind of device. It decides speed and memory, never the vectors."""
+
+
+class _Read(Exception):
+    """The deepest wanted layer has been read: nothing further down the model need run."""
+
+
+def read_layers(
+    trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer], token_budget: int | None = None
+) -> dict[Layer, np.ndarray]:
+    """Mean state over each row's read positions, for several layers in one pass.
+
+    Layer k is the input of block k (so the output of block k-1), layer L the raw output of the last block, "norm" the
+    state after the final norm. The mean is taken in float32. Equal rows are computed once.
+
+    Args:
+        trunk: at least as deep as the deepest layer asks for.
+        tokens: one entry a row; a row with a reason is not read.
+        layers: what to read.
+        token_budget: tokens a batch may hold, padding included; at least one row always goes in.
+
+    Returns:
+        For each layer float32 `(n, hidden_size)`, in the rows' order; NaN for rows with a reason.
+
+    Raises:
+        OptionError: a layer out of range.
+        ModelError: "norm" of a model that has no final norm, or a single row that does not fit in memory.
+    """
+    if "norm" in layers and trunk.stack.final_norm is None:
+        raise ModelError(
+            f"{type(trunk.model).__name__} has no norm after its last block", fix=f"use layer {trunk.n_blocks} instead"
+        )
+    depth_for(trunk.n_blocks, tuple(layers))
+    vectors = {layer: np.full((len(tokens), trunk.hidden_size), np.nan, np.float32) for layer in layers}
+    copies = _copies(tokens)
+    first = [rows[0] for rows in copies]
+    first.sort(key=lambda row: -len(tokens[row].ids))
+    for batch, read in _batches_that_fit(trunk, tokens, first, tuple(layers), token_budget):
+        for layer in layers:
+            vectors[layer][batch] = read[layer].numpy(force=True)
+    for rows in copies:
+        for layer in layers:
+            vectors[layer][rows[1:]] = vectors[layer][rows[0]]
+    return vectors
+
+
+def _copies(tokens: Sequence[Tokens]) -> list[list[int]]:
+    """The readable rows, equal ones together."""
+    groups: dict[tuple[bytes, int, int], list[int]] = {}
+    for row, item in enumerate(tokens):
+        if not item.reason:
+            groups.setdefault((item.ids.tobytes(), item.start, item.stop), []).append(row)
+    return list(groups.values())
+
+
+def _batches_that_fit(
+    trunk: Trunk, tokens: Sequence[Tokens], rows: list[int], layers: tuple[Layer, ...], token_budget: int | None
+) -> Iterator[tuple[list[int], dict[Layer, torch.Tensor]]]:
+    """Run `rows` (longest first) in batches; on running out of memory halve the budget and go on."""
+    budget = token_budget or trunk.token_budget or TOKEN_BUDGET.get(trunk.device.type, TOKEN_BUDGET["cpu"])
+    while rows:
+        longest = max(1, len(tokens[rows[0]].ids))
+        batch = rows[: max(1, budget // longest)]
+        try:
+            read = run(trunk, [tokens[row] for row in batch], layers)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise ModelError(
+                    f"a single row of {longest} tokens does not fit in the memory of {trunk.device}",
+                    fix="pass a smaller max_length, dtype='bfloat16', or device='cpu'",
+                ) from error
+            budget = len(batch) * longest // 2
+            trunk.token_budget = budget
+            logger.warning("out of memory on %s: batches now hold at most %d tokens", trunk.device, budget)
+            read = None
+        if read is None:  # outside the handler, where the failed forward's tensors are no longer held by its traceback
+            if trunk.device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        yield batch, read
+        rows = rows[len(batch) :]
+
+
+def run(trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
+    """One forward over a padded batch: float32 `(n, hidden_size)` for each layer, on the trunk's device."""
+    ids, mask = _pad([row.ids for row in tokens], trunk.model.config.pad_token_id or 0)
+    spans = [(row.start, row.stop) for row in tokens]
+    read: dict[Layer, torch.Tensor] = {}
+    with torch.inference_mode(), _reading(trunk, layers, spans, read):
+        try:
+            trunk.model(input_ids=ids.to(trunk.device), attention_mask=mask.to(trunk.device))
+        except _Read:
+            pass
+    return read
+
+
+def _pad(rows: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids and attention mask, int64 `(n, longest)`, whatever side the tokenizer would pad on."""
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    ids = torch.full_like(mask, pad if isinstance(pad, int) else 0)
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = torch.from_numpy(np.asarray(values, np.int64))
+    return ids, mask
+
+
+@contextmanager
+def _reading(
+    trunk: Trunk, layers: Sequence[Layer], spans: list[tuple[int, int]], read: dict[Layer, torch.Tensor]
+) -> Iterator[None]:
+    """Hooks that reduce each wanted state to its read positions at once, and stop the forward after the deepest."""
+    handles = []
+
+    def keep(layer: Layer, states: torch.Tensor) -> None:
+        read[layer] = mean_at(states, spans)
+        if len(read) == len(layers):
+            raise _Read
+
+    def before(layer: Layer):
+        return lambda _, args, kwargs: keep(layer, args[0] if args else kwargs["hidden_states"])
+
+    def after(layer: Layer):
+        return lambda _, args, output: keep(layer, output[0] if isinstance(output, tuple) else output)
+
+    try:
+        for layer in layers:
+            if layer == "norm":
+                handles.append(trunk.stack.final_norm.register_forward_hook(after(layer)))
+            elif layer == 0:
+                handles.append(trunk.stack.blocks[0].register_forward_pre_hook(before(layer), with_kwargs=True))
+            else:
+                handles.append(trunk.stack.blocks[layer - 1].register_forward_hook(after(layer)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mean_at(states: torch.Tensor, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Float32 mean of `states[i, start:stop]` for each row i: `(n, positions, d)` -> `(n, d)`."""
+    if all(stop - start == 1 for start, stop in spans):
+        rows = torch.arange(len(spans), device=states.device)
+        return states[rows, torch.tensor([start for start, _ in spans], device=states.device)].float()
+    return torch.stack([states[row, start:stop].float().mean(0) for row, (start, stop) in enumerate(spans)])

@@ -1,0 +1,189 @@
+"""Where a model comes from, pinned: a commit of the Hub, or a digest of a local folder's files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from hf_safefilter.artifacts import file_sha256
+from hf_safefilter.errors import IntegrityError, ModelError, OptionError
+
+TOY = "toy"
+"""Reserved name of the tiny model that ships with the package."""
+
+# What decides the vectors: weights, their index, the configuration, the tokenizer and its template. Not the card, not
+# generation settings, not pickled weights (they are never read).
+_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "*vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """A model pinned to its bytes and to the number format it computes in: what a step holds instead of a model.
+
+    Attributes:
+        model: Hub id, local folder, or "toy".
+        revision: 40-hex commit, or ``sha256:`` digest for a folder.
+        dtype: "float32", "bfloat16" or "float16".
+    """
+
+    model: str
+    revision: str
+    dtype: str
+
+
+def resolve_revision(model: str, revision: str | None) -> str:
+    """The immutable name of what `model` at `revision` is today.
+
+    A Hub id becomes a 40-hex commit (from the local cache when the Hub is out of reach or ``HF_HUB_OFFLINE=1``); a
+    local folder becomes ``sha256:`` and the digest of its configuration, weights, tokenizer and template.
+
+    Raises:
+        ModelError: no such model, no access, or no network and nothing cached.
+        IntegrityError: a folder whose digest is not the `revision` asked for.
+    """
+    folder = local_folder(model)
+    if folder is None:
+        return _commit(model, revision)
+    digest = folder_digest(folder)
+    if revision is None or revision == digest:
+        return digest
+    if not revision.startswith("sha256:"):
+        raise OptionError(f"{model} is a local folder and has no revision {revision!r}", fix="leave revision out")
+    raise IntegrityError(
+        f"{model} is not the model that was recorded: its files have changed",
+        found=f"{digest} instead of {revision}",
+        fix="restore the files, or make the step anew to use them as they are now",
+    )
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder `model` stands for, or None where it is a Hub id."""
+    if model == TOY:
+        from hf_safefilter.toy import toy_model_path
+
+        return Path(toy_model_path())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{model} is a file, not a model", fix="name the folder that holds config.json")
+    if not _REPO_ID.fullmatch(model):
+        raise ModelError(f"{model!r} is neither a local folder nor a Hub id", fix="check the path for a typing error")
+    return None
+
+
+def folder_digest(folder: Path) -> str:
+    """``sha256:`` digest over the names and bytes of the files that decide what a local model computes."""
+    found = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+    if folder / "config.json" not in found:
+        raise ModelError(f"{folder} holds no model: config.json is missing", fix="save it with save_pretrained")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} holds an adapter", fix="merge it (merge_and_unload) and save the whole model")
+    total = hashlib.sha256()
+    for path in found:
+        stat = path.stat()
+        entry = f"{path.relative_to(folder).as_posix()}\0{_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n"
+        total.update(entry.encode())
+    return "sha256:" + total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    # size and time are there as the cache's key: weights of many gigabytes are hashed once a process
+    return file_sha256(path)
+
+
+def _commit(model: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    with explained(model, revision):
+        return str(HfApi().resolve_revision(model, revision=revision).resolved)
+
+
+def location(key: ModelKey) -> dict[str, str | None]:
+    """Arguments of every `from_pretrained`: where the pinned model lies. A folder is checked against its digest."""
+    folder = local_folder(key.model)
+    if folder is None:
+        return {"pretrained_model_name_or_path": key.model, "revision": key.revision}
+    resolve_revision(key.model, key.revision)
+    return {"pretrained_model_name_or_path": str(folder), "revision": None}
+
+
+@contextmanager
+def explained(model: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the Hub and transformers raise about `model` into a `ModelError` that says what to do."""
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RevisionResolutionError as Unreachable
+
+    try:
+        yield
+    except GatedRepoError as error:
+        page = f"https://huggingface.co/{model}"
+        raise ModelError(f"{model} is gated", fix=f"accept its terms at {page}, then run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        fix = "check the spelling; if it is private, run `hf auth login`"
+        raise ModelError(f"the Hub has no model {model} that you may read", fix=fix) from error
+    except RevisionNotFoundError as error:
+        fix = "name a branch, tag or commit of that repository"
+        raise ModelError(f"{model} has no revision {revision!r}", fix=fix) from error
+    except (Unreachable, httpx2.HTTPError) as error:
+        fix = "connect once to fetch it, or pass a local folder; HF_HUB_OFFLINE=1 uses what is cached"
+        raise ModelError(f"{model} is not cached and the Hub cannot be reached", found=_line(error), fix=fix) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, (ModelError, IntegrityError, OptionError)):
+            raise
+        raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "safetensors" in text and not isinstance(error, ValueError):
+        return CONVERT
+    if "trust_remote_code" in text or "model type" in text:
+        return "models that bring their own code are not run; use one that transformers knows, or update transformers"
+    return "check that config.json, the safetensors files and the tokenizer are whole"
+
+
+CONVERT = (
+    "only safetensors are read, pickled weights can run code. If you trust the file, convert it: "
+    'AutoModel.from_pretrained(path, weights_only=True).save_pretrained("converted")'
+)
+
+
+@contextmanager
+def quiet_load_report() -> Iterator[None]:
+    """Hold back transformers' table of unused weights: unused blocks and heads are what truncated loading is for."""
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
