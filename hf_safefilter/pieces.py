@@ -26,8 +26,12 @@ def by_piece(vectors: np.ndarray, work: Callable[[np.ndarray], Result]) -> list[
 
     Called at least once, with an empty piece where there are no rows, so that results can always be concatenated.
     """
-    pieces = [vectors[start : start + PIECE] for start in range(0, max(len(vectors), 1), PIECE)]
-    return list(_threads(os.getpid()).map(lambda piece: work(widen(piece)), pieces))
+
+    def one(start: int) -> Result:
+        with np.errstate(over="ignore", invalid="ignore"):  # rows with infinities end as NaN, which says it all
+            return work(widen(vectors[start : start + PIECE]))
+
+    return list(_threads(os.getpid()).map(one, range(0, max(len(vectors), 1), PIECE)))
 
 
 def widen(values: np.ndarray) -> np.ndarray:

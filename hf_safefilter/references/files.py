@@ -1,0 +1,98 @@
+"""The files of a reference set, and what is in them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_safefilter.columns import Layer
+from hf_safefilter.pieces import unit
+from hf_safefilter.references import flat
+from hf_safefilter.rows import Conversation
+
+SIDES = ("unsafe", "safe")
+VECTORS = "vectors.safetensors"
+ROWS = "rows.parquet"
+_SCHEMA = pa.schema(
+    [("row_id", pa.string()), ("side", pa.string()), ("position", pa.int32()), ("messages", pa.string())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRow:
+    """One reference row.
+
+    Attributes:
+        row_id: as in the `row_id` column of a data set.
+        side: "unsafe" or "safe".
+        position: its place among the rows of its side, from 0.
+        messages: (role, content) of each turn.
+    """
+
+    row_id: str
+    side: str
+    position: int
+    messages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side as it was read: conversations, their ids, and (m, d) float32 vectors by layer."""
+
+    conversations: list[Conversation]
+    ids: list[str]
+    vectors: dict[Layer, np.ndarray]
+
+
+def index_name(layer: Layer, side: str) -> str:
+    """Name of the FAISS file of a side at a layer."""
+    return f"index_{layer}_{side}.faiss"
+
+
+def to_files(sides: Mapping[str, Side]) -> dict[str, bytes]:
+    """File name -> content."""
+    from safetensors.numpy import save
+
+    tensors = {f"{side}.{layer}": value for side in SIDES for layer, value in sides[side].vectors.items()}
+    indexes = {
+        index_name(layer, side): flat.to_bytes(flat.flat_index(unit(value)))
+        for side in SIDES
+        for layer, value in sides[side].vectors.items()
+    }
+    return {VECTORS: save(tensors), ROWS: _rows_bytes(sides), **indexes}
+
+
+def read_rows(content: bytes) -> tuple[ReferenceRow, ...]:
+    """All rows of a rows file, in its order."""
+    return tuple(
+        ReferenceRow(row["row_id"], row["side"], row["position"], _turns(row["messages"]))
+        for row in pq.read_table(pa.BufferReader(content), schema=_SCHEMA).to_pylist()
+    )
+
+
+def _turns(messages: str) -> tuple[tuple[str, str], ...]:
+    return tuple((turn["role"], turn["content"]) for turn in json.loads(messages))
+
+
+def _rows_bytes(sides: Mapping[str, Side]) -> bytes:
+    rows = [
+        {"row_id": one, "side": side, "position": position, "messages": _messages(conversation)}
+        for side in SIDES
+        for position, (one, conversation) in enumerate(zip(sides[side].ids, sides[side].conversations, strict=True))
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
+    return sink.getvalue()
+
+
+def _messages(conversation: Conversation) -> str:
+    # As JSON text: reference rows may mix system turns, many turns and plain text.
+    return json.dumps(
+        [{"role": role, "content": content} for role, content in conversation.messages], ensure_ascii=False
+    )

@@ -1,0 +1,70 @@
+"""FAISS inner-product indexes over unit vectors: written by FAISS, opened only after they have been checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hf_safefilter.errors import IntegrityError
+
+_FLAT_INNER_PRODUCT = b"IxFI"
+_HEADER_BYTES = 64
+
+
+def flat_index(vectors: np.ndarray) -> Any:
+    """A `faiss.IndexFlatIP` over float32 `vectors` (m, d)."""
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    return index
+
+
+def to_bytes(index: Any) -> bytes:
+    """The index as FAISS writes it: the same bytes for the same vectors."""
+    import faiss
+
+    return faiss.serialize_index(index).tobytes()
+
+
+def from_bytes(content: bytes, vectors: np.ndarray, name: str) -> Any:
+    """Read an index back, if it is a flat one over exactly `vectors` (m, d) float32.
+
+    A digest only says that a file is what its maker wrote. FAISS's reader parses many formats, so the format and the
+    size are settled before it sees the bytes, and what it read is compared with the vectors beside it.
+
+    Raises:
+        IntegrityError: any other index.
+    """
+    import faiss
+
+    wrong = IntegrityError(f"{name} is not a flat index over the reference vectors", fix="build the references again")
+    if not content.startswith(_FLAT_INNER_PRODUCT) or len(content) > vectors.nbytes + _HEADER_BYTES:
+        raise wrong
+    try:
+        index = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
+    except RuntimeError as error:
+        raise wrong from error
+    if (index.ntotal, index.d) != vectors.shape:
+        raise wrong
+    # Another machine's arithmetic may round the last digit of a unit vector the other way.
+    if not np.allclose(index.reconstruct_n(0, index.ntotal), vectors, rtol=0, atol=1e-5):
+        raise wrong
+    return index
+
+
+def search(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` largest inner products of each float32 query (n, d), and where: (n, k) float32, (n, k) int64.
+
+    A query with NaN yields NaN at place -1. To be called from one of our own threads (`by_piece`).
+    """
+    import faiss
+
+    # Many threads search at once, one core each. The setting holds for the calling thread only; and OpenMP's own
+    # threads would hang in a process forked after the first search.
+    faiss.omp_set_num_threads(1)
+    bad = np.isnan(queries).any(axis=1)
+    similarity, place = index.search(np.where(bad[:, None], np.float32(0), queries), k)
+    similarity[bad], place[bad] = np.nan, -1
+    return similarity, place

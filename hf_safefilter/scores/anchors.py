@@ -1,0 +1,61 @@
+"""Representation matching of He et al.: how near is a row to harmful answers?"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+
+import numpy as np
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.columns import Layer, score_column
+from hf_safefilter.pieces import mean_of_largest, unit
+from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.references.flat import search
+from hf_safefilter.references.index import check_count
+from hf_safefilter.scores.base import score, settle, vectors_beside
+from hf_safefilter.step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorScore(Step):
+    """Mean of the `top` largest cosines to the unsafe references, in [-1, 1]; the safe ones play no part.
+
+    Args:
+        references: the index, or its digest.
+        layer: where rows and references were read; the paper reads the last layer, after the final norm ("norm").
+        top: how many of the largest cosines count; the paper's default is the largest alone.
+
+    Raises:
+        MissingError: references or layer not there.
+        OptionError: `top` larger than the number of unsafe references.
+
+    Source: He et al., arXiv 2404.01099, representation matching.
+    """
+
+    references: ReferenceIndex | str
+    layer: Layer
+    _: KW_ONLY
+    top: int = 1
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        index = settle(self)
+        check_count("top", self.top, index.counts["unsafe"], "unsafe references")
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`anchor_score`."""
+        return (score_column("anchor"),)
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,)."""
+        index = references(self.references)
+        unsafe = index.index(self.layer, "unsafe")
+        rows = vectors_beside(batch, index, self.layer)
+        return {self.produces()[0]: score(rows, lambda piece: search(unsafe, unit(piece), self.top)[0].mean(axis=1))}
+
+
+def anchor(rows: np.ndarray, unsafe: np.ndarray, top: int = 1) -> np.ndarray:
+    """The score of `rows` (n, d) against `unsafe` (m, d), in the widest dtype given; (n,)."""
+    check_count("top", top, len(unsafe), "unsafe references")
+    return mean_of_largest(unit(rows) @ unit(unsafe).T, top)

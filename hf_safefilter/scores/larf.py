@@ -1,0 +1,101 @@
+"""LARF: are a row's hidden states nearer to harmful answers or to refusals?"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.columns import Layer, score_column
+from hf_safefilter.errors import DataError
+from hf_safefilter.pieces import lengths, mean_of_largest, unit, widen
+from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.references.flat import flat_index, search
+from hf_safefilter.references.index import check_count
+from hf_safefilter.scores.base import score, settle, vectors_beside
+from hf_safefilter.step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class LarfScore(Step):
+    """Cosine to the unsafe references minus cosine to the safe ones, in [-2, 2].
+
+    Args:
+        references: the index, or its digest.
+        layer: where rows and references were read; LARF finds it by scaling blocks (`locate_safety_layers`).
+        top: None for the mean over all references: one product with the difference of the mean unit vectors, and the
+            sides may differ in number. Else the mean of the `top` largest differences over *pairs*: unsafe row j
+            against safe row j. Then the order of the references matters, and both sides need the same number.
+
+    Raises:
+        MissingError: references or layer not there.
+        DataError: `top` with sides of different numbers.
+        OptionError: `top` larger than the number of pairs.
+
+    Source: LARF, arXiv 2507.18631, the bidirectional representation score.
+    """
+
+    references: ReferenceIndex | str
+    layer: Layer
+    _: KW_ONLY
+    top: int | None = None
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        index = settle(self)
+        if self.top is not None:
+            pairs = check_pairs(*index.vectors(self.layer))
+            check_count("top", self.top, pairs, "reference pairs")
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`larf_score`."""
+        return (score_column("larf"),)
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,)."""
+        rows = vectors_beside(batch, references(self.references), self.layer)
+        if self.top is None:
+            toward = _direction(self.references, self.layer)
+            return {self.produces()[0]: score(rows, lambda piece: np.vecdot(piece, toward) / lengths(piece))}
+        pairs = _pairs(self.references, self.layer)
+        return {self.produces()[0]: score(rows, lambda piece: search(pairs, unit(piece), self.top)[0].mean(axis=1))}
+
+
+def larf(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, top: int | None = None) -> np.ndarray:
+    """The score of `rows` (n, d) against `unsafe` (m, d) and `safe` (s, d), in the widest dtype given; (n,)."""
+    if top is None:
+        return unit(rows) @ direction(unsafe, safe)
+    check_count("top", top, check_pairs(unsafe, safe), "reference pairs")
+    return mean_of_largest(unit(rows) @ (unit(unsafe) - unit(safe)).T, top)
+
+
+def direction(unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+    """Mean unit unsafe vector minus mean unit safe vector, summed in float64; (d,) in the dtype given."""
+    towards, away = unit(unsafe).mean(axis=0, dtype=np.float64), unit(safe).mean(axis=0, dtype=np.float64)
+    return (towards - away).astype(widen(unsafe).dtype)
+
+
+def check_pairs(unsafe: np.ndarray, safe: np.ndarray) -> int:
+    """Number of pairs; raises `DataError` unless both sides have as many rows."""
+    if len(unsafe) != len(safe):
+        raise DataError(
+            "top compares unsafe reference j with safe reference j, so both sides need as many rows",
+            found=f"{len(unsafe)} unsafe, {len(safe)} safe",
+            fix="use top=None, or references in pairs",
+        )
+    return len(unsafe)
+
+
+@lru_cache(maxsize=32)
+def _direction(digest: str, layer: Layer) -> np.ndarray:
+    return direction(*references(digest).vectors(layer))
+
+
+@lru_cache(maxsize=32)
+def _pairs(digest: str, layer: Layer) -> Any:
+    unsafe, safe = references(digest).unit(layer)
+    return flat_index(unsafe - safe)

@@ -1,0 +1,74 @@
+"""Nearest references: is a row among harmful answers or among refusals, and which ones?"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+
+import numpy as np
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.columns import Layer, score_column
+from hf_safefilter.pieces import by_piece, mean_of_largest, unit
+from hf_safefilter.references import SIDES, ReferenceIndex, references
+from hf_safefilter.references.flat import search
+from hf_safefilter.references.index import check_count
+from hf_safefilter.scores.base import settle, vectors_beside
+from hf_safefilter.step import Step
+
+NEAREST_UNSAFE = "nearest_unsafe"
+"""Ids of the `k` nearest unsafe references, nearest first (strings, (n, k)); "" where a row cannot be scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearestScore(Step):
+    """Mean of the `k` largest cosines to the unsafe references minus the same to the safe ones, in [-2, 2].
+
+    The ids of the nearest unsafe rows are kept beside the score, so that a person can see why:
+    `ReferenceIndex.rows("unsafe")` has their texts.
+
+    Args:
+        references: the index, or its digest.
+        layer: where rows and references were read.
+        k: neighbours on each side.
+
+    Raises:
+        MissingError: references or layer not there.
+        OptionError: `k` larger than either side.
+    """
+
+    references: ReferenceIndex | str
+    layer: Layer
+    _: KW_ONLY
+    k: int = 5
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        index = settle(self)
+        for side in SIDES:
+            check_count("k", self.k, index.counts[side], f"{side} references")
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`nearest_score` and `nearest_unsafe`."""
+        return score_column("nearest"), NEAREST_UNSAFE
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,) and strings (n, k)."""
+        index = references(self.references)
+        unsafe, safe = (index.index(self.layer, side) for side in SIDES)
+        ids = np.array([*(row.row_id for row in index.rows("unsafe")), ""])  # position -1 is the empty id
+
+        def one_piece(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            directions = unit(piece)
+            near, places = search(unsafe, directions, self.k)
+            return near.mean(axis=1) - search(safe, directions, self.k)[0].mean(axis=1), ids[places]
+
+        scores, nearest = zip(*by_piece(vectors_beside(batch, index, self.layer), one_piece), strict=True)
+        return dict(zip(self.produces(), (np.concatenate(scores), np.concatenate(nearest)), strict=True))
+
+
+def nearest(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, k: int = 5) -> np.ndarray:
+    """The score of `rows` (n, d) against `unsafe` (m, d) and `safe` (s, d), in the widest dtype given; (n,)."""
+    check_count("k", k, min(len(unsafe), len(safe)), "references on the smaller side")
+    directions = unit(rows)
+    return mean_of_largest(directions @ unit(unsafe).T, k) - mean_of_largest(directions @ unit(safe).T, k)

@@ -1,0 +1,109 @@
+"""Several scores as one: each as a rank among the rows it was fitted on, then the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.columns import score_column
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.kept import Kept
+from hf_safefilter.scores.stream import record_batches
+from hf_safefilter.step import Step
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+_FILE = "ranks.safetensors"
+
+
+class Ranks(Kept):
+    """The sorted scores that `RankAverage` ranks a row among; made by `fit_rank_average`."""
+
+    KIND = "ranks"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The score columns that are averaged."""
+        return tuple(self.facts["columns"])
+
+    @cached_property
+    def sorted(self) -> tuple[np.ndarray, ...]:
+        """The finite scores of each column, ascending, float32."""
+        from safetensors.numpy import load
+
+        tensors = load(self.bytes_of(_FILE))
+        return tuple(tensors[str(place)] for place in range(len(self.columns)))
+
+    def rank(self, place: int, scores: np.ndarray) -> np.ndarray:
+        """Share of the fitted rows of column number `place` below each score, ties counted half; NaN stays NaN."""
+        fitted, scores = self.sorted[place], scores.astype(np.float32)
+        below, up_to = np.searchsorted(fitted, scores, side="left"), np.searchsorted(fitted, scores, side="right")
+        return np.where(np.isfinite(scores), (below + up_to) / (2 * len(fitted)), np.nan)
+
+
+def fit_rank_average(ds: Dataset | DatasetDict | IterableDataset, columns: Sequence[str]) -> Ranks:
+    """Learn the ranks of several scores from the rows of `ds` (all splits together).
+
+    Args:
+        ds: rows with the score columns.
+        columns: names of score columns, e.g. ``["larf_score", "nearest_score"]``; higher is more dangerous in each.
+
+    Raises:
+        OptionError: no column, or one twice.
+        MissingError: a column is not there.
+        DataError: a column holds no finite score.
+    """
+    columns = list(columns)
+    if not columns or len(set(columns)) < len(columns):
+        raise OptionError("name each score column once", found=", ".join(columns) or "none", fix="columns=['a', 'b']")
+    parts: list[list[np.ndarray]] = [[] for _ in columns]
+    for table in record_batches(ds, columns, fix="score the rows first"):
+        batch = Batch(table)
+        for part, column in zip(parts, columns, strict=True):
+            scores = batch.numbers(column)
+            part.append(scores[np.isfinite(scores)].astype(np.float32))
+    fitted = {str(place): np.sort(np.concatenate(part)) if part else np.empty(0) for place, part in enumerate(parts)}
+    for column, scores in zip(columns, fitted.values(), strict=True):
+        if not len(scores):
+            raise DataError(f"column {column!r} holds no finite score", fix="leave it out, or score the rows again")
+    from safetensors.numpy import save
+
+    facts = {"columns": columns, "rows": [len(scores) for scores in fitted.values()]}
+    return Ranks.make(facts, {_FILE: save(fitted)})
+
+
+@dataclass(frozen=True, slots=True)
+class RankAverage(Step):
+    """Mean over several scores of a row's rank, in [0, 1]; NaN where any of them is.
+
+    A rank is the share of the fitted rows that score lower, ties counted half, so scores of unlike scales weigh the
+    same. Fitted on the rows to be filtered, the ranks do not move when rows are added.
+
+    Args:
+        ranks: what `fit_rank_average` returned, or its digest.
+    """
+
+    ranks: Ranks | str
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ranks", Ranks.of(self.ranks).digest)
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`rank_average_score`."""
+        return (score_column("rank_average"),)
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,)."""
+        ranks = Ranks.of(self.ranks)
+        for column in ranks.columns:
+            batch.require(column, f"add {column!r} with the step that it was fitted on")
+        shares = [ranks.rank(place, batch.numbers(column)) for place, column in enumerate(ranks.columns)]
+        return {self.produces()[0]: np.mean(shares, axis=0).astype(np.float32)}

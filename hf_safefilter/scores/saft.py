@@ -1,0 +1,215 @@
+"""SAFT: how strongly is a row present in the leading directions of the data set itself? A reconstruction.
+
+The paper has no official code, and its score formula could not be read: what follows is rebuilt from its abstract,
+others' digests and the sister method HaloScope. Centring, normalisation and weights are therefore options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_safefilter.batch import Batch, arrow_vectors
+from hf_safefilter.columns import Layer, embedding_column, score_column
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.kept import Kept
+from hf_safefilter.pieces import by_piece, lengths
+from hf_safefilter.scores.base import layer_vectors, score
+from hf_safefilter.scores.leading import Moments
+from hf_safefilter.scores.orient import Orientation, orient
+from hf_safefilter.scores.stream import record_batches
+from hf_safefilter.step import Step
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+WEIGHTS = ("none", "sigma")
+_FILE = "subspace.safetensors"
+
+
+class SaftSubspace(Kept):
+    """Leading directions of a data set's vectors at one layer; made by `fit_saft`.
+
+    `facts` has the options, the number of rows fitted and skipped, and how the sign was chosen.
+    """
+
+    KIND = "saft_subspace"
+
+    @property
+    def layer(self) -> Layer:
+        """The layer that it was fitted at."""
+        return self.facts["layer"]
+
+    @property
+    def directions(self) -> np.ndarray:
+        """Orthonormal directions V, float64 (d, k), strongest first."""
+        return self._tensors["directions"]
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """Their singular values, float64 (k,)."""
+        return self._tensors["sigma"]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean that is subtracted, float64 (d,); zeros unless centred."""
+        return self._tensors["mean"]
+
+    @property
+    def sign(self) -> int:
+        """1, or -1 where labelled rows showed that weak presence is the dangerous side."""
+        return self.facts["sign"]
+
+    def strength(self, rows: np.ndarray) -> np.ndarray:
+        """sign * mean_j (w_j <row - mean, v_j>)^2 for `rows` (n, d) float32 or float64; (n,) in the same dtype."""
+        size = lengths(rows)
+        directions, weights, mean = self._cast(rows.dtype)
+        if self.facts["normalize_rows"]:
+            rows = rows / size[:, None]
+        if self.facts["center"]:
+            rows = rows - mean
+        places = np.vecdot(rows[:, None, :], directions) * weights
+        return self.sign * np.where(np.isnan(size), np.nan, np.square(places).mean(axis=1))
+
+    def _cast(self, kind: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if kind not in self._casts:
+            weights = self.sigma if self.facts["weight"] == "sigma" else np.ones_like(self.sigma)
+            arrays = np.ascontiguousarray(self.directions.T), weights, self.mean
+            self._casts[kind] = tuple(array.astype(kind) for array in arrays)
+        return self._casts[kind]
+
+    @cached_property
+    def _casts(self) -> dict[np.dtype, Any]:
+        return {}
+
+    @cached_property
+    def _tensors(self) -> dict[str, np.ndarray]:
+        from safetensors.numpy import load
+
+        return load(self.bytes_of(_FILE))
+
+
+def fit_saft(
+    ds: Dataset | DatasetDict | IterableDataset,
+    layer: Layer,
+    *,
+    k: int = 1,
+    center: bool = False,
+    normalize_rows: bool = False,
+    weight: str = "none",
+    label: str | None = None,
+    unsafe: Any = "unsafe",
+) -> SaftSubspace:
+    """Find the leading directions of the vectors of `ds` at `layer`, in one pass and a few record batches of memory.
+
+    That a strong presence is harmful is an assumption: uncentred, the first direction is nearly the mean of all rows,
+    and with few harmful rows (under 5 %) it is topic or length. Rows with a `label` can settle the sign at least.
+
+    Args:
+        ds: embedded rows, all splits together; rows that could not be read are skipped and counted.
+        layer: whose column to read.
+        k: number of directions.
+        center: subtract the mean of the rows.
+        normalize_rows: scale each row to length one first.
+        weight: "none", or "sigma" to weigh each direction by its singular value.
+        label: column with labels of some rows (null elsewhere), at least 20; the sign is chosen by their AUROC.
+        unsafe: the value that means unsafe in that column.
+
+    Raises:
+        MissingError: no such column.
+        OptionError: `k` below 1, or another weight.
+        DataError: no readable row, fewer than `k` directions among the rows, or too few labels.
+
+    Source: SAFT, arXiv 2410.10014, reconstructed; see the module.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise OptionError(f"k={k!r} is not a number of directions", fix="use k=1 or more")
+    if weight not in WEIGHTS:
+        raise OptionError(f"{weight!r} is not a weight", found=", ".join(WEIGHTS), fix="use one of these")
+    column = embedding_column(layer)
+    fix = f"ds = ds.map(EmbedLayers(model, layers=[{layer!r}]), batched=True)"
+    moments, seen = Moments(center), 0
+    for table in record_batches(ds, [column], fix=fix):
+        vectors = arrow_vectors(table[column], column)
+        seen += len(vectors)
+        if vectors.shape[1]:
+            moments.add(np.concatenate(by_piece(vectors, lambda piece: _readable(piece, normalize_rows))))
+    if not moments.count:
+        raise DataError(f"column {column!r} holds no vector that can be read", found=f"{seen} rows", fix=fix)
+    directions, sigma, mean = moments.leading(k)
+    facts = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight, "sign": 1,
+             "rows": moments.count, "skipped": seen - moments.count, "orientation": None}  # fmt: skip
+    subspace = _make(facts, directions, sigma, mean)
+    if label is None:
+        return subspace
+    oriented = _orient(subspace, ds, label, unsafe)
+    return _make(facts | {"sign": oriented.sign, "orientation": oriented.facts()}, directions, sigma, mean)
+
+
+@dataclass(frozen=True, slots=True)
+class SaftScore(Step):
+    """Squared projection on the leading directions of the data set, meaned over them; 0 or more unless the sign is -1.
+
+    A reconstruction of SAFT, not its reference. Rows other than those it was fitted to can be scored too.
+
+    Args:
+        subspace: what `fit_saft` returned, or its digest.
+        layer: where the rows were read; the subspace's own, and may be left out.
+
+    Raises:
+        OptionError: another layer than the subspace's.
+
+    Source: SAFT, arXiv 2410.10014, reconstructed.
+    """
+
+    subspace: SaftSubspace | str
+    layer: Layer | None = None
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        fitted = SaftSubspace.of(self.subspace)
+        if self.layer not in (None, fitted.layer):
+            raise OptionError(
+                f"the subspace was fitted at layer {fitted.layer!r}, not {self.layer!r}",
+                fix=f"use layer={fitted.layer!r}, or fit_saft(ds, {self.layer!r})",
+            )
+        object.__setattr__(self, "subspace", fitted.digest)
+        object.__setattr__(self, "layer", fitted.layer)
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`saft_score`."""
+        return (score_column("saft"),)
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,)."""
+        subspace = SaftSubspace.of(self.subspace)
+        rows = layer_vectors(batch, self.layer, len(subspace.directions))
+        return {self.produces()[0]: score(rows, subspace.strength)}
+
+
+def _readable(piece: np.ndarray, normalize_rows: bool) -> np.ndarray:
+    size = lengths(piece)
+    good = ~np.isnan(size)
+    return piece[good] / size[good, None] if normalize_rows else piece[good]
+
+
+def _make(facts: dict[str, Any], directions: np.ndarray, sigma: np.ndarray, mean: np.ndarray) -> SaftSubspace:
+    from safetensors.numpy import save
+
+    tensors = {"directions": np.ascontiguousarray(directions), "sigma": sigma, "mean": mean}
+    return SaftSubspace.make(facts | {"k": len(sigma)}, {_FILE: save(tensors)})
+
+
+def _orient(subspace: SaftSubspace, ds: Any, label: str, unsafe: Any) -> Orientation:
+    column = embedding_column(subspace.layer)
+    scores, labels = [], []
+    for table in record_batches(ds, [column, label], fix="name the column that holds labels"):
+        table = table.filter(table[label].is_valid())
+        if table.num_rows:
+            scores.append(score(arrow_vectors(table[column], column), subspace.strength))
+            labels.extend(table[label].to_pylist())
+    return orient(np.concatenate(scores) if scores else np.empty(0), labels, label, unsafe)
