@@ -73,7 +73,7 @@ class Kept:
         target = Path(folder)
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not self._is_one_of_ours(target))):
             raise OptionError(f"{target} holds something else", fix="choose a new folder")
-        with artifacts.atomic_folder(target) as scratch:
+        with artifacts.atomic_folder(target, marker=artifacts.MANIFEST) as scratch:
             for name in self.files:
                 shutil.copyfile(self._folder / name, scratch / name)
         artifacts.read(target, self.KIND, self.VERSION)

@@ -140,7 +140,7 @@ class ReferenceIndex(Kept):
     @property
     def counts(self) -> dict[str, int]:
         """Rows on each side."""
-        return dict(self.facts["counts"])
+        return {side: self.facts["counts"][side] for side in SIDES}
 
     def summary(self) -> dict[str, Any]:
         """What a card says of these references; no text of theirs."""

@@ -1,17 +1,24 @@
-"""What the scores share: reading vectors from a batch, and settling the references that a step names."""
+"""What the scores share: vectors of a batch, references that a step names, record batches to fit to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from hf_safefilter.batch import Batch
 from hf_safefilter.columns import Layer, embedding_column
-from hf_safefilter.errors import DataError
+from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.pieces import by_piece
 from hf_safefilter.references import ReferenceIndex
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+ROWS_PER_BATCH = 4096
+"""Rows of a record batch that a score is fitted to."""
 
 
 def settle(step: Any) -> ReferenceIndex:
@@ -56,3 +63,21 @@ def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = No
 def score(vectors: np.ndarray, one_piece: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Score `vectors` (n, d) a piece at a time; float32 (n,)."""
     return np.concatenate(by_piece(vectors, one_piece)).astype(np.float32)
+
+
+def record_batches(
+    ds: Dataset | DatasetDict | IterableDataset, columns: Sequence[str], *, fix: str
+) -> Iterator[pa.Table]:
+    """Arrow tables of `columns` to fit to: a few thousand rows each, never through Python lists.
+
+    All splits come one after the other; a filtered or shuffled data set gives its own rows in its own order.
+
+    Raises:
+        MissingError: a split lacks a column; `fix` says how to make it.
+    """
+    for part in ds.values() if isinstance(ds, Mapping) else [ds]:
+        there = part.column_names
+        for column in columns:
+            if there is not None and column not in there:
+                raise MissingError(f"column {column!r} is missing", found=", ".join(there), fix=fix)
+        yield from part.select_columns(list(columns)).with_format("arrow").iter(ROWS_PER_BATCH)

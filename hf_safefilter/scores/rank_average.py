@@ -13,7 +13,7 @@ from hf_safefilter.batch import Batch
 from hf_safefilter.columns import score_column
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.kept import Kept
-from hf_safefilter.scores.stream import record_batches
+from hf_safefilter.scores.base import record_batches
 from hf_safefilter.step import Step
 
 if TYPE_CHECKING:

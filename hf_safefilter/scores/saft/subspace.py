@@ -1,27 +1,20 @@
-"""SAFT: how strongly is a row present in the leading directions of the data set itself? A reconstruction.
-
-The paper has no official code, and its score formula could not be read: what follows is rebuilt from its abstract,
-others' digests and the sister method HaloScope. Centring, normalisation and weights are therefore options.
-"""
+"""The leading directions of a data set's vectors: fitted, kept, and projected on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.batch import Batch, arrow_vectors
-from hf_safefilter.columns import Layer, embedding_column, score_column
+from hf_safefilter.batch import arrow_vectors
+from hf_safefilter.columns import Layer, embedding_column
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.kept import Kept
 from hf_safefilter.pieces import by_piece, lengths
-from hf_safefilter.scores.base import layer_vectors, score
-from hf_safefilter.scores.leading import Moments
-from hf_safefilter.scores.orient import Orientation, orient
-from hf_safefilter.scores.stream import record_batches
-from hf_safefilter.step import Step
+from hf_safefilter.scores.base import record_batches, score
+from hf_safefilter.scores.saft.leading import Moments
+from hf_safefilter.scores.saft.orient import Orientation, orient
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -123,7 +116,7 @@ def fit_saft(
         OptionError: `k` below 1, or another weight.
         DataError: no readable row, fewer than `k` directions among the rows, or too few labels.
 
-    Source: SAFT, arXiv 2410.10014, reconstructed; see the module.
+    Source: SAFT, arXiv 2410.10014, reconstructed; see `hf_safefilter.scores.saft`.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise OptionError(f"k={k!r} is not a number of directions", fix="use k=1 or more")
@@ -147,48 +140,6 @@ def fit_saft(
         return subspace
     oriented = _orient(subspace, ds, label, unsafe)
     return _make(facts | {"sign": oriented.sign, "orientation": oriented.facts()}, directions, sigma, mean)
-
-
-@dataclass(frozen=True, slots=True)
-class SaftScore(Step):
-    """Squared projection on the leading directions of the data set, meaned over them; 0 or more unless the sign is -1.
-
-    A reconstruction of SAFT, not its reference. Rows other than those it was fitted to can be scored too.
-
-    Args:
-        subspace: what `fit_saft` returned, or its digest.
-        layer: where the rows were read; the subspace's own, and may be left out.
-
-    Raises:
-        OptionError: another layer than the subspace's.
-
-    Source: SAFT, arXiv 2410.10014, reconstructed.
-    """
-
-    subspace: SaftSubspace | str
-    layer: Layer | None = None
-    algorithm: int = field(default=1, init=False)
-
-    def __post_init__(self) -> None:
-        fitted = SaftSubspace.of(self.subspace)
-        if self.layer not in (None, fitted.layer):
-            raise OptionError(
-                f"the subspace was fitted at layer {fitted.layer!r}, not {self.layer!r}",
-                fix=f"use layer={fitted.layer!r}, or fit_saft(ds, {self.layer!r})",
-            )
-        object.__setattr__(self, "subspace", fitted.digest)
-        object.__setattr__(self, "layer", fitted.layer)
-        Step.__post_init__(self)
-
-    def produces(self) -> tuple[str, ...]:
-        """`saft_score`."""
-        return (score_column("saft"),)
-
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,)."""
-        subspace = SaftSubspace.of(self.subspace)
-        rows = layer_vectors(batch, self.layer, len(subspace.directions))
-        return {self.produces()[0]: score(rows, subspace.strength)}
 
 
 def _readable(piece: np.ndarray, normalize_rows: bool) -> np.ndarray:

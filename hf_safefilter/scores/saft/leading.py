@@ -31,16 +31,15 @@ class Moments:
         if not self.count:
             width = rows.shape[1]
             self._total = np.zeros(width)
-            # Large means would drown the variance about them in float32 products: the rows are moved near the mean
-            # first, and what is left of it is taken off at the end.
-            self._origin = (rows.mean(axis=0) if self._center else np.zeros(width)).astype(rows.dtype)
+            # Hidden states share a large mean, in whose float32 products the variance about it would drown: rows are
+            # moved near the mean first, and moved back, or all the way, at the end.
+            self._origin = rows.mean(axis=0)
         elif rows.shape[1] != len(self._total):
             raise DataError(
                 f"vectors of length {rows.shape[1]} among vectors of length {len(self._total)}",
                 fix="embed all splits with the same model",
             )
-        if self._center:
-            rows = rows - self._origin
+        rows = rows - self._origin
         self.count += len(rows)
         self._total += rows.sum(axis=0, dtype=np.float64)
         if not len(self._gram):
@@ -57,13 +56,15 @@ class Moments:
         Raises:
             DataError: the rows span fewer than `k` directions.
         """
-        width = len(self._total)
-        rest = self._total / self.count if self._center else np.zeros(width)
+        width, origin = len(self._total), self._origin.astype(np.float64)
+        mean = self._total / self.count
+        target = mean if self._center else -origin  # where the moments are to be taken about, seen from the origin
         if len(self._gram):
-            squared, directions = _top(self._gram - self.count * np.outer(rest, rest), k)
+            cross = np.outer(mean, target)
+            squared, directions = _top(self._gram + self.count * (np.outer(target, target) - cross - cross.T), k)
             sigma = np.sqrt(np.maximum(squared, 0))
         else:
-            rows = np.concatenate(self._held).astype(np.float64) - rest
+            rows = np.concatenate(self._held).astype(np.float64) - target
             squared, weights = _top(rows @ rows.T, k)
             sigma = np.sqrt(np.maximum(squared, 0))
             directions = rows.T @ weights / np.where(sigma > 0, sigma, 1)
@@ -75,7 +76,7 @@ class Moments:
         # An eigenvector's sign is arbitrary; a fixed one gives the same file for the same rows.
         largest = np.abs(directions).argmax(axis=0)
         directions = directions * np.sign(directions[largest, np.arange(k)])
-        return directions, sigma, self._origin.astype(np.float64) + rest
+        return directions, sigma, origin + target
 
 
 def _top(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

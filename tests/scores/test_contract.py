@@ -1,0 +1,202 @@
+"""One contract for every score: what `datasets` and the person who filters may rely on."""
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROWS, UNREADABLE
+from datasets import DatasetDict, List, Value
+from datasets.fingerprint import Hasher
+
+from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.scores import CONTROLS, METHODS, make, method
+from hf_safefilter.scores.rank_average import fit_rank_average
+from hf_safefilter.scores.saft import fit_saft
+
+COMPARING = ("larf", "anchor", "nearest", "direction")
+READING_VECTORS = (*COMPARING, "saft")
+
+
+def column_of(name: str) -> str:
+    return f"{name}_score"
+
+
+@pytest.fixture(scope="session")
+def steps(index, rows):
+    # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
+    subspace = fit_saft(rows, 2, center=True)
+    ranks = fit_rank_average(rows, ["first_score", "second_score"])
+    made = {name: make(name, references=index, layer=2) for name in COMPARING}
+    made |= {"saft": make("saft", subspace=subspace), "rank_average": make("rank_average", ranks=ranks)}
+    return made | {name: make(name) for name in CONTROLS}
+
+
+@pytest.fixture(params=sorted(METHODS))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def step(name, steps):
+    return steps[name]
+
+
+@pytest.fixture
+def scored(step, rows):
+    return rows.map(step, batched=True)
+
+
+def scores_of(ds, name):
+    return np.array(ds.with_format("arrow")[:][column_of(name)].to_numpy(zero_copy_only=False))
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_every_method_is_under_contract(steps):
+    assert set(steps) == set(METHODS)
+    assert all(type(steps[name]) is method(name) for name in METHODS)
+
+
+def test_one_float32_a_row_and_nan_where_a_row_cannot_be_read(name, step, scored):
+    found = scores_of(scored, name)
+    assert scored.features[column_of(name)] == Value("float32")
+    assert found.dtype == np.float32 and found.shape == (ROWS,)
+    # A row that has text but no vector still has a length.
+    expected = [7] if name == "length" else sorted(UNREADABLE)
+    assert np.flatnonzero(np.isnan(found)).tolist() == expected
+    assert set(step.produces()) == set(scored.column_names) - set(scored.column_names[:7])
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(CONTROLS)))
+def test_danger_scores_higher(name, scored, planted):
+    found = scores_of(scored, name)
+    readable = ~np.isnan(found)
+    assert found[planted & readable].min() > found[~planted & readable].max()
+
+
+def test_order_is_kept_and_batches_do_not_matter(name, step, rows, scored):
+    expected = scores_of(scored, name)
+    for size in (1, 7, ROWS):
+        same(scores_of(rows.map(step, batched=True, batch_size=size), name), expected)
+    turned = rows.select(range(ROWS - 1, -1, -1))
+    same(scores_of(turned.map(step, batched=True, batch_size=16), name)[::-1], expected)
+
+
+def test_row_by_row_is_the_same(name, step, rows, scored):
+    by_row = rows.map(step)
+    same(scores_of(by_row, name), scores_of(scored, name))
+    assert by_row.features == scored.features
+
+
+def test_every_host_is_served(name, step, rows, scored):
+    expected = scores_of(scored, name)
+    streamed = rows.to_iterable_dataset(num_shards=3).map(step, batched=True, batch_size=8)
+    same(np.array([row[column_of(name)] for row in streamed]), expected)
+    same(np.array([row[column_of(name)] for row in rows.to_iterable_dataset().map(step)]), expected)
+    split = DatasetDict({"a": rows.select(range(20)), "b": rows.select(range(20, ROWS))}).map(step, batched=True)
+    same(np.concatenate([scores_of(split["a"], name), scores_of(split["b"], name)]), expected)
+    same(scores_of(rows.with_format("arrow").map(step, batched=True, batch_size=13), name), expected)
+    same(step(rows[:])[column_of(name)], expected)
+    same(step(rows.with_format("arrow")[:])[column_of(name)].to_numpy(), expected)
+
+
+def test_input_is_left_alone(step, rows):
+    batch = rows[:]
+    before = json.dumps(batch, default=str)
+    added = step(batch)
+    assert json.dumps(batch, default=str) == before
+    assert set(added) == set(step.produces())
+
+
+def test_no_rows(name, step, rows):
+    none = rows.with_format("arrow")[:].slice(0, 0)
+    assert step(none).num_rows == 0
+
+
+def test_a_step_is_configuration_only(step):
+    for one in dataclasses.fields(step):
+        assert isinstance(getattr(step, one.name), (str, int, float, tuple, type(None)))
+    assert len(pickle.dumps(step)) < 500
+    assert pickle.loads(pickle.dumps(step)) == step  # noqa: S301 - our own bytes
+    assert json.loads(json.dumps(step.record()))["step"] == type(step).__name__
+    assert not hasattr(step, "__dict__")
+
+
+def test_another_algorithm_is_another_step(step):
+    newer = pickle.loads(pickle.dumps(step))  # noqa: S301 - our own bytes
+    assert Hasher.hash(newer) == Hasher.hash(step)
+    object.__setattr__(newer, "algorithm", step.algorithm + 1)
+    assert Hasher.hash(newer) != Hasher.hash(step)
+
+
+IN_A_PROCESS = """
+import json, sys
+from datasets.fingerprint import Hasher
+from hf_safefilter.scores import method
+records, batch = json.load(sys.stdin)
+hashes = {}
+for name, record in records.items():
+    step = method(name)(**{k: v for k, v in record.items() if k not in ("step", "algorithm")})
+    before = Hasher.hash(step)
+    step(batch)
+    hashes[name] = [before, Hasher.hash(step)]
+json.dump(hashes, sys.stdout)
+"""
+
+
+def test_the_hash_is_the_same_in_every_process_and_after_use(steps, rows):
+    told = json.dumps([{name: step.record() for name, step in steps.items()}, rows.select(range(3))[:]])
+    here = {name: [Hasher.hash(step)] * 2 for name, step in steps.items()}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_PROCESS],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    for process in running:
+        out, _ = process.communicate(told, timeout=120)
+        assert process.returncode == 0 and json.loads(out) == here
+
+
+def test_workers_of_every_kind(name, step, rows, scored):
+    # FAISS and NumPy have both run in this process: a forked worker must not wait for threads it does not have.
+    same(scores_of(rows.map(step, batched=True, num_proc=2), name), scores_of(scored, name))
+
+
+@pytest.mark.parametrize("name", READING_VECTORS)
+def test_missing_and_foreign_vectors_are_named(step, rows):
+    with pytest.raises(MissingError, match="emb_layer_2") as missing:
+        step({"prompt": ["a"], "response": ["b"]})
+    assert "EmbedLayers(" in str(missing.value).splitlines()[-1]
+    with pytest.raises(DataError, match=r"length 3, .* 16"):
+        step({"emb_layer_2": np.ones((2, 3), np.float32)})
+
+
+@pytest.mark.parametrize("name", READING_VECTORS)
+@pytest.mark.parametrize("bad", [0.0, np.inf, -np.inf, np.nan])
+def test_vectors_that_mean_nothing_are_not_scored(step, name, bad):
+    vectors = np.ones((3, 16), np.float16)
+    vectors[1] = bad
+    vectors[2, 5] = bad
+    found = step({"emb_layer_2": vectors})[column_of(name)]
+    assert np.isnan(found).tolist() == [False, True, bad != 0]
+
+
+@pytest.mark.parametrize("name", READING_VECTORS)
+def test_a_column_of_no_fixed_size_and_null_rows(step, name, rows, scored):
+    loose = rows.cast_column("emb_layer_2", List(Value("float32"))).to_list()
+    for place in UNREADABLE:
+        loose[place]["emb_layer_2"] = None
+    batch = {"emb_layer_2": [row["emb_layer_2"] for row in loose]}
+    same(step(batch)[column_of(name)], scores_of(scored, name))

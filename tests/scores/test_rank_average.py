@@ -1,0 +1,64 @@
+"""Ranks against a count by hand, and scores of unlike scales made alike."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from scipy.stats import rankdata
+
+from hf_safefilter.errors import DataError, MissingError, OptionError
+from hf_safefilter.scores.rank_average import RankAverage, Ranks, fit_rank_average
+
+
+def scored(**columns) -> Dataset:
+    return Dataset.from_dict({f"{name}_score": np.asarray(v, dtype=np.float32) for name, v in columns.items()})
+
+
+def average(ds, *names, on=None):
+    step = RankAverage(fit_rank_average(on or ds, [f"{name}_score" for name in names]))
+    return np.array(ds.map(step, batched=True)["rank_average_score"], dtype=np.float32)
+
+
+def test_ranks_by_hand():
+    ds = scored(a=[3, 1, 1, 2], b=[10, 40, 30, 20])
+    a, b = np.array([7, 2, 2, 5]) / 8, np.array([1, 7, 5, 3]) / 8
+    np.testing.assert_allclose(average(ds, "a"), a)
+    np.testing.assert_allclose(average(ds, "a", "b"), (a + b) / 2)
+
+
+def test_ranks_agree_with_scipy_and_ignore_scale():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 40, size=500).astype(np.float32)
+    np.testing.assert_allclose(average(scored(a=values), "a"), (rankdata(values) - 0.5) / 500, atol=1e-6)
+    np.testing.assert_array_equal(average(scored(a=values), "a"), average(scored(a=np.exp(values / 9)), "a"))
+
+
+def test_nan_stays_nan_and_does_not_move_the_others():
+    ds = scored(a=[1, np.nan, 3, 2], b=[1, 2, np.inf, 4])
+    assert np.isnan(average(ds, "a", "b")).tolist() == [False, True, True, False]
+    np.testing.assert_allclose(average(ds, "a")[[0, 2, 3]], np.array([1, 5, 3]) / 6)
+
+
+def test_other_rows_are_placed_among_the_fitted_ones():
+    found = average(scored(a=[0, 1.5, 9]), "a", on=scored(a=[1, 2, 3, 4]))
+    np.testing.assert_allclose(found, [0, 0.25, 1])
+
+
+def test_splits_are_ranked_together(tmp_path):
+    split = DatasetDict({"x": scored(a=[1, 3]), "y": scored(a=[2, 4])})
+    ranks = fit_rank_average(split, ["a_score"])
+    assert ranks.sorted[0].tolist() == [1, 2, 3, 4]
+    assert Ranks.load(ranks.save(tmp_path / "ranks")) == ranks == fit_rank_average(scored(a=[4, 3, 2, 1]), ["a_score"])
+
+
+def test_errors_say_what_to_do():
+    ds = scored(a=[1, 2], b=[np.nan, np.nan])
+    with pytest.raises(OptionError, match="once"):
+        fit_rank_average(ds, ["a_score", "a_score"])
+    with pytest.raises(OptionError, match="once"):
+        fit_rank_average(ds, [])
+    with pytest.raises(MissingError, match="c_score"):
+        fit_rank_average(ds, ["a_score", "c_score"])
+    with pytest.raises(DataError, match="b_score"):
+        fit_rank_average(ds, ["a_score", "b_score"])
+    with pytest.raises(MissingError, match="a_score"):
+        RankAverage(fit_rank_average(ds, ["a_score"]))({"b_score": [1.0]})
