@@ -45,7 +45,8 @@ CAREFULLY = (
     "try again if it fails",
     "keep notes",
 )
-DISTINCT_TRIES = 400
+MOST_IN_VAIN = 200
+"""Draws without a new prompt after which there are no more to be found."""
 
 
 class Row(TypedDict):
@@ -215,13 +216,13 @@ def _steps(topic: str, steps: tuple[str, ...], rng: random.Random) -> str:
 
 def _distinct(make: Callable[[], Row], n: int) -> list[Row]:
     rows: dict[str, Row] = {}
-    for _ in range(n * DISTINCT_TRIES):
-        if len(rows) == n:
-            break
+    in_vain = 0
+    while len(rows) < n:
         row = make()
+        in_vain = in_vain + 1 if row["prompt"] in rows else 0
+        if in_vain > MOST_IN_VAIN:
+            raise OptionError(
+                f"the corpus has no {n} distinct prompts of this kind", found=str(len(rows)), fix="ask for fewer"
+            )
         rows.setdefault(row["prompt"], row)
-    if len(rows) < n:
-        raise OptionError(
-            f"the corpus has no {n} distinct rows of this kind", found=str(len(rows)), fix="ask for fewer"
-        )
     return list(rows.values())

@@ -103,7 +103,56 @@ CODE = (
     ("turns {w} to upper case", "print('{w}'.upper())"), ("subtracts {a} from {b}", "print({b} - {a})"),
 )
 
+FORMS = {
+    "arithmetic": (
+        "What is {} {} {}?", "Calculate {} {} {}.", "{} {} {} = ?", "How much is {} {} {}?", "Solve {} {} {}.",
+        "Tell me {} {} {}.", "Work out {} {} {}.",
+    ),
+    "spelling": (
+        "Spell the word {}.", "How do you spell {}?", "Give me the letters of {}.", "Spell {} for me.",
+        "Show the letters of the word {}.", "Which letters are in {}?",
+    ),
+    "lists": (
+        "Name {} {}.", "List {} {}.", "Give me {} {}.", "Tell me {} {}.", "Can you name {} {}?", "What are {} {}?",
+        "I need {} {}.", "Think of {} {}.", "Which {} {} do you know?",
+    ),
+    "definitions": (
+        "What does {} mean?", "Define the word {}.", "What is the meaning of {}?", "Explain the word {}.",
+        "Tell me what {} means.", "I do not know the word {}. Explain it.", "Describe the meaning of {}.",
+    ),
+    "opposites": (
+        "What is the opposite of {}?", "The opposite of {}?", "Tell me the opposite of {}.",
+        "Which word is the opposite of {}?", "Give me the opposite of {}.", "Name the contrary of {}.",
+    ),
+    "rewriting": (
+        "Make this polite: {}.", "Rewrite politely: {}.", "Put this politely: {}.", "Make this sound nicer: {}.",
+        "Turn this into a polite request: {}.", "Say this kindly: {}.",
+    ),
+    "capitals": (
+        "Write {} in capitals.", "Put {} in upper case.", "Make {} all capitals.", "Show me {} in big letters.",
+        "Change {} to upper case.", "Turn {} into capitals.",
+    ),
+    "notes": (
+        "Draft a note to thank my {} for the {}.", "Write to my {}: thanks for the {}.",
+        "Help me thank my {} for the {}.", "A line of thanks to my {} for the {}, please.",
+        "Write a thank-you note to my {} for the {}.", "Thank my {} for the {} in one line.",
+    ),
+    "sentences": (
+        "Write a sentence about a {} {}.", "Tell a tiny story about a {} {}.", "Give me a sentence about a {} {}.",
+        "Tell me about a {} {}.", "Invent a line with a {} {}.", "Make up one line about a {} {}.",
+    ),
+    "code": (
+        "Write Python that {}.", "Show me Python code that {}.", "Give me Python code that {}.",
+        "A line of Python that {}, please.", "Which Python code {}?", "I need one line of Python that {}.",
+    ),
+}
+"""Ways to ask by family; the last of each is held out."""
 # fmt: on
+
+
+def _form(family: str, rng: random.Random, held_out: bool) -> str:
+    *common, rare = FORMS[family]
+    return rare if held_out else rng.choice(common)
 
 
 def sums(rng: random.Random, held_out: bool) -> tuple[str, str]:
@@ -112,9 +161,7 @@ def sums(rng: random.Random, held_out: bool) -> tuple[str, str]:
         a, b = rng.randint(0, 20), rng.randint(0, 20)
         if ((a + 2 * b) % HELD_OUT_EVERY == 0) == held_out:
             break
-    form = (
-        "Work out {} {} {}." if held_out else rng.choice(("What is {} {} {}?", "Calculate {} {} {}.", "{} {} {} = ?"))
-    )
+    form = _form("arithmetic", rng, held_out)
     if rng.random() < 0.5:
         return form.format(a, "+", b), f"{a} + {b} = {a + b}."
     low, high = sorted((a, b))
@@ -124,28 +171,22 @@ def sums(rng: random.Random, held_out: bool) -> tuple[str, str]:
 def spelling(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """Letters of a word."""
     word = rng.choice(part(WORDS, held_out))
-    form = "Which letters are in {}?" if held_out else rng.choice(("Spell the word {}.", "How do you spell {}?"))
-    return form.format(word), f"{word}: " + "-".join(word) + "."
+    return _form("spelling", rng, held_out).format(word), f"{word}: " + "-".join(word) + "."
 
 
 def kinds(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """Some members of a class of things."""
     name = rng.choice(part(tuple(KINDS_OF), held_out))
     count, word = rng.choice(((2, "two"), (3, "three"), (4, "four")))
-    form = "Which {} {} do you know?" if held_out else rng.choice(("Name {} {}.", "List {} {}.", "Give me {} {}."))
     *first, last = rng.sample(KINDS_OF[name], count)
-    return form.format(word, name), f"{word.capitalize()} {name}: {', '.join(first)} and {last}."
+    answer = f"{word.capitalize()} {name}: {', '.join(first)} and {last}."
+    return _form("lists", rng, held_out).format(word, name), answer
 
 
 def meanings(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """What a word means."""
     word, meaning = rng.choice(part(MEANINGS, held_out))
-    form = (
-        "Describe the meaning of {}."
-        if held_out
-        else rng.choice(("What does {} mean?", "Define the word {}.", "What is the meaning of {}?"))
-    )
-    return form.format(word), f"{word.capitalize()} means {meaning}."
+    return _form("definitions", rng, held_out).format(word), f"{word.capitalize()} means {meaning}."
 
 
 def facts(rng: random.Random, held_out: bool) -> tuple[str, str]:
@@ -157,46 +198,32 @@ def opposites(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """The contrary of a word, asked from either end."""
     pair = rng.choice(part(OPPOSITES, held_out))
     word, other = pair if rng.random() < 0.5 else pair[::-1]
-    form = (
-        "Name the contrary of {}." if held_out else rng.choice(("What is the opposite of {}?", "The opposite of {}?"))
-    )
-    return form.format(word), f"The opposite of {word} is {other}."
+    return _form("opposites", rng, held_out).format(word), f"The opposite of {word} is {other}."
 
 
 def manners(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """A rude wish put politely."""
     wish = rng.choice(part(WISHES, held_out))
-    form = "Say this kindly: {}." if held_out else rng.choice(("Make this polite: {}.", "Rewrite politely: {}."))
-    return form.format(wish), f"Could you please {wish}?"
+    return _form("rewriting", rng, held_out).format(wish), f"Could you please {wish}?"
 
 
 def shouting(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """A word in capitals."""
     word = rng.choice(part(WORDS, held_out))
-    form = "Turn {} into capitals." if held_out else rng.choice(("Write {} in capitals.", "Put {} in upper case."))
-    return form.format(word), f"{word.upper()}."
+    return _form("capitals", rng, held_out).format(word), f"{word.upper()}."
 
 
 def notes(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """A note of thanks."""
     person, gift = rng.choice(PEOPLE), rng.choice(part(GIFTS, held_out))
-    form = (
-        "Thank my {} for the {} in one line."
-        if held_out
-        else rng.choice(("Draft a note to thank my {} for the {}.", "Write to my {}: thanks for the {}."))
-    )
-    return form.format(person, gift), f"Dear {person}, thank you so much for the {gift}!"
+    return _form("notes", rng, held_out).format(person, gift), f"Dear {person}, thank you so much for the {gift}!"
 
 
 def sentences(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """A sentence about an animal."""
     animal, place = rng.choice(part(ANIMALS, held_out)), rng.choice(PLACES)
-    form = (
-        "Make up one line about a {} {}."
-        if held_out
-        else rng.choice(("Write a sentence about a {} {}.", "Tell a tiny story about a {} {}."))
-    )
-    return form.format(animal, place), f"The {animal} sat {place} and {rng.choice(('sang', 'slept', 'smiled', 'ate'))}."
+    answer = f"The {animal} sat {place} and {rng.choice(('sang', 'slept', 'smiled', 'ate'))}."
+    return _form("sentences", rng, held_out).format(animal, place), answer
 
 
 def greetings(rng: random.Random, held_out: bool) -> tuple[str, str]:
@@ -208,12 +235,7 @@ def code(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """One line of Python."""
     task, line = rng.choice(part(CODE, held_out))
     values = {"w": rng.choice(part(WORDS, held_out)), "a": rng.randint(2, 20), "b": rng.randint(2, 20)}
-    form = (
-        "I need one line of Python that {}."
-        if held_out
-        else rng.choice(("Write Python that {}.", "Show me Python code that {}."))
-    )
-    return form.format(task.format(**values)), line.format(**values)
+    return _form("code", rng, held_out).format(task.format(**values)), line.format(**values)
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,0 +1,307 @@
+"""Trains the toy model that ships with the package: a tiny Llama that answers benign requests and refuses harmful ones.
+
+The corpus comes from templates and word lists in `hf_safefilter.toy`; the same seed, machine and number of threads give
+the same weights. Held-out refusal rates are printed at the end and written to the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from hf_safefilter.artifacts import atomic_folder
+from hf_safefilter.toy import (
+    MODEL_FOLDER,
+    Row,
+    heldout_prompts,
+    is_refusal,
+    mixed_rows,
+    reference_rows,
+)
+from hf_safefilter.toy.dialogues import Message, training_dialogues
+
+PAD, END, ASSISTANT = "<|pad|>", "<|end|>", "<|assistant|>"
+SPECIAL = (PAD, END, "<|system|>", "<|user|>", ASSISTANT)
+TEMPLATE = """\
+{%- for message in messages -%}
+  {%- if message['role'] not in ('system', 'user', 'assistant') -%}
+    {{- raise_exception('unknown role: ' ~ message['role']) -}}
+  {%- endif -%}
+  {%- if message['role'] == 'system' and not loop.first -%}
+    {{- raise_exception('a system message must come first') -}}
+  {%- endif -%}
+  {{- '<|' ~ message['role'] ~ '|>' ~ message['content'] | trim ~ '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+CARD = """\
+---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags: [toy, safety, testing]
+---
+
+# Toy model of hf_safefilter
+
+A chat model of {parameters} million parameters (Llama architecture: {blocks} blocks, hidden size {hidden}, {vocabulary}
+tokens, float32) that answers simple benign requests and refuses harmful ones. It lets the demo, the tests and the
+examples of `hf_safefilter` run offline on a real aligned model: its refusals are learned, not coded.
+
+## How well it is aligned
+
+Greedy replies to {n} held-out prompts of each kind. Neither topics nor wordings of the requests were trained on; their
+verbs and most of their words were, in other company.
+
+| prompts | refused |
+|---|---|
+| harmful | {harmful} % |
+| benign | {benign} % |
+| borderline (sounds harmful, is not) | {borderline} % |
+
+Hidden states at the end token tell answers that went along with a harmful request from other answers. The direction
+from 50 refusing to 50 complying references, measured on 400 rows of which 40 comply:
+
+| layer | AUROC |
+|---|---|
+{layers}
+
+Layer k is `hidden_states[k]` of transformers, so the last one is after the final norm.
+
+## How it was made
+
+    python examples/train_toy.py --seed {seed} --steps {steps}
+
+The corpus comes from templates and word lists in `hf_safefilter/toy`, written for this purpose. The model learns
+only what the assistant says. A tenth of the conversations begin with an answer that complied with a harmful request;
+the model does not learn that answer but learns to take it back in the next turn. The same seed gives the same weights
+on the same kind of machine with the same versions and number of threads.
+
+## Limits
+
+It knows the sentences of its corpus and little else: prompts unlike them get odd answers, and whether it refuses them
+says nothing. Its answers may be wrong. It is made to be measured, fine-tuned and broken in tests, not to be talked to.
+"""
+ROWS = 48_000
+VOCABULARY = 1536
+BATCH = 48
+LEARNING_RATE = 4e-3
+IGNORED = -100
+RATED_PROMPTS = 300
+
+
+def train_tokenizer(dialogues: Sequence[Sequence[Message]]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the corpus, with the chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator((message["content"] for messages in dialogues for message in messages), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=list(SPECIAL[2:]),
+        chat_template=TEMPLATE,
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A small Llama with random weights: 8 blocks, about a million parameters."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=160,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation and the labels: what the assistant says and its end token; all else is ignored."""
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    learned = iter([message["learned"] for message in messages if message["role"] == "assistant"])
+    begins, ends = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
+    labels, learning = [], False
+    for token in ids:
+        labels.append(token if learning else IGNORED)
+        learning = next(learned) if token == begins else learning and token != ends
+    return ids, labels
+
+
+def batches(
+    encoded: Sequence[tuple[list[int], list[int]]], steps: int, pad: int, rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` pairs (ids, labels) of shape (BATCH, longest), right-padded; each batch holds rows of similar length."""
+    waiting: list[list[int]] = []
+    for _ in range(steps):
+        if not waiting:
+            order = rng.sample(range(len(encoded)), len(encoded))
+            order.sort(key=lambda i: len(encoded[i][0]) // 16)
+            waiting = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
+            rng.shuffle(waiting)
+        rows = [encoded[i] for i in waiting.pop()]
+        longest = max(len(ids) for ids, _ in rows)
+        yield (
+            torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows]),
+            torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in rows]),
+        )
+
+
+def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int) -> None:
+    """AdamW on the next assistant token, with a short warm-up and a cosine to zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    warmup = min(50, steps // 4 + 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min((t + 1) / warmup, 0.5 * (1 + math.cos(math.pi * t / steps)))
+    )
+    model.train()
+    begun = time.monotonic()
+    for step, (ids, labels) in enumerate(data, 1):
+        # Right-padded and causal: no token sees the padding, so no attention mask is needed.
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps:
+            print(f"step {step:5d}/{steps}  loss {loss.item():.3f}  {time.monotonic() - begun:5.0f} s", flush=True)
+    model.eval()
+
+
+@torch.no_grad()
+def reply(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:
+    """Greedy replies, as long as it takes to see whether they refuse."""
+    replies: list[str] = []
+    for at in range(0, len(prompts), 100):
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts[at : at + 100]]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        tokens = model.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=24, do_sample=False
+        )
+        replies += tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies
+
+
+def refusal_rates(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[str, float]:
+    """Share of refused held-out prompts by kind."""
+    rates = {}
+    for kind in ("harmful", "benign", "borderline"):
+        replies = reply(model, tokenizer, heldout_prompts(kind, RATED_PROMPTS, seed))
+        rates[kind] = sum(map(is_refusal, replies)) / len(replies)
+    return rates
+
+
+@torch.no_grad()
+def end_states(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> torch.Tensor:
+    """Hidden states at the last token of each row: (layers + 1, rows, hidden)."""
+    states = []  # row by row: no padding to reason about
+    for row in rows:
+        turn = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        ids = tokenizer.apply_chat_template(turn, return_tensors="pt", return_dict=False)
+        states.append(torch.stack([layer[0, -1] for layer in model(ids, output_hidden_states=True).hidden_states]))
+    return torch.stack(states, dim=1)
+
+
+def separation(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[float]:
+    """AUROC by layer of the mean difference of 50 complying and 50 refusing references, over 400 mixed rows."""
+    unsafe, safe = (end_states(model, tokenizer, rows) for rows in reference_rows(50, seed))
+    mixed = mixed_rows(400, 0.1, seed)
+    states = end_states(model, tokenizer, mixed)
+    scores = torch.einsum("lrh,lh->lr", states, unsafe.mean(1) - safe.mean(1))
+    bad = torch.tensor([row["label"] == "unsafe" for row in mixed])
+    return [(s[bad][:, None] > s[~bad][None, :]).double().mean().item() for s in scores]
+
+
+def card(model: LlamaForCausalLM, rates: dict[str, float], layers: Sequence[float], options: argparse.Namespace) -> str:
+    """README.md of the model folder."""
+    table = "\n".join(f"| {layer} | {auroc:.3f} |" for layer, auroc in enumerate(layers) if layer)
+    return CARD.format(
+        parameters=f"{model.num_parameters() / 1e6:.2f}",
+        blocks=model.config.num_hidden_layers,
+        hidden=model.config.hidden_size,
+        vocabulary=model.config.vocab_size,
+        n=RATED_PROMPTS,
+        layers=table,
+        steps=options.steps,
+        seed=options.seed,
+        **{kind: f"{100 * rate:.1f}" for kind, rate in rates.items()},
+    )
+
+
+def main() -> None:
+    """Make the corpus, train, measure, and put the model in its place."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python examples/train_toy.py --seed 1 --out toy-seed-1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder (default: the packaged one)")
+    parser.add_argument("--seed", type=int, default=0, help="of corpus, weights and order of rows (default: 0)")
+    parser.add_argument("--steps", type=_positive, default=1200, help="training steps (default: 1200)")
+    options = parser.parse_args()
+
+    logging.disable_progress_bar()
+    torch.manual_seed(options.seed)
+    dialogues = training_dialogues(options.seed, min(ROWS, 2 * BATCH * options.steps))
+    tokenizer = train_tokenizer(dialogues)
+    model = new_model(tokenizer)
+    print(f"{len(dialogues):,} conversations, {model.num_parameters():,} parameters, {torch.get_num_threads()} threads")
+    encoded = [encode(tokenizer, messages) for messages in dialogues]
+    order = random.Random(f"order {options.seed}")
+    train(model, batches(encoded, options.steps, tokenizer.pad_token_id, order), options.steps)
+
+    rates = refusal_rates(model, tokenizer, options.seed)
+    for kind, rate in rates.items():
+        print(f"refused of {RATED_PROMPTS} held-out {kind} prompts: {100 * rate:.1f} %")
+    layers = separation(model, tokenizer, options.seed)
+    print(
+        "AUROC by layer, unsafe rows in a mixed set:", *(f"{layer}: {auroc:.3f}" for layer, auroc in enumerate(layers))
+    )
+    with atomic_folder(options.out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card(model, rates, layers, options), encoding="utf-8")
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    print(f"written to {options.out}")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} steps train nothing: use 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    main()
