@@ -47,7 +47,8 @@ def test_what_was_built_is_there(index):
     assert first.messages == (("user", "Do harm number 3"), ("assistant", "Sure, step 3 is this."))
     assert first.row_id == row_id(as_conversations(unsafe_rows())[3])
     assert index.summary() == SAID | {
-        "digest": index.digest, "unsafe": 12, "safe": 9, "model": "stand-in", "revision": "0" * 40, "layers": [2, "norm"],
+        "digest": index.digest, "unsafe": 12, "safe": 9, "model": "stand-in", "revision": "0" * 40,
+        "layers": [2, "norm"],
     }  # fmt: skip
 
 
