@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+TOKEN_BUDGET = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 """Tokens a batch may hold, padding included, by kind of device. It decides speed and memory, never the vectors."""
 
 
@@ -52,7 +52,10 @@ def read_layers(
         raise ModelError(
             f"{type(trunk.model).__name__} has no norm after its last block", fix=f"use layer {trunk.n_blocks} instead"
         )
-    depth_for(trunk.n_blocks, tuple(layers))
+    if (needed := depth_for(trunk.n_blocks, tuple(layers))) > trunk.depth:
+        raise ModelError(
+            f"{trunk.depth} blocks are loaded and layer {layers} needs {needed}", fix="load a deeper trunk"
+        )
     vectors = {layer: np.full((len(tokens), trunk.hidden_size), np.nan, np.float32) for layer in layers}
     copies = _copies(tokens)
     first = [rows[0] for rows in copies]

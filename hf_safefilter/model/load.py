@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 _HELD = 2  # models kept at once in a process: one that is read, one to compare with
-_trunks: OrderedDict[tuple[ModelKey, str], Trunk] = OrderedDict()
+_trunks: OrderedDict[tuple[ModelKey, str, bool], Trunk] = OrderedDict()
 _forked_with_torch = False
 
 
@@ -78,23 +78,34 @@ class Trunk:
     token_budget: int | None = None
 
 
-def trunk(key: ModelKey, depth: int, device: torch.device) -> Trunk:
+def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = False) -> Trunk:
     """The first `depth` blocks of a model on `device`, from this process's table or from disk.
 
     A deeper trunk already held serves as well: a forward stops where the deepest wanted layer has been read.
+
+    Args:
+        key: the pinned model.
+        depth: blocks needed.
+        device: where to put it.
+        plain: keep transformers' own linear layers, for callers that read or change weights; else they may be replaced
+            by faster ones whose weights are out of reach.
 
     Raises:
         ModelError: the model cannot be loaded whole.
         IntegrityError: a local folder has changed since the key was made.
     """
+    from hf_safefilter.model.linears import prepack_if_faster
+
     _settle_threads()
-    slot = (key, str(device))
+    slot = (key, str(device), plain)
     held = _trunks.get(slot)
     if held is None or held.depth < depth:
         _trunks.pop(slot, None)
         while len(_trunks) >= _HELD:
             _trunks.popitem(last=False)
         _trunks[slot] = _load_trunk(key, depth, device)
+        if not plain:
+            prepack_if_faster(_trunks[slot].model)
     _trunks.move_to_end(slot)
     return _trunks[slot]
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hf_safefilter.artifacts import file_sha256
-from hf_safefilter.errors import IntegrityError, ModelError, OptionError
+from hf_safefilter.errors import IntegrityError, ModelError, OptionError, SafefilterError
 
 TOY = "toy"
 """Reserved name of the tiny model that ships with the package."""
@@ -137,6 +137,7 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
     import httpx2
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.errors import RevisionResolutionError as Unreachable
+    from safetensors import SafetensorError
 
     try:
         yield
@@ -152,9 +153,9 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
     except (Unreachable, httpx2.HTTPError) as error:
         fix = "connect once to fetch it, or pass a local folder; HF_HUB_OFFLINE=1 uses what is cached"
         raise ModelError(f"{model} is not cached and the Hub cannot be reached", found=_line(error), fix=fix) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, (ModelError, IntegrityError, OptionError)):
-            raise
+    except SafefilterError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(error)) from error
 
 
@@ -179,11 +180,16 @@ CONVERT = (
 
 @contextmanager
 def quiet_load_report() -> Iterator[None]:
-    """Hold back transformers' table of unused weights: unused blocks and heads are what truncated loading is for."""
-    log = logging.getLogger("transformers.modeling_utils")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Hold back transformers' table of unused weights, and its note on tensors that are not split over devices.
+
+    Unused blocks and heads are what truncated loading is for; nothing is split here.
+    """
+    logs = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -1,0 +1,270 @@
+"""What is read is what transformers computes, row by row, whatever the batch."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
+
+from hf_safefilter.errors import ModelError, OptionError
+from hf_safefilter.model import forward, linears, load
+from hf_safefilter.model.forward import mean_at, read_layers
+from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
+
+CPU = torch.device("cpu")
+LENGTHS = (3, 17, 40, 1, 9, 17)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny matrices run fastest on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    load._trunks.clear()
+
+
+def row(ids, start=None, stop=None, reason=""):
+    ids = np.asarray(ids, np.int32)
+    stop = len(ids) if stop is None else stop
+    return SimpleNamespace(
+        ids=ids, start=stop - 1 if start is None else start, stop=stop, truncated=False, reason=reason
+    )
+
+
+def rows(seed=0, lengths=LENGTHS):
+    """Random rows; some are read at the last position, some in the middle, some over a span."""
+    random = np.random.default_rng(seed)
+    made = [row(random.integers(7, 320, length)) for length in lengths]
+    made[1].start = 4
+    made[2].start, made[2].stop = 11, 30
+    return made
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = save_small_model(tmp_path_factory.mktemp(name), name)
+        return made[name]
+
+    return folder
+
+
+def opened(folder, depth=4, dtype="float32", plain=True):
+    return trunk(ModelKey(str(folder), resolve_revision(str(folder), None), dtype), depth, CPU, plain=plain)
+
+
+def one_by_one(folder, tokens, layers):
+    """The same vectors from transformers' own `output_hidden_states`, one unpadded row at a time, whole model."""
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = getattr(model, "language_model", model)
+    model.config.tie_last_hidden_states = False
+    vectors = {layer: [] for layer in layers}
+    for item in tokens:
+        with torch.no_grad():
+            output = model(torch.tensor(item.ids).long()[None], output_hidden_states=True)
+        for layer in layers:
+            states = output.last_hidden_state if layer == "norm" else output.hidden_states[layer]
+            vectors[layer].append(states[0, item.start : item.stop].mean(0).numpy())
+    return {layer: np.array(found) for layer, found in vectors.items()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_layer_is_what_transformers_computes_row_by_row(name, folders):
+    layers = [0, 1, 2, 3, 4] + ([] if name in WITHOUT_FINAL_NORM else ["norm"])
+    tokens = rows()
+    expected = one_by_one(folders(name), tokens, layers)
+    found = read_layers(opened(folders(name)), tokens, layers)
+    for layer in layers:
+        assert found[layer].dtype == np.float32
+        np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-4, atol=1e-5, err_msg=f"layer {layer}")
+    if "norm" in layers:
+        assert np.abs(found["norm"] - found[4]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_truncated_model_reads_the_same(name, folders):
+    tokens = rows(1)
+    load._trunks.clear()
+    cut = read_layers(opened(folders(name), depth=2), tokens, [2, 0])
+    expected = one_by_one(folders(name), tokens, [0, 2])
+    for layer in (0, 2):
+        np.testing.assert_allclose(cut[layer], expected[layer], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "bert"])
+def test_a_deep_trunk_stops_early_and_leaves_no_hooks(name, folders):
+    opened_trunk = opened(folders(name))
+    ran = []
+    handles = [
+        block.register_forward_hook(lambda *_, at=at: ran.append(at))
+        for at, block in enumerate(opened_trunk.stack.blocks)
+    ]
+    try:
+        read_layers(opened_trunk, rows(), [1, 2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert set(ran) == {0, 1}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in opened_trunk.model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "roberta"])
+def test_the_batch_does_not_matter(name, folders):
+    tokens = rows(2)
+    alone = read_layers(opened(folders(name)), tokens, [3], token_budget=1)
+    for budget in (20, 64, 10_000):
+        together = read_layers(opened(folders(name)), tokens, [3], token_budget=budget)
+        np.testing.assert_allclose(together[3], alone[3], rtol=1e-4, atol=1e-5)
+    backwards = read_layers(opened(folders(name)), tokens[::-1], [3])
+    np.testing.assert_allclose(backwards[3][::-1], alone[3], rtol=1e-4, atol=1e-5)
+
+
+def test_batches_keep_to_the_budget(folders, monkeypatch):
+    shapes = []
+    run = forward.run
+    monkeypatch.setattr(
+        forward, "run", lambda t, batch, layers: shapes.append([len(r.ids) for r in batch]) or run(t, batch, layers)
+    )
+    read_layers(opened(folders("llama")), rows(), [1], token_budget=40)
+    assert shapes == [[40], [17, 17], [9, 3, 1]]
+
+
+def test_equal_rows_are_computed_once(folders, monkeypatch):
+    counted = []
+    run = forward.run
+    monkeypatch.setattr(forward, "run", lambda t, batch, layers: counted.extend(batch) or run(t, batch, layers))
+    tokens = [row([9, 8, 7]), row([9, 8]), row([9, 8, 7]), row([9, 8, 7], 0, 1), row([9, 8, 7])]
+    found = read_layers(opened(folders("llama")), tokens, [2])[2]
+    assert len(counted) == 3
+    assert np.array_equal(found[0], found[2]) and np.array_equal(found[0], found[4])
+    assert not np.allclose(found[0], found[1]) and not np.allclose(found[0], found[3])
+
+
+def test_a_row_with_a_reason_is_not_read(folders):
+    tokens = [row([9, 8, 7]), row([9, 8, 7], reason="empty_response"), row([], 0, 0, reason="not_text")]
+    found = read_layers(opened(folders("llama")), tokens, [0, 2])
+    for layer in (0, 2):
+        assert np.isfinite(found[layer][0]).all() and np.isnan(found[layer][1:]).all()
+
+
+def test_no_rows_at_all(folders):
+    assert read_layers(opened(folders("llama")), [], [1])[1].shape == (0, 32)
+    assert np.isnan(read_layers(opened(folders("llama")), [row([], 0, 0, "empty_prompt")], [1])[1]).all()
+
+
+@pytest.mark.parametrize("name", WITHOUT_FINAL_NORM)
+def test_a_model_that_ends_without_a_norm_says_so(name, folders):
+    with pytest.raises(ModelError, match="use layer 4 instead"):
+        read_layers(opened(folders(name)), rows(), ["norm"])
+
+
+def test_a_layer_that_is_not_there(folders):
+    with pytest.raises(OptionError, match="from 0 to 4"):
+        read_layers(opened(folders("llama")), rows(), [5])
+    load._trunks.clear()
+    with pytest.raises(ModelError, match="load a deeper trunk"):
+        read_layers(opened(folders("llama"), depth=2), rows(), [3])
+
+
+def test_bfloat16_keeps_the_order_of_rows(folders):
+    tokens = rows(3, lengths=[*range(5, 45)])
+    exact = read_layers(opened(folders("llama")), tokens, [3])[3]
+    rough = read_layers(opened(folders("llama"), dtype="bfloat16"), tokens, [3])[3]
+    assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
+    direction = np.random.default_rng(0).standard_normal(32)
+    assert spearmanr(exact @ direction, rough @ direction).statistic > 0.998
+    cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_the_mean_is_taken_in_float32():
+    states = torch.full((1, 4096, 2), 1.0, dtype=torch.bfloat16)
+    states[0, :, 1] = torch.linspace(-1, 3, 4096).bfloat16()
+    expected = states.double().mean(1)
+    found = mean_at(states, [(0, 4096)])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+# Memory
+
+
+def out_of_memory_above(tokens_that_fit, run, calls):
+    def fake(opened_trunk, batch, layers):
+        held = len(batch) * max(len(item.ids) for item in batch)
+        calls.append(held)
+        if held > tokens_that_fit:
+            raise torch.OutOfMemoryError("CUDA out of memory (as a test has it)")
+        return run(opened_trunk, batch, layers)
+
+    return fake
+
+
+def test_out_of_memory_halves_the_budget_and_goes_on(folders, monkeypatch, caplog):
+    tokens, opened_trunk = rows(4, lengths=[16] * 3 + [15] * 13), opened(folders("llama"))
+    tokens[2].start, tokens[2].stop = 1, 5
+    expected = read_layers(opened_trunk, tokens, [2])
+    calls = []
+    monkeypatch.setattr(forward, "run", out_of_memory_above(70, forward.run, calls))
+    found = read_layers(opened_trunk, tokens, [2])
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-5)
+    assert calls[:3] == [256, 128, 64] and max(calls[2:]) <= 64
+    assert opened_trunk.token_budget == 64 and "at most 64 tokens" in caplog.text
+    calls.clear()
+    read_layers(opened_trunk, tokens, [2])
+    assert max(calls) <= 64, "what fitted is remembered"
+
+
+def test_a_row_too_long_for_the_memory_is_named(folders, monkeypatch):
+    load._trunks.clear()
+    monkeypatch.setattr(forward, "run", out_of_memory_above(30, forward.run, []))
+    with pytest.raises(ModelError, match="a single row of 40 tokens"):
+        read_layers(opened(folders("llama")), rows(), [2])
+
+
+# Prepacked linear layers
+
+
+needs_onednn = pytest.mark.skipif(
+    not linears._possible(torch.nn.Linear(8, 8)), reason="this build of torch has no oneDNN linear layers"
+)
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prepacked_linear_layers_give_the_same(name, folders):
+    tokens = rows(5)
+    load._trunks.clear()
+    expected = read_layers(opened(folders(name)), tokens, [4])
+    linears.prepack(opened(folders(name)).model)
+    assert any(isinstance(m, linears.PrepackedLinear) for m in opened(folders(name)).model.modules())
+    np.testing.assert_allclose(read_layers(opened(folders(name)), tokens, [4])[4], expected[4], rtol=1e-4, atol=1e-5)
+    load._trunks.clear()
+
+
+@needs_onednn
+@pytest.mark.parametrize("gain", [0.9, 3.0])
+def test_prepacking_is_decided_by_measurement(gain, monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.ReLU(), torch.nn.Linear(300, 4))
+    times = iter([gain, 1.0])
+    monkeypatch.setattr(linears, "_seconds", lambda product: next(times))
+    assert linears.prepack_if_faster(model) is (gain > 1)
+    assert isinstance(model[0], linears.PrepackedLinear) is isinstance(model[2], linears.PrepackedLinear) is (gain > 1)
+
+
+def test_small_models_are_left_as_they_are():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    assert not linears.prepack_if_faster(model) and type(model[0]) is torch.nn.Linear
+    assert not linears.prepack_if_faster(torch.nn.ReLU())
