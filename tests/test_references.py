@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from hf_safefilter.rows import as_conversations, row_id
 from safetensors.numpy import load_file
 from stand_in import WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
 
 from hf_safefilter import artifacts
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError, PublishError
 from hf_safefilter.references import ReferenceIndex, hub, references
+from hf_safefilter.rows import as_conversations, row_id
 
 SAID = {"license": "mit", "source": "the tests"}
 
@@ -196,6 +196,15 @@ def test_the_store_is_not_trusted_either(index):
         ReferenceIndex(index.digest)
     with pytest.raises(IntegrityError, match="not the file"):
         fresh.bytes_of("../elsewhere")
+
+
+def test_an_artefact_under_another_name_is_refused(index):
+    other = artifacts.find("references", build(unsafe_rows(5), safe_rows(5)).digest)
+    home = artifacts.find("references", index.digest)
+    for path in other.iterdir():
+        (home / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(IntegrityError, match="named after"):
+        ReferenceIndex(index.digest)
 
 
 @pytest.mark.parametrize("forge", ["other vectors", "other kind", "too long", "cut short", "nothing"])

@@ -92,7 +92,6 @@ def _rows_bytes(sides: Mapping[str, Side]) -> bytes:
 
 
 def _messages(conversation: Conversation) -> str:
-    # As JSON text: reference rows may mix system turns, many turns and plain text.
-    return json.dumps(
-        [{"role": role, "content": content} for role, content in conversation.messages], ensure_ascii=False
-    )
+    # JSON text, because reference rows may mix system turns, many turns and plain text; in ASCII, because half a
+    # surrogate pair, which Arrow refuses, does turn up in scraped text.
+    return json.dumps([{"role": role, "content": content} for role, content in conversation.messages])

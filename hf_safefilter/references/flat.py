@@ -61,8 +61,7 @@ def search(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndar
     """
     import faiss
 
-    # Many threads search at once, one core each. The setting holds for the calling thread only; and OpenMP's own
-    # threads would hang in a process forked after the first search.
+    # Many threads search at once, so one core each is enough; the setting holds for the calling thread only.
     faiss.omp_set_num_threads(1)
     bad = np.isnan(queries).any(axis=1)
     similarity, place = index.search(np.where(bad[:, None], np.float32(0), queries), k)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -169,9 +170,18 @@ def test_the_hash_is_the_same_in_every_process_and_after_use(steps, rows):
         assert process.returncode == 0 and json.loads(out) == here
 
 
-def test_workers_of_every_kind(name, step, rows, scored):
-    # FAISS and NumPy have both run in this process: a forked worker must not wait for threads it does not have.
+def test_forked_workers(name, step, rows, scored):
     same(scores_of(rows.map(step, batched=True, num_proc=2), name), scores_of(scored, name))
+
+
+@pytest.mark.parametrize("name", READING_VECTORS)
+def test_a_fork_after_much_work_does_not_hang(name, step):
+    # Enough rows for NumPy, FAISS and OpenMP to have made threads here, for which a forked worker would wait forever.
+    batch = {"emb_layer_2": np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float16)}
+    here = step(batch)[column_of(name)]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        there = pool.apply_async(step, (batch,)).get(timeout=30)[column_of(name)]
+    same(there, here)
 
 
 @pytest.mark.parametrize("name", READING_VECTORS)
@@ -200,3 +210,4 @@ def test_a_column_of_no_fixed_size_and_null_rows(step, name, rows, scored):
         loose[place]["emb_layer_2"] = None
     batch = {"emb_layer_2": [row["emb_layer_2"] for row in loose]}
     same(step(batch)[column_of(name)], scores_of(scored, name))
+    assert np.isnan(step({"emb_layer_2": [None, None]})[column_of(name)]).all()
