@@ -39,6 +39,11 @@ class Batch:
             return data.pa_table.num_rows
         return len(next(iter(data.values()))) if len(data) else 0
 
+    @property
+    def is_row(self) -> bool:
+        """Whether the host passed a single row, and wants single values back."""
+        return self._host in ("row", "lazy_row")
+
     def require(self, name: str, fix: str) -> None:
         """Raise `MissingError` with the columns that are there unless `name` is one of them."""
         if name not in self.names:

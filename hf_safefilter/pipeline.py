@@ -125,7 +125,7 @@ def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | No
     wanted = any(method.name in ("larf", "anchor", "nearest", "direction") for method in recipe.methods)
     if not wanted and recipe.layer != "auto":
         return None, None
-    layers = candidate_layers(recipe) if recipe.layer == "auto" else [recipe.layer]
+    layers = layers_of_model(embedder(recipe, [0])) if recipe.layer == "auto" else [recipe.layer]
     index = load_references(recipe, layers)
     if recipe.layer != "auto":
         return index, None
@@ -142,11 +142,12 @@ def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | No
     return index, choice
 
 
-def candidate_layers(recipe: Recipe) -> list[int]:
-    """Layers 1..L of the recipe's model: all that a block has worked on."""
-    from hf_safefilter.model.load import depth_of
+def layers_of_model(embed: EmbedLayers) -> list[int]:
+    """Layers 1..L of the model that `embed` reads: all that a block has worked on."""
+    from hf_safefilter.model.load import ModelKey, model_config
 
-    return list(range(1, depth_of(recipe.model.name, recipe.model.revision) + 1))
+    config = model_config(ModelKey(embed.model, embed.revision, embed.dtype)).get_text_config()
+    return list(range(1, config.num_hidden_layers + 1))
 
 
 def load_references(recipe: Recipe, layers: Sequence[int | str]) -> ReferenceIndex:

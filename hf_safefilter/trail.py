@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +84,6 @@ def step_from(record: dict[str, Any]) -> Step:
 
 def _kinds() -> dict[str, type[Step]]:
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.scores import METHODS
+    from hf_safefilter.scores import METHODS, method
 
-    homes = [home.split(":") for home in METHODS.values()]
-    return {"EmbedLayers": EmbedLayers} | {name: getattr(import_module(module), name) for module, name in homes}
+    return {kind.__name__: kind for kind in (EmbedLayers, *(method(name) for name in METHODS))}

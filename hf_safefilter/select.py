@@ -1,0 +1,189 @@
+"""Which rows are kept: the predicate, and the streamed split of a data set by it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.thresholds import Threshold, threshold_for
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+__all__ = ["IsSafe", "Split", "Threshold", "materialise", "split", "threshold_for"]
+
+_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class IsSafe:
+    """Keeps a row whose score is finite and below the threshold; whatever could not be scored is dropped.
+
+    Goes into `Dataset.filter`, batched or not, and into `DatasetDict.filter` and `IterableDataset.filter`.
+
+    Args:
+        column: a score column; higher = more dangerous.
+        threshold: a finite number; rows at it are dropped.
+        rule: how it was found, in words; taken from a `Threshold`.
+
+    Raises:
+        OptionError: a threshold that is not a finite number.
+    """
+
+    column: str
+    threshold: float
+    rule: str = ""
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, np.floating)):
+            raise OptionError(f"threshold {self.threshold!r} is not a number", fix="use threshold_for(...)")
+        if not np.isfinite(self.threshold):
+            raise OptionError(
+                f"threshold {self.threshold} keeps everything, or nothing",
+                fix="use a finite threshold: threshold_for(...)",
+            )
+        settle = object.__setattr__
+        settle(self, "rule", self.rule or getattr(self.threshold, "rule", f"score below {float(self.threshold):.6g}"))
+        settle(self, "threshold", float(self.threshold))
+
+    def __call__(self, batch: Any) -> Any:
+        """True for the rows to keep: a bool for a row, bool (n,) for a batch."""
+        view = Batch(batch)
+        kept = self.mask(view)
+        return bool(kept[0]) if view.is_row else kept
+
+    def mask(self, batch: Batch) -> np.ndarray:
+        """bool (n,): True for the rows to keep."""
+        batch.require(self.column, f"score the rows first: ds.map(...) with the step that adds {self.column!r}")
+        scores = batch.numbers(self.column)
+        return np.isfinite(scores) & (scores < self.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The two parts of a data set: every row is in one of them, in its old order."""
+
+    kept: Dataset | DatasetDict
+    dropped: Dataset | DatasetDict
+
+
+def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
+    """Split rows by a predicate into two flat data sets, streaming; `ds` is not changed.
+
+    Unlike `filter`, which keeps an index into the old rows, the parts are written out once and then read at full
+    speed. They lie beside the other cache files of `ds`, and the same split is not written twice.
+
+    Raises:
+        MissingError: the score column is missing.
+    """
+    from datasets import DatasetDict
+
+    if isinstance(ds, DatasetDict):
+        parts = {name: split(part, is_safe) for name, part in ds.items()}
+        return Split(
+            DatasetDict({name: part.kept for name, part in parts.items()}),
+            DatasetDict({name: part.dropped for name, part in parts.items()}),
+        )
+    return Split(_part(ds, is_safe, keep=True), _part(ds, is_safe, keep=False))
+
+
+def _part(ds: Dataset, is_safe: IsSafe, *, keep: bool) -> Dataset:
+    from datasets.fingerprint import Hasher
+
+    Batch({name: [] for name in ds.column_names}).require(is_safe.column, "score the rows first")
+    fingerprint = Hasher.hash(("split/1", ds._fingerprint, Hasher.hash(is_safe), keep))
+    path = _folder(ds) / f"safefilter-{fingerprint}.arrow"
+    if not path.exists():
+        tables = (table.filter(pa.array(is_safe.mask(Batch(table)) == keep)) for table in _tables(ds))
+        _write(path, ds.features.arrow_schema, tables)
+    return _open(path, ds, fingerprint)
+
+
+def _tables(ds: Dataset) -> Iterable[pa.Table]:
+    if ds._indices is None:  # flat already: Arrow's own batches, without a copy
+        yield from (pa.Table.from_batches([batch]) for batch in ds.data.table.to_batches(_ROWS))
+    else:
+        yield from ds.with_format("arrow").iter(_ROWS)
+
+
+def materialise(stream: IterableDataset | IterableDatasetDict) -> Dataset | DatasetDict:
+    """Lay the rows of a stream down on disk, a few thousand at a time, and open them memory-mapped.
+
+    The file lives as long as this process.
+
+    Raises:
+        DataError: the stream holds no rows.
+    """
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if isinstance(stream, IterableDatasetDict):
+        return DatasetDict({name: materialise(part) for name, part in stream.items()})
+    tables = iter(stream.with_format("arrow").iter(1024))
+    first = next(tables, None)
+    if first is None:
+        raise DataError("the stream holds no rows", fix="check its source and split")
+
+    def alike() -> Iterable[pa.Table]:
+        yield first
+        for table in tables:
+            yield table.cast(first.schema)
+
+    folder = Path(_scratch().name)
+    path = folder / f"stream-{len(list(folder.iterdir()))}.arrow"
+    _write(path, first.schema, alike())
+    return Dataset.from_file(str(path))
+
+
+def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """An Arrow stream file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as file:
+        half = Path(file.name)
+        try:
+            with pa.ipc.new_stream(file, schema) as writer:
+                for table in tables:
+                    if table.num_rows:
+                        writer.write_table(table.combine_chunks())
+            half.chmod(0o644)
+            half.replace(path)
+        finally:
+            half.unlink(missing_ok=True)
+
+
+def _open(path: Path, like: Dataset, fingerprint: str) -> Dataset:
+    from datasets import Dataset
+
+    opened = Dataset.from_file(str(path), info=like.info.copy(), split=like.split)
+    opened._fingerprint = fingerprint
+    return opened
+
+
+def _folder(ds: Dataset) -> Path:
+    """Beside the data set's own cache files; for one in memory, in a folder that goes when this process ends."""
+    if ds.cache_files:
+        return Path(ds.cache_files[0]["filename"]).parent
+    return Path(_scratch().name)
+
+
+@lru_cache(maxsize=1)
+def _scratch() -> tempfile.TemporaryDirectory:
+    from datasets import config
+
+    root = Path(config.HF_DATASETS_CACHE)
+    root.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="safefilter-", dir=root)
+
+
+def parts_of(ds: Dataset | DatasetDict | Mapping[str, Any]) -> list[Any]:
+    """The data set, or all its splits."""
+    return list(ds.values()) if isinstance(ds, Mapping) else [ds]

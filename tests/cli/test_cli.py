@@ -1,0 +1,135 @@
+"""The command line as a person, a program and a pipe use it, on the toy model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from datasets import load_from_disk
+
+from hf_safefilter.cli import main
+from hf_safefilter.toy.corpus import mixed_rows
+
+COMMANDS = ["embed", "reference", "score", "evaluate", "select", "run", "demo", "card", "push", "doctor"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in mixed_rows(60, 0.2, 3)))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert "Usage: hf-safefilter" in out
+    if command != "reference":
+        assert f"hf-safefilter {'--format json ' if command == 'doctor' else ''}{command}" in " ".join(out.split())
+
+
+def test_the_whole_chain_by_hand(call, rows, tmp_path):
+    """embed, reference, score, evaluate, select, card: each command starts from what the one before wrote."""
+    at = {name: tmp_path / name for name in ("embedded", "refs", "scored", "both", "decided", "out")}
+    code, out, err = call("--format", "json", "embed", rows, "--model", "toy", "--layers", "3,4", "-o", at["embedded"])
+    assert code == 0, err
+    assert json.loads(out)["rows"] == 60
+    code, out, err = call("--format", "quiet", "reference", "starter", "--model", "toy", "--layers", "3,4", "-o", at["refs"])
+    assert (code, out.startswith("sha256:")) == (0, True), err
+    common = ("--layer", "4", "--references", at["refs"])
+    assert call("score", at["embedded"], "--method", "larf", *common, "-o", at["scored"])[0] == 0
+    code, _, err = call("score", at["scored"], "--method", "nearest", *common, "--option", "k=3", "-o", at["both"])
+    assert code == 0, err
+    code, out, err = call("--format", "json", "evaluate", at["both"], "--label", "label")
+    assert code == 0, err
+    assert {"larf_score", "nearest_score", "length_score", "random_score"} <= set(json.dumps(json.loads(out)).split('"'))
+    code, out, err = call("--format", "json", "select", at["both"], "--by", "larf_score", "--drop-count", "12", "-o", at["decided"])
+    assert code == 0, err
+    assert json.loads(out)["dropped"] >= 12
+    assert len(load_from_disk(at["decided"] / "kept")) == json.loads(out)["kept"]
+    code, _, err = call("card", at["decided"], "--license", "cc0-1.0", "--source", "a test", "-o", at["out"])
+    assert code == 0, err
+    card = (at["out"] / "README.md").read_text()
+    assert "cc0-1.0" in card
+    assert "LarfScore" in card or "larf" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("embed", "none.jsonl", "--model", "toy", "--layers", "3", "-o", "x"), 1, "no file, folder or Hub data set"),
+        (("embed", "ROWS", "--model", "toy", "--layers", "three", "-o", "x"), 2, "--layers"),
+        (("embed", "ROWS", "--model", "toy", "--layers", "99", "-o", "x"), 1, "99"),
+        (("embed", "ROWS", "--model", "./nowhere", "--layers", "3", "-o", "x"), 1, "nowhere"),
+        (("embed", "ROWS", "--layers", "3", "-o", "x"), 2, "model"),
+        (("score", "ROWS", "--method", "larf", "-o", "x"), 1, "not written by this program"),
+        (("run",), 2, "--example"),
+        (("run", "none.yaml", "-o", "x"), 1, "none.yaml"),
+        (("card", "ROWS", "--license", "mit", "--source", "s", "-o", "x"), 1, "no decision"),
+        (("push", "none", "me/rows", "--yes"), 1, "none"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_a_wrong_call_gets_a_sentence_and_an_exit_code(call, rows, tmp_path, monkeypatch, words, code, says):
+    monkeypatch.chdir(tmp_path)
+    got, out, err = call(*(rows if word == "ROWS" else word for word in words))
+    assert (got, out) == (code, ""), err
+    assert says in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_errors_are_json_for_a_program(call, tmp_path):
+    code, out, err = call("--format", "json", "run", tmp_path / "none.yaml", "-o", tmp_path / "x")
+    assert (code, out) == (1, "")
+    assert json.loads(err)["fix"] == "print one: hf-safefilter run --example"
+
+
+def test_run_prints_an_example_that_runs_and_its_schema(call, rows, tmp_path):
+    code, example, _ = call("run", "--example")
+    assert code == 0
+    (tmp_path / "recipe.yaml").write_text(example.replace("rows.jsonl", str(rows)).replace("layer: auto", "layer: 4"))
+    code, out, err = call("--format", "json", "run", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
+    assert code == 0, err
+    assert json.loads(out)["counts"]["rows"] == 60
+    assert json.loads(call("run", "--schema")[1])["title"] == "Recipe"
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"README.md", "provenance.json", "croissant.json", "dropped.parquet", "data", "plots"} <= names
+
+
+def test_doctor_says_what_is_there(call):
+    code, out, _ = call("--format", "json", "doctor")
+    facts = json.loads(out)
+    assert (code, facts["missing"]) == (0, "nothing")
+    assert facts["device"] in ("cpu", "cuda:0", "mps")
+    assert "token" not in facts
+
+
+def test_the_installed_program_starts_and_ends_in_its_own_process():
+    done = subprocess.run(
+        [sys.executable, "-c", "from hf_safefilter.cli import main; main()", "run", "none.yaml", "-o", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no recipe" in done.stderr
