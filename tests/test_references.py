@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from stand_in import WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
 
 from hf_safefilter import artifacts
-from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError, PublishError
+from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.references import ReferenceIndex, hub, references
 from hf_safefilter.rows import as_conversations, row_id
 
@@ -256,18 +256,6 @@ def test_the_card_holds_no_text_of_the_rows(index):
     )
     body = hub.card(tricky, "me/refs").split("---\n", 2)[2]
     assert "- source: `a 'b' --- # <script>alert(1)</script>`\n" in body  # inert: within one code span
-
-
-def test_pushing_private_texts_to_a_public_repository_is_refused(index, monkeypatch):
-    class Public:
-        def __init__(self, token=None): ...
-        def create_repo(self, *a, **k): ...
-        def repo_info(self, *a, **k):
-            return type("Info", (), {"private": False, "sha": "0" * 40})
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Public)
-    with pytest.raises(PublishError, match="is public"):
-        index.push("me/refs")
 
 
 def test_the_store_is_where_it_was_told(index, tmp_path):

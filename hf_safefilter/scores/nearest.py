@@ -56,7 +56,8 @@ class NearestScore(Step):
         """float32 (n,) and strings (n, k)."""
         index = references(self.references)
         unsafe, safe = (index.index(self.layer, side) for side in SIDES)
-        ids = np.array([*(row.row_id for row in index.rows("unsafe")), ""])  # position -1 is the empty id
+        # Position -1 is the empty id. Objects, not fixed-width text: a reference in place of 128 bytes a neighbour.
+        ids = np.array([*(row.row_id for row in index.rows("unsafe")), ""], dtype=object)
 
         def one_piece(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             directions = unit(piece)
