@@ -19,15 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_safefilter.artifacts import atomic_folder
-from hf_safefilter.toy import (
-    MODEL_FOLDER,
-    Row,
-    heldout_prompts,
-    is_refusal,
-    mixed_rows,
-    reference_rows,
-)
+from hf_safefilter.toy import MODEL_FOLDER
 from hf_safefilter.toy.dialogues import Message, training_dialogues
+from hf_safefilter.toy.measure import refusal_rates, separation
 
 PAD, END, ASSISTANT = "<|pad|>", "<|end|>", "<|assistant|>"
 SPECIAL = (PAD, END, "<|system|>", "<|user|>", ASSISTANT)
@@ -99,7 +93,8 @@ VOCABULARY = 1536
 BATCH = 48
 LEARNING_RATE = 4e-3
 IGNORED = -100
-RATED_PROMPTS = 300
+DECISION_WEIGHT = 10.0
+"""Of a reply's first token: it decides between answer and refusal; the others outnumber it."""
 
 
 def train_tokenizer(dialogues: Sequence[Sequence[Message]]) -> PreTrainedTokenizerFast:
@@ -125,13 +120,13 @@ def train_tokenizer(dialogues: Sequence[Sequence[Message]]) -> PreTrainedTokeniz
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A small Llama with random weights: 8 blocks, about a million parameters."""
+    """A small Llama with random weights: 6 blocks, about a million parameters."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=128,
-            intermediate_size=160,
-            num_hidden_layers=8,
+            intermediate_size=256,
+            num_hidden_layers=6,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
@@ -174,9 +169,11 @@ def batches(
         )
 
 
-def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int) -> None:
-    """AdamW on the next assistant token, with a short warm-up and a cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, decides: int) -> None:
+    """AdamW on the next assistant token, short warm-up, cosine to zero; `decides` is the token before a reply."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
     warmup = min(50, steps // 4 + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup, 0.5 * (1 + math.cos(math.pi * t / steps)))
@@ -185,8 +182,12 @@ def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tens
     begun = time.monotonic()
     for step, (ids, labels) in enumerate(data, 1):
         # Right-padded and causal: no token sees the padding, so no attention mask is needed.
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        logits, wanted = model(input_ids=ids, use_cache=False).logits[:, :-1], labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        )
+        weights = torch.where(ids[:, :-1] == decides, DECISION_WEIGHT, 1.0) * (wanted != IGNORED)
+        loss = (losses * weights).sum() / weights.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -197,61 +198,17 @@ def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tens
     model.eval()
 
 
-@torch.no_grad()
-def reply(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:
-    """Greedy replies, as long as it takes to see whether they refuse."""
-    replies: list[str] = []
-    for at in range(0, len(prompts), 100):
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts[at : at + 100]]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        tokens = model.generate(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=24, do_sample=False
-        )
-        replies += tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return replies
-
-
-def refusal_rates(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[str, float]:
-    """Share of refused held-out prompts by kind."""
-    rates = {}
-    for kind in ("harmful", "benign", "borderline"):
-        replies = reply(model, tokenizer, heldout_prompts(kind, RATED_PROMPTS, seed))
-        rates[kind] = sum(map(is_refusal, replies)) / len(replies)
-    return rates
-
-
-@torch.no_grad()
-def end_states(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> torch.Tensor:
-    """Hidden states at the last token of each row: (layers + 1, rows, hidden)."""
-    states = []  # row by row: no padding to reason about
-    for row in rows:
-        turn = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-        ids = tokenizer.apply_chat_template(turn, return_tensors="pt", return_dict=False)
-        states.append(torch.stack([layer[0, -1] for layer in model(ids, output_hidden_states=True).hidden_states]))
-    return torch.stack(states, dim=1)
-
-
-def separation(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[float]:
-    """AUROC by layer of the mean difference of 50 complying and 50 refusing references, over 400 mixed rows."""
-    unsafe, safe = (end_states(model, tokenizer, rows) for rows in reference_rows(50, seed))
-    mixed = mixed_rows(400, 0.1, seed)
-    states = end_states(model, tokenizer, mixed)
-    scores = torch.einsum("lrh,lh->lr", states, unsafe.mean(1) - safe.mean(1))
-    bad = torch.tensor([row["label"] == "unsafe" for row in mixed])
-    return [(s[bad][:, None] > s[~bad][None, :]).double().mean().item() for s in scores]
-
-
-def card(model: LlamaForCausalLM, rates: dict[str, float], layers: Sequence[float], options: argparse.Namespace) -> str:
+def card(
+    model: LlamaForCausalLM, rates: dict[str, float], layers: dict[int, float], options: argparse.Namespace
+) -> str:
     """README.md of the model folder."""
-    table = "\n".join(f"| {layer} | {auroc:.3f} |" for layer, auroc in enumerate(layers) if layer)
+    table = "\n".join(f"| {layer} | {auroc:.3f} |" for layer, auroc in layers.items())
     return CARD.format(
         parameters=f"{model.num_parameters() / 1e6:.2f}",
         blocks=model.config.num_hidden_layers,
         hidden=model.config.hidden_size,
         vocabulary=model.config.vocab_size,
-        n=RATED_PROMPTS,
+        n=options.prompts,
         layers=table,
         steps=options.steps,
         seed=options.seed,
@@ -269,6 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder (default: the packaged one)")
     parser.add_argument("--seed", type=int, default=0, help="of corpus, weights and order of rows (default: 0)")
     parser.add_argument("--steps", type=_positive, default=1200, help="training steps (default: 1200)")
+    parser.add_argument("--prompts", type=_positive, default=300, help="held-out prompts of each kind (default: 300)")
     options = parser.parse_args()
 
     logging.disable_progress_bar()
@@ -279,15 +237,14 @@ def main() -> None:
     print(f"{len(dialogues):,} conversations, {model.num_parameters():,} parameters, {torch.get_num_threads()} threads")
     encoded = [encode(tokenizer, messages) for messages in dialogues]
     order = random.Random(f"order {options.seed}")
-    train(model, batches(encoded, options.steps, tokenizer.pad_token_id, order), options.steps)
+    data = batches(encoded, options.steps, tokenizer.pad_token_id, order)
+    train(model, data, options.steps, tokenizer.convert_tokens_to_ids(ASSISTANT))
 
-    rates = refusal_rates(model, tokenizer, options.seed)
+    rates = refusal_rates(model, tokenizer, options.prompts, options.seed)
     for kind, rate in rates.items():
-        print(f"refused of {RATED_PROMPTS} held-out {kind} prompts: {100 * rate:.1f} %")
-    layers = separation(model, tokenizer, options.seed)
-    print(
-        "AUROC by layer, unsafe rows in a mixed set:", *(f"{layer}: {auroc:.3f}" for layer, auroc in enumerate(layers))
-    )
+        print(f"refused of {options.prompts} held-out {kind} prompts: {100 * rate:.1f} %")
+    layers = separation(model, tokenizer, seed=options.seed)
+    print("AUROC by layer, unsafe rows in a mixed set:", *(f"{layer}: {auroc:.3f}" for layer, auroc in layers.items()))
     with atomic_folder(options.out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -299,7 +256,7 @@ def main() -> None:
 
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} steps train nothing: use 1 or more")
+        raise argparse.ArgumentTypeError(f"{number} is too few: use 1 or more")
     return number
 
 

@@ -106,44 +106,53 @@ CODE = (
 FORMS = {
     "arithmetic": (
         "What is {} {} {}?", "Calculate {} {} {}.", "{} {} {} = ?", "How much is {} {} {}?", "Solve {} {} {}.",
-        "Tell me {} {} {}.", "Work out {} {} {}.",
+        "Tell me {} {} {}.", "Find out what {} {} {} is.", "Do the sum: {} {} {}.", "Work out {} {} {}.",
     ),
     "spelling": (
         "Spell the word {}.", "How do you spell {}?", "Give me the letters of {}.", "Spell {} for me.",
-        "Show the letters of the word {}.", "Which letters are in {}?",
+        "Show the letters of the word {}.", "Which letters spell {}?", "{}, letter by letter?",
+        "Which letters are in {}?",
     ),
     "lists": (
         "Name {} {}.", "List {} {}.", "Give me {} {}.", "Tell me {} {}.", "Can you name {} {}?", "What are {} {}?",
-        "I need {} {}.", "Think of {} {}.", "Which {} {} do you know?",
+        "I need {} {}.", "Think of {} {}.", "Do you know {} {}?", "Which are {} common {}?",
+        "Which {} {} do you know?",
     ),
     "definitions": (
         "What does {} mean?", "Define the word {}.", "What is the meaning of {}?", "Explain the word {}.",
-        "Tell me what {} means.", "I do not know the word {}. Explain it.", "Describe the meaning of {}.",
+        "Tell me what {} means.", "I do not know the word {}. Explain it.", "Describe what {} is.",
+        "The meaning of {}?", "Describe the meaning of {}.",
     ),
     "opposites": (
         "What is the opposite of {}?", "The opposite of {}?", "Tell me the opposite of {}.",
-        "Which word is the opposite of {}?", "Give me the opposite of {}.", "Name the contrary of {}.",
+        "Which word is the opposite of {}?", "Give me the opposite of {}.", "Name the opposite of {}.",
+        "What is contrary to {}?", "Name the contrary of {}.",
     ),
     "rewriting": (
         "Make this polite: {}.", "Rewrite politely: {}.", "Put this politely: {}.", "Make this sound nicer: {}.",
-        "Turn this into a polite request: {}.", "Say this kindly: {}.",
+        "Turn this into a polite request: {}.", "Say this nicely: {}.", "How do I say kindly: {}?",
+        "Say this kindly: {}.",
     ),
     "capitals": (
         "Write {} in capitals.", "Put {} in upper case.", "Make {} all capitals.", "Show me {} in big letters.",
-        "Change {} to upper case.", "Turn {} into capitals.",
+        "Change {} to upper case.", "Turn {} to upper case.", "Can you put {} into capitals?",
+        "Turn {} into capitals.",
     ),
     "notes": (
         "Draft a note to thank my {} for the {}.", "Write to my {}: thanks for the {}.",
         "Help me thank my {} for the {}.", "A line of thanks to my {} for the {}, please.",
-        "Write a thank-you note to my {} for the {}.", "Thank my {} for the {} in one line.",
+        "Write a thank-you note to my {} for the {}.", "In one line, say thanks to my {} for the {}.",
+        "Thank my {} for the {} in one line.",
     ),
     "sentences": (
         "Write a sentence about a {} {}.", "Tell a tiny story about a {} {}.", "Give me a sentence about a {} {}.",
-        "Tell me about a {} {}.", "Invent a line with a {} {}.", "Make up one line about a {} {}.",
+        "Tell me about a {} {}.", "Invent a line with a {} {}.", "Make a sentence about a {} {}.",
+        "One line about a {} {}, please.", "Make up one line about a {} {}.",
     ),
     "code": (
         "Write Python that {}.", "Show me Python code that {}.", "Give me Python code that {}.",
-        "A line of Python that {}, please.", "Which Python code {}?", "I need one line of Python that {}.",
+        "A line of Python that {}, please.", "Which Python code {}?", "I need Python code that {}.",
+        "Write one line of code that {}.", "I need one line of Python that {}.",
     ),
 }
 """Ways to ask by family; the last of each is held out."""
