@@ -124,7 +124,7 @@ def evaluate(
     if not named:
         raise DataError("there are no scores to measure", fix="score the rows first: hf-safefilter score --help")
     values = {name: numbers_of(ds, name) for name in named}
-    controls = _controls(ds, columns)
+    controls = control_scores(ds, columns)
     values = {name: one for name, one in values.items() if name not in controls} | controls
     length = controls[score_column("length")]
     found = [
@@ -143,8 +143,8 @@ def _method_columns(ds: Any) -> list[str]:
     return [name for name in names if name in known]
 
 
-def _controls(ds: Any, columns: Mapping[str, str] | None) -> dict[str, np.ndarray]:
-    """The control scores, computed from the text where they are not columns already."""
+def control_scores(ds: Any, columns: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
+    """The control scores, float64 (n,) each, computed from the text where they are not columns already."""
     from hf_safefilter.scores import CONTROLS, make
 
     found = {}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_safefilter.batch import Batch
+from hf_safefilter.columns import embedding_column
 from hf_safefilter.errors import MissingError
 
 _made: dict[str, list[Step]] = {}
@@ -47,6 +48,11 @@ class Step:
     def produces(self) -> tuple[str, ...]:
         """Names of the columns this step adds."""
         raise NotImplementedError
+
+    def needs(self) -> tuple[str, ...]:
+        """Names of the columns that another step must have filled: the vectors of `layer`, where there is one."""
+        layer = getattr(self, "layer", None)
+        return () if layer is None else (embedding_column(layer),)
 
     def record(self) -> dict[str, Any]:
         """Class name and every field, as plain JSON values: what the card states and a re-run needs."""

@@ -131,9 +131,9 @@ def _ranked(scores: np.ndarray, fraction: float | None, count: int | None) -> Th
         raise DataError(
             f"dropping {wanted} rows would drop all {n}: they tie", fix="use another score or an absolute threshold"
         )
-    asked = f"{fraction:.4g} of" if fraction is not None else f"{wanted} of"
+    asked = f"{100 * fraction:.4g} %" if fraction is not None else f"{wanted}"
     ties = f" ({dropped - wanted} more tie with the last)" if dropped > wanted else ""
-    return Threshold(value, f"the highest {asked} {n} scored rows dropped{ties}")
+    return Threshold(value, f"the highest {asked} of {n} scored rows dropped{ties}")
 
 
 def _labelled(scores: np.ndarray, labels: np.ndarray, rule: str | None, max_fpr: float | None) -> Threshold:

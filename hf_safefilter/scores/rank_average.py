@@ -100,6 +100,10 @@ class RankAverage(Step):
         """`rank_average_score`."""
         return (score_column("rank_average"),)
 
+    def needs(self) -> tuple[str, ...]:
+        """The score columns that are averaged."""
+        return Ranks.of(self.ranks).columns
+
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,)."""
         ranks = Ranks.of(self.ranks)

@@ -1,0 +1,170 @@
+"""The card: README.md with its metadata, rendered from a `Provenance`. A card's own text is kept."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from hf_safefilter.errors import PublishError
+from hf_safefilter.publish.files import Published, SplitSize
+from hf_safefilter.publish.provenance import Provenance
+
+BEGIN = "<!-- hf_safefilter: begin; what stands between these two lines is written anew at each push -->"
+END = "<!-- hf_safefilter: end -->"
+_OURS = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def render(
+    provenance: Provenance, published: Published | None, *, existing: str | None = None, text_included: bool = False
+) -> str:
+    """README.md of a published data set.
+
+    Args:
+        provenance: what to state.
+        published: the data files: features, rows and bytes of each split; None leaves what the existing card says of
+            them.
+        existing: the README.md that is there already: its text outside our part, and metadata keys that are not ours,
+            are kept.
+        text_included: whether ``dropped.parquet`` holds the text of the dropped rows.
+
+    Raises:
+        PublishError: the existing card's metadata are not YAML.
+    """
+    metadata, text = _taken_apart(existing) if existing else ({}, None)
+    ours = _body(provenance, text_included)
+    if text is None:
+        body = f"# {_escape(provenance.source.name)}, filtered for safety\n\n{ours}\n"
+    elif _OURS.search(text):
+        body = _OURS.sub(lambda _: ours, text, count=1)
+    else:
+        body = f"{text.rstrip()}\n\n{ours}\n"
+    head = yaml.safe_dump(_metadata(provenance, published, metadata), sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{head}---\n{body if body.startswith(chr(10)) else chr(10) + body}"
+
+
+def _taken_apart(card: str) -> tuple[dict[str, Any], str]:
+    found = re.match(r"\A---\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", card, re.DOTALL)
+    if not found:
+        return {}, card
+    try:
+        metadata = yaml.safe_load(found.group(1)) or {}
+    except yaml.YAMLError as error:
+        raise PublishError("the metadata of the existing card are not YAML", fix="mend its first lines") from error
+    if not isinstance(metadata, dict):
+        raise PublishError("the metadata of the existing card are no mapping", fix="mend its first lines")
+    return metadata, card[found.end() :]
+
+
+def splits_in(card: str | None) -> dict[str, SplitSize]:
+    """The splits that an existing card counts, with their sizes."""
+    metadata, _ = _taken_apart(card) if card else ({}, "")
+    info = metadata.get("dataset_info")
+    listed = info.get("splits", []) if isinstance(info, dict) else []
+    return {
+        str(one["name"]): SplitSize(int(one.get("num_examples", 0)), int(one.get("num_bytes", 0)), 0) for one in listed
+    }
+
+
+def _metadata(provenance: Provenance, published: Published | None, there: Mapping[str, Any]) -> dict[str, Any]:
+    name = provenance.source.name
+    tags = [tag for tag in there.get("tags") or [] if tag != "safefilter"]
+    ours: dict[str, Any] = {"license": provenance.source.license, "tags": [*tags, "safefilter"]}
+    if _REPO.fullmatch(name) and re.fullmatch(r"[0-9a-f]{40}", provenance.source.revision or ""):
+        ours["source_datasets"] = [name]
+    if published is not None:
+        ours |= _of_data(published)
+    ours["safefilter"] = {
+        "tool": provenance.tool,
+        "column": provenance.selection.column,
+        "threshold": provenance.selection.threshold_hex,
+        "references": [one["digest"] for one in provenance.references],
+    }
+    if provenance.recipe is not None:
+        ours["safefilter"]["recipe"] = provenance.recipe
+    return {**{key: value for key, value in there.items() if key not in ours}, **ours}
+
+
+def _of_data(published: Published) -> dict[str, Any]:
+    ours: dict[str, Any] = {}
+    ours["size_categories"] = [_size(sum(split.rows for split in published.splits.values()))]
+    ours["configs"] = [
+        {
+            "config_name": "default",
+            "data_files": [{"split": split, "path": f"data/{split}-*"} for split in published.splits],
+        }
+    ]
+    ours["dataset_info"] = {
+        "features": published.features._to_yaml_list(),
+        "splits": [
+            {"name": split, "num_bytes": size.bytes, "num_examples": size.rows}
+            for split, size in published.splits.items()
+        ],
+        "download_size": sum(size.download for size in published.splits.values()),
+        "dataset_size": sum(size.bytes for size in published.splits.values()),
+    }
+    return ours
+
+
+def _size(rows: int) -> str:
+    steps = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
+    return next((name for bound, name in steps if rows < bound), "n>10M")
+
+
+def _body(provenance: Provenance, text_included: bool) -> str:
+    facts = _escaped(provenance.to_dict())
+    counts = facts["counts"]
+    titles = (("split", "by_split"), ("source", "by_source"), ("category", "by_category"))
+    text = _template().render(
+        facts,
+        begin=BEGIN,
+        end=END,
+        tables=[(title, counts[key]) for title, key in titles if counts[key]],
+        labelled_rule="labelled rows" in provenance.selection.rule,
+        text_included=text_included,
+        number=lambda value: f"{value:.4g}",
+        percent=lambda share: f"{share['dropped'] / share['rows']:.1%}" if share["rows"] else "",
+        options=_options,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _options(step: Mapping[str, Any]) -> str:
+    plain = {name: value for name, value in step.items() if name != "step" and value is not None}
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in plain.items()
+    )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    from importlib.resources import files
+
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string((files("hf_safefilter") / "cards" / "dataset.md.j2").read_text(encoding="utf-8"))
+
+
+def _escaped(value: Any) -> Any:
+    """Every string of the record made harmless: no HTML, no Markdown, no line breaks; keys too."""
+    if isinstance(value, dict):
+        return {_escape(str(key)): _escaped(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_escaped(one) for one in value]
+    return _escape(value) if isinstance(value, str) else value
+
+
+def _escape(text: str) -> str:
+    # Digests, columns and versions hold nothing that needs escaping; names from data may hold anything.
+    if re.fullmatch(r"[\w.:/ ,%<>=-]*", text) and "<" not in text and ">" not in text and "__" not in text:
+        return text
+    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))

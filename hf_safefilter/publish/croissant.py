@@ -1,0 +1,145 @@
+"""croissant.json: the published files in MLCommons' Croissant 1.1, with their sha256 and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_safefilter.artifacts import file_sha256
+
+if TYPE_CHECKING:
+    from hf_safefilter.publish.files import Published
+    from hf_safefilter.publish.provenance import Provenance
+
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "containedIn": "cr:containedIn",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isArray": "cr:isArray",
+    "isLiveDataset": "cr:isLiveDataset",
+    "arrayShape": "cr:arrayShape",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "prov": "http://www.w3.org/ns/prov#",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+_KINDS = {"string": "sc:Text", "large_string": "sc:Text", "bool": "sc:Boolean"}
+
+
+def croissant(provenance: Provenance, published: Published, folder: Path) -> dict[str, Any]:
+    """The Croissant record of a folder that holds data and ``dropped.parquet`` already.
+
+    Columns of plain values and lists of them are described as fields; nested ones are in the files all the same.
+    """
+    files = [*sorted((folder / "data").glob("*.parquet")), folder / "dropped.parquet"]
+    counts, selection = provenance.counts, provenance.selection
+    did = f"dropped {counts.dropped} of {counts.rows} rows: {selection.column} below {selection.threshold!r} was kept"
+    return {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.1",
+        "name": f"{provenance.source.name}, filtered for safety",
+        "description": f"The rows of {provenance.source.name} that {provenance.tool} kept. It {did}.",
+        "license": provenance.source.license,
+        "datePublished": provenance.created,
+        "version": "1.0.0",
+        "rai:dataPreprocessingProtocol": [f"{did}; {selection.rule}"],
+        "rai:dataLimitations": ["A score is evidence, not proof: rows that weaken refusals may remain."],
+        "prov:wasDerivedFrom": _entity(provenance.source.name, provenance.source.revision),
+        "prov:wasGeneratedBy": {
+            "@type": "prov:Activity",
+            "prov:label": "filtering for safety",
+            "prov:used": [
+                *([_entity(provenance.model["model"], provenance.model["revision"])] if provenance.model else []),
+                *(_entity(one["source"], one["digest"]) for one in provenance.references),
+            ],
+            "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": provenance.tool},
+        },
+        "distribution": [_file(path, folder) for path in files],
+        "recordSet": [_records(split, published, files[:-1], folder) for split in published.splits],
+    }
+
+
+def _entity(name: str, version: str | None) -> dict[str, Any]:
+    return {"@type": "prov:Entity", "prov:label": name} | ({"prov:value": version} if version else {})
+
+
+def _file(path: Path, folder: Path) -> dict[str, Any]:
+    name = path.relative_to(folder).as_posix()
+    return {
+        "@type": "cr:FileObject",
+        "@id": name,
+        "name": name,
+        "contentUrl": name,
+        "contentSize": f"{path.stat().st_size} B",
+        "encodingFormat": "application/x-parquet",
+        "sha256": file_sha256(path),
+    }
+
+
+def _records(split: str, published: Published, shards: list[Path], folder: Path) -> dict[str, Any]:
+    mine = [path for path in shards if path.name.startswith(f"{split}-")]
+    fields = []
+    for name, feature in published.features.items():
+        kind, is_list = _kind(feature)
+        if kind is None:
+            continue
+        field = {
+            "@type": "cr:Field",
+            "@id": f"{split}/{name}",
+            "name": f"{split}/{name}",
+            "dataType": kind,
+            "source": {"fileObject": {"@id": mine[0].relative_to(folder).as_posix()}, "extract": {"column": name}},
+        }
+        fields.append(field | ({"isArray": True, "arrayShape": "-1"} if is_list else {}))
+    return {
+        "@type": "cr:RecordSet",
+        "@id": split,
+        "name": split,
+        "description": f"{published.splits[split].rows} kept rows in {len(mine)} files",
+        "field": fields,
+    }
+
+
+def _kind(feature: Any) -> tuple[str | None, bool]:
+    """Croissant's name of a feature, and whether it is a list of such; None for what has no plain name."""
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _kind(inner)[0], True
+    if getattr(feature, "names", None) is not None:  # ClassLabel
+        return "sc:Integer", False
+    dtype = str(getattr(feature, "dtype", ""))
+    if dtype.startswith(("int", "uint")):
+        return "sc:Integer", False
+    if dtype.startswith("float"):
+        return "sc:Float", False
+    return _KINDS.get(dtype), False

@@ -1,0 +1,61 @@
+"""A publishable folder: everything that goes into the one commit, written at once or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_safefilter.artifacts import atomic_folder
+from hf_safefilter.publish.card import render
+from hf_safefilter.publish.croissant import croissant
+from hf_safefilter.publish.files import by_split, read_published, write_dropped, write_kept
+from hf_safefilter.publish.plots import write_plots
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hf_safefilter.publish.provenance import Provenance
+    from hf_safefilter.select import IsSafe
+
+PROVENANCE = "provenance.json"
+
+
+def write_folder(
+    out: str | Path,
+    scored: Dataset | DatasetDict,
+    is_safe: IsSafe,
+    provenance: Provenance,
+    *,
+    include_text: bool = False,
+) -> None:
+    """Write kept rows, dropped list, card, provenance, Croissant record and plots to `out`.
+
+    `load_dataset(out)` gives the kept rows. An earlier output there is replaced; any other folder is left alone.
+
+    Args:
+        out: the folder.
+        scored: the rows with all their columns.
+        is_safe: the decision.
+        provenance: what `gather` found about them.
+        include_text: whether the dropped rows themselves go into ``dropped.parquet``.
+
+    Raises:
+        OptionError: `out` holds something else.
+        PublishError: nothing was kept, or the record may not be published.
+    """
+    from hf_safefilter.select import split
+    from hf_safefilter.thresholds import numbers_of
+
+    provenance.checked()
+    parts = split(scored, is_safe)
+    with atomic_folder(Path(out), marker=PROVENANCE) as folder:
+        write_kept(folder, by_split(parts.kept), provenance.columns_added)
+        write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)
+        write_plots(folder, numbers_of(scored, is_safe.column), provenance)
+        published = read_published(folder)
+        (folder / PROVENANCE).write_text(provenance.to_json(), encoding="utf-8")
+        record = croissant(provenance, published, folder)
+        (folder / "croissant.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        card = render(provenance, published, text_included=include_text)
+        (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,254 @@
+"""Gathering what a card states from scored rows and the steps that scored them; the steps are put to the test."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.columns import ROW_ID, UNSCORABLE
+from hf_safefilter.errors import MissingError, PublishError
+from hf_safefilter.publish.files import by_split
+from hf_safefilter.publish.provenance import Check, Counts, Provenance, Selection, Share, Source, SourceSplit, portable
+from hf_safefilter.step import Step, steps_made
+from hf_safefilter.thresholds import numbers_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hf_safefilter.select import IsSafe
+
+REACHED = "score at or above the threshold"
+NO_NUMBER = "score is not a number"
+_MOST_VALUES = 40
+_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_PACKAGES = ("datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
+
+
+def gather(
+    scored: Dataset | DatasetDict,
+    is_safe: IsSafe,
+    *,
+    license: str,
+    source: str,
+    source_revision: str | None = None,
+    steps: Sequence[Step] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    layer_choice: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    check_rows: int = 8,
+) -> Provenance:
+    """Everything a card states about a decision.
+
+    Args:
+        scored: the rows with the columns of all steps.
+        is_safe: the decision.
+        license: of the rows.
+        source: where they come from.
+        source_revision: its commit or digest.
+        steps: what filled the columns, in order; default: the steps constructed in this process that fill the deciding
+            column and the columns it needs.
+        recipe: of the run, if there was one.
+        layer_choice: `LayerChoice.to_json()`.
+        evaluation: `Evaluation.to_json()`.
+        check_rows: how many rows are read and scored again from their text.
+
+    Raises:
+        PublishError: no licence or source; no rows; steps that are not known, or that do not give the scores there.
+    """
+    from hf_safefilter import __version__
+
+    parts = by_split(scored)
+    if not sum(map(len, parts.values())):
+        raise PublishError("there are no rows", fix="check the source")
+    steps = list(steps) if steps is not None else steps_behind(is_safe.column)
+    added = [column for step in steps for column in step.produces()]
+    scores = numbers_of(scored, is_safe.column)
+    reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
+    ids = {name: row_ids(part, _mapping(steps)) for name, part in parts.items()}
+    indexes = _indexes(steps)
+    return Provenance(
+        tool=f"hf_safefilter {__version__}",
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        source=Source(
+            name=portable(source.strip()),
+            revision=source_revision,
+            license=license.strip(),
+            splits={name: SourceSplit(rows=len(ids[name]), row_ids=ids_digest(ids[name])) for name in parts},
+        ),
+        model=next((portable(step.describe()) for step in steps if hasattr(step, "describe")), None),
+        layer_choice=layer_choice,
+        references=[portable(index.summary()) for index in indexes],
+        overlap=len({one for index in indexes for part in ids.values() for one in index.overlap(part)}),
+        steps=[portable(step.record()) for step in steps],
+        selection=Selection(
+            column=is_safe.column,
+            threshold=is_safe.threshold,
+            threshold_hex=is_safe.threshold.hex(),
+            rule=is_safe.rule,
+        ),
+        counts=_counts(parts, reasons),
+        quantiles=_quantiles(scores),
+        controls=_controls(scored, scores, _mapping(steps)),
+        check=_check(scored, steps, is_safe.column, scores, check_rows),
+        evaluation=evaluation,
+        environment=_environment(),
+        recipe=recipe,
+        columns_added=added,
+    ).checked()
+
+
+def steps_behind(column: str) -> list[Step]:
+    """The steps of this process that fill `column` and what it needs, in the order they must run.
+
+    Raises:
+        PublishError: none, or several that fill the same column.
+    """
+    try:
+        made = steps_made(column)
+    except MissingError as error:
+        raise PublishError(error.fact, fix=error.fix) from error
+    if len(made) > 1:
+        raise PublishError(
+            f"{len(made)} steps of this process fill column {column!r}: which one ran?",
+            found="; ".join(map(str, made)),
+            fix="pass steps=[...] in the order they ran",
+        )
+    step = made[0]
+    before = [one for need in step.needs() for one in steps_behind(need)]
+    return [*dict.fromkeys(before), step]
+
+
+def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
+    """Why each row was dropped; "" where it was kept."""
+    columns = [name for name in (is_safe.column, UNSCORABLE) if name in part.column_names]
+    view = Batch(part.select_columns(columns).with_format("arrow")[:]) if len(part) else None
+    if view is None:
+        return []
+    unread = view.cells(UNSCORABLE) if UNSCORABLE in columns else [""] * view.n
+    finite = np.isfinite(view.numbers(is_safe.column))
+    return [
+        "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER
+        for kept, reason, scored in zip(is_safe.mask(view).tolist(), unread, finite.tolist(), strict=True)
+    ]
+
+
+def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str]:
+    """Ids of the rows: the column if it is there, else worked out from the text."""
+    from hf_safefilter.rows import as_conversations, row_id
+
+    if ROW_ID in part.column_names:
+        return part.with_format("arrow")[:][ROW_ID].to_pylist() if len(part) else []
+    return [row_id(one) for one in as_conversations(part, columns)]
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """``sha256:`` over the ids in order, a newline after each."""
+    return "sha256:" + hashlib.sha256("".join(f"{one}\n" for one in ids).encode()).hexdigest()
+
+
+def _mapping(steps: Sequence[Step]) -> dict[str, str] | None:
+    reader = next((step for step in steps if hasattr(step, "describe")), None)
+    return dict(reader.columns) if reader is not None and reader.columns else None
+
+
+def _indexes(steps: Sequence[Step]) -> list[Any]:
+    from hf_safefilter.references import references
+
+    digests = dict.fromkeys(step.references for step in steps if hasattr(step, "references"))
+    return [references(digest) for digest in digests]
+
+
+def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]]) -> Counts:
+    every = [reason for part in reasons.values() for reason in part]
+    dropped = Counter(filter(None, every))
+    by: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
+    for column, shares in by.items():
+        if all(column in part.column_names for part in parts.values()):
+            cells = [str(cell) for part in parts.values() for cell in part.with_format(None)[column][:]]
+            shares.update(_shares(cells, every))
+    return Counts(
+        rows=len(every),
+        kept=len(every) - sum(dropped.values()),
+        dropped=sum(dropped.values()),
+        by_reason=dict(dropped.most_common()),
+        by_split={name: Share(rows=len(part), dropped=sum(map(bool, part))) for name, part in reasons.items()},
+        by_source=by["source"],
+        by_category=by["category"],
+    )
+
+
+def _shares(cells: Sequence[str], reasons: Sequence[str]) -> dict[str, Share]:
+    """Share of each value, most frequent first; beyond the first few they are put together."""
+    rows = Counter(cells)
+    gone = Counter(cell for cell, reason in zip(cells, reasons, strict=True) if reason)
+    shown = [value for value, _ in rows.most_common(_MOST_VALUES)]
+    found = {value: Share(rows=rows[value], dropped=gone[value]) for value in shown}
+    if len(rows) > len(shown):
+        rest = [value for value in rows if value not in found]
+        found[f"{len(rest)} others"] = Share(rows=sum(rows[v] for v in rest), dropped=sum(gone[v] for v in rest))
+    return found
+
+
+def _quantiles(scores: np.ndarray) -> dict[str, float]:
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        raise PublishError("no row could be scored", fix="look at column 'unscorable'")
+    return {f"{at:g}": float(value) for at, value in zip(_QUANTILES, np.quantile(finite, _QUANTILES), strict=True)}
+
+
+def _controls(scored: Any, scores: np.ndarray, columns: Mapping[str, str] | None) -> dict[str, float | None]:
+    from hf_safefilter.evaluation import control_scores, spearman
+
+    found = control_scores(scored, columns)
+    return {name: spearman(scores, values) for name, values in found.items()}
+
+
+def _check(scored: Any, steps: Sequence[Step], column: str, scores: np.ndarray, rows: int) -> Check:
+    """Read and score a few rows again from their text, by the steps that the card is about to name."""
+    tolerance = max(1e-3, 0.02 * float(np.nanstd(np.where(np.isfinite(scores), scores, np.nan))))
+    worst = 0.0
+    places = np.unique(np.linspace(0, len(scores) - 1, min(rows, len(scores))).round().astype(int))
+    start = 0
+    for part in by_split(scored).values():
+        here = [int(place) - start for place in places if start <= place < start + len(part)]
+        if here:
+            again = _rescored(part.select(here), steps, column)
+            there = scores[[start + place for place in here]]
+            if not np.array_equal(np.isfinite(again), np.isfinite(there)):
+                worst = np.inf
+            both = np.isfinite(again) & np.isfinite(there)
+            worst = max(worst, float(np.abs(again - there)[both].max(initial=0.0)))
+        start += len(part)
+    if worst > tolerance:
+        raise PublishError(
+            f"the steps named do not give the scores in column {column!r}",
+            found=f"rows scored again differ by up to {worst:.3g} (tolerance {tolerance:.3g})",
+            fix="pass steps=[...]: the ones that really ran, in order",
+        )
+    return Check(rows=len(places), largest_difference=worst, tolerance=tolerance)
+
+
+def _rescored(sample: Dataset, steps: Sequence[Step], column: str) -> np.ndarray:
+    added = {name for step in steps for name in step.produces()}
+    rows: dict[str, Any] = sample.remove_columns([n for n in sample.column_names if n in added]).with_format(None)[:]
+    for step in steps:
+        rows = rows | step(rows)
+    return np.asarray(rows[column], dtype=np.float64)
+
+
+def _environment() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.system()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

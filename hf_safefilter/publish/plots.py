@@ -1,0 +1,70 @@
+"""Plots of a decision: where the scores lie, and which sources and categories lost rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hf_safefilter.publish.provenance import Provenance, Share
+
+_KEPT, _DROPPED = "#3b6ea5", "#c8553d"
+
+
+def write_plots(folder: Path, scores: np.ndarray, provenance: Provenance) -> None:
+    """Write ``plots/scores`` and ``plots/shares`` as PNG and SVG; the same input gives the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    (folder / "plots").mkdir()
+    with matplotlib.rc_context({"svg.hashsalt": "hf_safefilter", "font.size": 10, "axes.spines.top": False,
+                                "axes.spines.right": False}):  # fmt: skip
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        _scores(figure.subplots(), scores, provenance)
+        _save(figure, folder / "plots" / "scores")
+        shares = provenance.counts.by_category or provenance.counts.by_source or provenance.counts.by_split
+        figure = Figure(figsize=(7, 1.2 + 0.28 * len(shares)), layout="constrained")
+        _shares(figure.subplots(), shares)
+        _save(figure, folder / "plots" / "shares")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+
+
+def _scores(axes: Any, scores: np.ndarray, provenance: Provenance) -> None:
+    finite = scores[np.isfinite(scores)]
+    threshold = provenance.selection.threshold
+    low, high = min(finite.min(), threshold), max(finite.max(), threshold)
+    edges = np.linspace(low, high if high > low else low + 1, 61)
+    sides = [finite[finite < threshold], finite[finite >= threshold]]
+    labels = [f"kept ({len(sides[0])})", f"dropped ({len(sides[1])})"]
+    axes.hist(sides, bins=edges, stacked=True, color=[_KEPT, _DROPPED], label=labels)
+    axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.4g}")
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_xlabel(f"{_plain(provenance.selection.column)}: higher = more dangerous to alignment")
+    axes.set_ylabel("rows")
+    unscored = len(scores) - len(finite)
+    axes.set_title(f"{len(scores)} rows" + (f", {unscored} not scored and dropped" if unscored else ""), loc="left")
+    axes.legend(frameon=False)
+
+
+def _shares(axes: Any, shares: dict[str, Share]) -> None:
+    names = [_plain(name)[:40] or "(none)" for name in shares]
+    values = [100 * share.dropped / share.rows if share.rows else 0.0 for share in shares.values()]
+    places = np.arange(len(names))
+    axes.barh(places, values, color=_DROPPED)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("dropped, % of rows")
+    for place, (value, share) in enumerate(zip(values, shares.values(), strict=True)):
+        axes.annotate(f" {share.dropped} of {share.rows}", (value, place), va="center", fontsize=8)
+    axes.margins(x=0.15)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it stands: no dollar signs (mathematics), no line breaks."""
+    return " ".join(text.split()).replace("$", r"\$")
