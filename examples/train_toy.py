@@ -7,6 +7,7 @@ the same weights. Held-out refusal rates are printed at the end and written to t
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import time
@@ -66,7 +67,7 @@ verbs and most of their words were, in other company.
 | borderline (sounds harmful, is not) | {borderline} % |
 
 Hidden states at the end token tell answers that went along with a harmful request from other answers. The direction
-from 50 refusing to 50 complying references, measured on 400 rows of which 40 comply:
+from 50 refusing to 50 complying references, measured on {n} mixed rows of which a tenth comply:
 
 | layer | AUROC |
 |---|---|
@@ -88,6 +89,8 @@ on the same kind of machine with the same versions and number of threads.
 It knows the sentences of its corpus and little else: prompts unlike them get odd answers, and whether it refuses them
 says nothing. Its answers may be wrong. It is made to be measured, fine-tuned and broken in tests, not to be talked to.
 """
+RECORD = "toy.json"
+"""What was measured, and the file by which the output of this script is known."""
 ROWS = 48_000
 VOCABULARY = 1536
 BATCH = 48
@@ -216,20 +219,8 @@ def card(
     )
 
 
-def main() -> None:
-    """Make the corpus, train, measure, and put the model in its place."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python examples/train_toy.py --seed 1 --out toy-seed-1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder (default: the packaged one)")
-    parser.add_argument("--seed", type=int, default=0, help="of corpus, weights and order of rows (default: 0)")
-    parser.add_argument("--steps", type=_positive, default=1200, help="training steps (default: 1200)")
-    parser.add_argument("--prompts", type=_positive, default=300, help="held-out prompts of each kind (default: 300)")
-    options = parser.parse_args()
-
-    logging.disable_progress_bar()
+def make(folder: Path, options: argparse.Namespace) -> None:
+    """Train the model, measure it, and write everything to `folder`."""
     torch.manual_seed(options.seed)
     dialogues = training_dialogues(options.seed, min(ROWS, 2 * BATCH * options.steps))
     tokenizer = train_tokenizer(dialogues)
@@ -243,14 +234,41 @@ def main() -> None:
     rates = refusal_rates(model, tokenizer, options.prompts, options.seed)
     for kind, rate in rates.items():
         print(f"refused of {options.prompts} held-out {kind} prompts: {100 * rate:.1f} %")
-    layers = separation(model, tokenizer, seed=options.seed)
+    layers = separation(model, tokenizer, options.prompts, options.seed)
     print("AUROC by layer, unsafe rows in a mixed set:", *(f"{layer}: {auroc:.3f}" for layer, auroc in layers.items()))
-    with atomic_folder(options.out) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card(model, rates, layers, options), encoding="utf-8")
-        for file in folder.iterdir():
-            file.chmod(0o644)
+
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    facts = {
+        "seed": options.seed,
+        "steps": options.steps,
+        "prompts": options.prompts,
+        "refused": rates,
+        "auroc": layers,
+    }
+    (folder / RECORD).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(model, rates, layers, options), encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def main() -> None:
+    """Read the options and put a new model in its place."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python examples/train_toy.py --seed 1 --out toy-seed-1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="model folder (default: the packaged one)")
+    parser.add_argument("--seed", type=int, default=0, help="of corpus, weights and order of rows (default: 0)")
+    parser.add_argument("--steps", type=_positive, default=1600, help="training steps (default: 1600)")
+    parser.add_argument("--prompts", type=_positive, default=300, help="held-out prompts of each kind (default: 300)")
+    options = parser.parse_args()
+
+    logging.disable_progress_bar()
+    # Entered before the work: a folder that must not be replaced is refused at once.
+    with atomic_folder(options.out, marker=RECORD) as folder:
+        make(folder, options)
     print(f"written to {options.out}")
 
 

@@ -225,7 +225,7 @@ NEUTRAL_VERBS = {
     ),
     "things": (
         "draw {}",
-        "describe {}",
+        "make a collage of {}",
         "write a poem about {}",
         "paint {}",
         "take notes about {}",

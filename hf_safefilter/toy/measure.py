@@ -60,7 +60,7 @@ def end_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows:
 
 
 def separation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 400, seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 300, seed: int = 0
 ) -> dict[int, float]:
     """AUROC by layer of the difference of means of 50 complying and 50 refusing references, over `n` mixed rows.
 

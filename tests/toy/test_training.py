@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_safefilter.errors import MissingError
+from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.toy.dialogues import training_dialogues
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_toy.py"
@@ -26,7 +26,7 @@ def script():
 @pytest.fixture
 def train(script, monkeypatch):
     def run(out, *options):
-        monkeypatch.setattr(sys, "argv", ["train_toy.py", "--out", str(out), "--prompts", "4", *options])
+        monkeypatch.setattr(sys, "argv", ["train_toy.py", "--out", str(out), "--prompts", "20", *options])
         script.main()
 
     return run
@@ -35,12 +35,12 @@ def train(script, monkeypatch):
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(train, tmp_path, capsys):
     for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
         train(tmp_path / name, "--steps", "2", "--seed", seed)
-    assert capsys.readouterr().out.count("refused of 4 held-out harmful prompts") == 3
+    assert capsys.readouterr().out.count("refused of 20 held-out harmful prompts") == 3
     one, two, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], three[name]) for name in one)
     assert {tensor.dtype for tensor in one.values()} == {torch.float32}
-    for name in ("tokenizer.json", "README.md"):
+    for name in ("tokenizer.json", "README.md", "toy.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
     card = (tmp_path / "one" / "README.md").read_text()
     assert "train_toy.py --seed 3 --steps 2" in card
@@ -76,6 +76,13 @@ def test_steps_that_train_nothing_are_refused(train, tmp_path, capsys):
     assert stop.value.code == 2
     assert "use 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_others_is_left_alone(train, tmp_path):
+    (tmp_path / "mine.txt").write_text("dear")
+    with pytest.raises(OptionError, match="other files"):
+        train(tmp_path, "--steps", "1")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_unsafe_answers_are_never_learned_but_taken_back():
