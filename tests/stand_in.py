@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
 from hf_safefilter.rows import as_conversations, response_of
 
 WIDTH = 16
 LAYERS = (2, "norm")
+ROWS = 60
+UNREADABLE = {7: "empty_response", 31: "non_finite"}
 
 
 def vector_of(text: str, layer: int | str = 2) -> np.ndarray:

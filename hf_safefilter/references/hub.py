@@ -29,9 +29,11 @@ def push(index: Any, repo_id: str, *, private: bool, token: str | None) -> Commi
     A card that a person wrote is left alone.
 
     Raises:
-        PublishError: the repository is public although `private` was asked for.
+        PublishError: the repository is public although `private` was asked for, or the Hub refused the commit, for
+            example because another one came first; the repository is then as it was.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token)
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -46,16 +48,18 @@ def push(index: Any, repo_id: str, *, private: bool, token: str | None) -> Commi
     if CARD not in there or _is_ours(api, repo_id, info.sha):
         files[CARD] = card(index, repo_id).encode()
     stale = [name for name in there if Path(name).match("index_*.faiss") and name not in files and "/" not in name]
-    return api.create_commit(
-        repo_id,
-        operations=[
-            *(CommitOperationAdd(name, content) for name, content in files.items()),
-            *(CommitOperationDelete(name) for name in sorted(stale)),
-        ],
-        commit_message=f"References {index.digest[:19]}",
-        repo_type="dataset",
-        parent_commit=info.sha,
-    )
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    try:
+        return api.create_commit(
+            repo_id,
+            operations=[*additions, *(CommitOperationDelete(name) for name in sorted(stale))],
+            commit_message=f"References {index.digest[:19]}",
+            repo_type="dataset",
+            parent_commit=info.sha,
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise PublishError(f"the Hub refused the commit to {repo_id}", found=f"{status}", fix="push again") from error
 
 
 @contextmanager

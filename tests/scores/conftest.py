@@ -1,21 +1,12 @@
 """References and embedded rows with planted harm, in a store of their own."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from datasets import Dataset, Features, List, Value
-from hf_safefilter.rows import as_conversations, row_id
-from stand_in import WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
+from stand_in import ROWS, UNREADABLE, WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
 
 from hf_safefilter.references import ReferenceIndex
-
-ROWS = 60
-UNREADABLE = {7: "empty_response", 31: "non_finite"}
+from hf_safefilter.rows import as_conversations, row_id
 
 
 @pytest.fixture(scope="session", autouse=True)

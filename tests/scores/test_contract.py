@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROWS, UNREADABLE
 from datasets import DatasetDict, List, Value
 from datasets.fingerprint import Hasher
+from stand_in import ROWS, UNREADABLE
 
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.scores import CONTROLS, METHODS, make, method
@@ -140,6 +140,7 @@ def test_another_algorithm_is_another_step(step):
 IN_A_PROCESS = """
 import json, sys
 from datasets.fingerprint import Hasher
+from stand_in import ROWS, UNREADABLE
 from hf_safefilter.scores import method
 records, batch = json.load(sys.stdin)
 hashes = {}
