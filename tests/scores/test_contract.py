@@ -140,7 +140,6 @@ def test_another_algorithm_is_another_step(step):
 IN_A_PROCESS = """
 import json, sys
 from datasets.fingerprint import Hasher
-from stand_in import ROWS, UNREADABLE
 from hf_safefilter.scores import method
 records, batch = json.load(sys.stdin)
 hashes = {}
