@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.pieces import unit
-from hf_safefilter.references import flat
+from hf_safefilter.references.flat import flat_index, to_bytes
 from hf_safefilter.rows import Conversation
 
 SIDES = ("unsafe", "safe")
@@ -61,7 +61,7 @@ def to_files(sides: Mapping[str, Side]) -> dict[str, bytes]:
 
     tensors = {f"{side}.{layer}": value for side in SIDES for layer, value in sides[side].vectors.items()}
     indexes = {
-        index_name(layer, side): flat.to_bytes(flat.flat_index(unit(value)))
+        index_name(layer, side): to_bytes(flat_index(unit(value)))
         for side in SIDES
         for layer, value in sides[side].vectors.items()
     }

@@ -13,8 +13,8 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.kept import Kept
 from hf_safefilter.pieces import by_piece, unit
-from hf_safefilter.references import flat
 from hf_safefilter.references.files import ROWS, SIDES, VECTORS, ReferenceRow, index_name, read_rows, to_files
+from hf_safefilter.references.flat import from_bytes, search
 from hf_safefilter.references.reading import read_sides
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class ReferenceIndex(Kept):
         name = index_name(layer, side)
         if name not in self._indexes:
             vectors = self.unit(layer)[SIDES.index(side)]
-            self._indexes[name] = flat.from_bytes(self.bytes_of(name), vectors, name)
+            self._indexes[name] = from_bytes(self.bytes_of(name), vectors, name)
         return self._indexes[name]
 
     def search(self, vectors: np.ndarray, layer: Layer, k: int, side: str = "unsafe") -> Neighbours:
@@ -196,7 +196,7 @@ class ReferenceIndex(Kept):
         vectors = np.atleast_2d(vectors)
         if vectors.shape[1] != index.d:
             raise DataError(f"vectors of length {vectors.shape[1]} cannot be compared with references of {index.d}")
-        found = by_piece(vectors, lambda piece: flat.search(index, unit(piece).astype(np.float32, copy=False), k))
+        found = by_piece(vectors, lambda piece: search(index, unit(piece).astype(np.float32, copy=False), k))
         similarity, position = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Neighbours(similarity, position, self.rows(side))
 
