@@ -85,7 +85,7 @@ def purify(
         ds, source_revision = loaded.rows, loaded.revision
     references, choice = _references(recipe)
     layer = choice.layer if choice is not None else recipe.layer
-    embed = embedder(recipe, [layer])
+    embed = embedder(recipe, [layer], recipe.data.columns)
     streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
     embedded = None if streaming else embed_rows(ds, embed)
     scores = [make_score(method, references, layer, recipe.data.columns, embedded) for method in recipe.methods]
@@ -102,8 +102,8 @@ def purify(
     return _decide(scored, recipe, steps, references, choice, source_revision)
 
 
-def embedder(recipe: Recipe, layers: Sequence[int | str]) -> EmbedLayers:
-    """The step that reads `layers` of the recipe's model."""
+def embedder(recipe: Recipe, layers: Sequence[int | str], columns: Mapping[str, str] | None = None) -> EmbedLayers:
+    """The step that reads `layers` of the recipe's model, for rows with these `columns`."""
     from hf_safefilter.embed import EmbedLayers
 
     model = recipe.model
@@ -114,7 +114,7 @@ def embedder(recipe: Recipe, layers: Sequence[int | str]) -> EmbedLayers:
         dtype=model.dtype,
         position=model.position,
         max_length=model.max_length,
-        columns=recipe.data.columns,
+        columns=columns,
         device=model.device,
         chat_template=model.chat_template,
     )
@@ -176,7 +176,7 @@ def open_references(place: str | Path, revision: str | None = None) -> Reference
 def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:
     """Raise unless the references were read as the rows will be: same model, commit, position, length and template."""
     ours = embed.describe()
-    for name in ("model", "revision", "dtype", "position", "max_length", "template"):
+    for name in ("model", "revision", "dtype", "position", "max_length", "chat_template_digest"):
         if index.embed.get(name) != ours.get(name):
             raise DataError(
                 f"the references were read with another {name} than the rows will be",
@@ -263,7 +263,7 @@ def _stream_scored(rows: IterableDataset, embed: EmbedLayers, scores: Sequence[S
 
 
 def _decide(scored, recipe, steps, references, choice, source_revision) -> Purified:
-    from hf_safefilter.publish.provenance import gather
+    from hf_safefilter.publish.gather import gather
     from hf_safefilter.select import IsSafe, split
 
     column = score_column(recipe.decided_by)

@@ -29,7 +29,7 @@ def card(
     """Write the publishable folder of a decision: kept rows, dropped list, card, provenance and plots."""
     from hf_safefilter.decision import read_decision
     from hf_safefilter.publish.folder import write_folder
-    from hf_safefilter.publish.provenance import gather
+    from hf_safefilter.publish.gather import gather
 
     saved, is_safe = read_decision(decided)
     provenance = gather(

@@ -129,11 +129,15 @@ def _body(provenance: Provenance, text_included: bool) -> str:
         tables=[(title, counts[key]) for title, key in titles if counts[key]],
         labelled_rule="labelled rows" in provenance.selection.rule,
         text_included=text_included,
-        number=lambda value: f"{value:.4g}",
+        number=_number,
         percent=lambda share: f"{share['dropped'] / share['rows']:.1%}" if share["rows"] else "",
         options=_options,
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _options(step: Mapping[str, Any]) -> str:
@@ -151,6 +155,7 @@ def _template() -> Any:
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["shown"] = _number
     return environment.from_string((files("hf_safefilter") / "cards" / "dataset.md.j2").read_text(encoding="utf-8"))
 
 

@@ -1,0 +1,41 @@
+"""The starter sets: small, mild reference rows and over-refusal prompts to begin with. Replace them by your own."""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+
+from hf_safefilter.errors import OptionError
+
+LICENSE = "cc0-1.0"
+SOURCE = "starter set of hf_safefilter"
+NAMES = ("unsafe", "safe", "over_refusal")
+
+
+def starter_path() -> Path:
+    """The folder that holds the sets and their card."""
+    return Path(__file__).parent
+
+
+def starter_rows(name: str) -> list[dict[str, str]]:
+    """The rows of one set.
+
+    ``unsafe`` and ``safe`` are pairs: row i of both has the same prompt, answered in a complying tone (without anything
+    usable) and refused. ``over_refusal`` holds prompts that only sound harmful, without responses.
+
+    Args:
+        name: ``unsafe``, ``safe`` or ``over_refusal``.
+
+    Returns:
+        Rows with ``prompt``, ``label``, ``category``, and ``response`` in the pairs.
+
+    Raises:
+        OptionError: no such set.
+    """
+    if name not in NAMES:
+        near = get_close_matches(str(name), NAMES, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "name one of these"
+        raise OptionError(f"there is no starter set {name!r}", found=", ".join(NAMES), fix=fix)
+    lines = (starter_path() / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
