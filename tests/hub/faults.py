@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .wire import Reply
 
 
 @dataclass
@@ -25,10 +27,9 @@ class Fault:
 
 @dataclass
 class Fail(Fault):
-    """The Hub answers `status` and does nothing."""
+    """The answer is `reply`, and the Hub does nothing."""
 
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: Reply
 
 
 @dataclass

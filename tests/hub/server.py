@@ -10,8 +10,9 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from .api import answer, refuse
+from . import reading, writing  # noqa: F401 - they register their endpoints
 from .faults import Cut, Fail, Faults, Lose, Race
+from .routing import answer, refuse
 from .store import Change, File, Refusal, Repo
 from .wire import Cutoff, Reply, Request, body_pieces
 
@@ -68,10 +69,21 @@ class Hub:
     # what tests make happen
 
     def fail(
-        self, method: str, path: str, status: int, times: int = 1, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        status: int,
+        times: int = 1,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
     ) -> None:
-        """The next `times` such requests are answered with `status` and have no effect."""
-        self.faults.add(Fail(method, re.compile(path), times, status, headers or {}))
+        """The next `times` such requests are answered with `status` and have no effect.
+
+        The Hub itself answers in JSON, as is done here without a `body`; a gateway in front of it may not.
+        """
+        reply = Reply(status, body) if body is not None else Reply.json({"error": f"injected {status}"}, status)
+        reply.headers |= headers or {}
+        self.faults.add(Fail(method, re.compile(path), times, reply))
 
     def cut(self, method: str, path: str, after_bytes: int, times: int = 1) -> None:
         """The next `times` such requests lose their connection when `after_bytes` of the body have arrived."""
@@ -141,10 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.hub.lock:
                 self.hub.log.append(request)
                 cut = self.hub.faults.take(Cut, request.method, path)
-            for piece in body_pieces(self.rfile, headers):
-                request.body += piece
-                if cut and len(request.body) >= cut.after:
-                    break
+            request.body = self._body(headers, cut)
             if cut:
                 raise Cutoff
             with self.hub.lock:
@@ -156,6 +165,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
+    def _body(self, headers: Mapping[str, str], cut: Cut | None) -> bytes:
+        body = bytearray()
+        for piece in body_pieces(self.rfile, headers):
+            body += piece
+            if cut and len(body) >= cut.after:
+                break
+        return bytes(body)
+
     def _answer(self, request: Request) -> Reply:
         hub, asked = self.hub, (request.method, request.path)
         try:
@@ -163,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             return refuse(refusal)
         if fault := hub.faults.take(Fail, *asked):
-            return Reply.json({"error": f"injected {fault.status}"}, fault.status, **fault.headers)
+            return fault.reply
         if fault := hub.faults.take(Race, *asked):
             fault.act()
         reply = answer(hub, request)

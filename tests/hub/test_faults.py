@@ -1,7 +1,9 @@
 """What the clients do when the Hub fails, and that a repository is then as it was before or complete."""
 
 import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -46,10 +48,14 @@ def publish(hub: Hub, parent: str | None = None) -> None:
     )
 
 
+def download(api: HfApi, revision: str | None = None) -> str:
+    return api.hf_hub_download(ID, "old.txt", repo_type="dataset", revision=revision)
+
+
 def state(repo) -> str:
     """Which of the two states the repository may be in it is in; anything else is neither."""
     files = {path: text for path, text in repo.files().items() if path != ".gitattributes"}
-    return {str({"old.txt": b"old"}): "before", str(CONTENT): "complete"}.get(str(dict(sorted(files.items()))), "torn")
+    return "before" if files == {"old.txt": b"old"} else "complete" if files == CONTENT else "torn"
 
 
 def root(error: BaseException | None) -> BaseException:
@@ -191,19 +197,32 @@ def test_datasets_gives_up_on_a_commit_that_it_means_to_repeat(hub: Hub, repo, w
     assert set(repo.files()) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet", "old.txt"}
 
 
+def test_a_gateway_that_does_not_speak_json_fails_the_card_check_with_an_error_of_its_own(hub: Hub, repo):
+    hub.fail("POST", "validate-yaml$", 503, body=b"<html>Service Unavailable</html>")
+    with pytest.raises(json.JSONDecodeError):
+        publish(hub)
+    assert state(repo) == "before"
+    publish(hub)
+
+
+def test_a_hub_that_is_down_for_a_moment_gives_an_old_file_unless_the_commit_is_named(hub: Hub, repo):
+    assert Path(download(HfApi())).read_text() == "old"
+    made = HfApi().upload_file(path_or_fileobj=b"new", path_in_repo="old.txt", repo_id=ID, repo_type="dataset")
+    hub.fail("HEAD", "/resolve/main/", 503)
+    assert Path(download(HfApi())).read_text() == "old", "from the cache, and no error"
+    hub.fail("HEAD", f"/resolve/{made.oid}/", 503)
+    assert Path(download(HfApi(), revision=made.oid)).read_text() == "new"
+
+
 CALLS = {
     "create": ("POST", "repos/create$", lambda api: api.create_repo("loopback/new", repo_type="dataset")),
     "branch": ("POST", "/branch/", lambda api: api.create_branch(ID, branch="draft", repo_type="dataset")),
     "info": ("GET", f"/api/datasets/{ID}$", lambda api: api.dataset_info(ID)),
     "tree": ("GET", "/tree/", lambda api: list(api.list_repo_tree(ID, repo_type="dataset"))),
     "commits": ("GET", "/commits/", lambda api: api.list_repo_commits(ID, repo_type="dataset")),
-    "head": ("HEAD", "/resolve/", lambda api: download(api)),
-    "get": ("GET", "/resolve/", lambda api: download(api)),
+    "head": ("HEAD", "/resolve/", download),
+    "get": ("GET", "/resolve/", download),
 }
-
-
-def download(api: HfApi) -> str:
-    return api.hf_hub_download(ID, "old.txt", repo_type="dataset")
 
 
 @pytest.mark.parametrize("status", [429, 503])

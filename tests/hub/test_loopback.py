@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -147,6 +148,19 @@ def test_one_commit_adds_replaces_and_removes(hub: Hub):
     ]
 
 
+def test_commits_made_at_once_all_land(hub: Hub):
+    HfApi().create_repo(ID, repo_type="dataset")
+
+    def upload(n: int) -> str:
+        name = f"{n}.txt"
+        return HfApi().upload_file(path_or_fileobj=b"1", path_in_repo=name, repo_id=ID, repo_type="dataset").oid
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(upload, range(16)))
+    assert set(hub.repo(ID).files()) == {".gitattributes"} | {f"{n}.txt" for n in range(16)}
+    assert len(hub.repo(ID).history()) == 17 and len(set(made)) == 16
+
+
 def test_a_stale_parent_is_refused(hub: Hub):
     api = HfApi()
     api.create_repo(ID, repo_type="dataset")
@@ -259,3 +273,21 @@ def test_nothing_of_the_users_own_is_read_or_written(hub: Hub):
     for place in (constants.HF_HUB_CACHE, constants.HF_TOKEN_PATH, config.HF_DATASETS_CACHE):
         assert str(place).startswith(home)
     assert get_token() == hub.token
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(sys.path)
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_client_that_was_imported_first_is_not_let_through():
+    assert (
+        "huggingface_hub imported before" in run("import huggingface_hub; from hub import early; early.start()").stderr
+    )
+
+
+def test_a_hub_of_its_own_for_each_process_and_nothing_left_behind(hub: Hub):
+    found = run("import os; from hub import early; print(early.start().url, os.environ['HF_HOME'])").stdout.split()
+    assert found[0] != hub.url and found[1] != os.environ["HF_HOME"]
+    assert not Path(found[1]).exists()
