@@ -13,6 +13,7 @@ import torch
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model.load import Trunk, depth_for
+from hf_safefilter.model.threads import pick_threads, threads
 
 if TYPE_CHECKING:
     from hf_safefilter.model.tokens import Tokens
@@ -60,9 +61,11 @@ def read_layers(
     copies = _copies(tokens)
     first = [rows[0] for rows in copies]
     first.sort(key=lambda row: -len(tokens[row].ids))
-    for batch, read in _batches_that_fit(trunk, tokens, first, tuple(layers), token_budget):
-        for layer in layers:
-            vectors[layer][batch] = read[layer].numpy(force=True)
+    most = torch.get_num_threads()
+    with threads(pick_threads(trunk.hidden_size, most) if trunk.device.type == "cpu" else most):
+        for batch, read in _batches_that_fit(trunk, tokens, first, tuple(layers), token_budget):
+            for layer in layers:
+                vectors[layer][batch] = read[layer].numpy(force=True)
     for rows in copies:
         for layer in layers:
             vectors[layer][rows[1:]] = vectors[layer][rows[0]]
