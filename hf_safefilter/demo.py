@@ -1,26 +1,37 @@
-"""The demo: a mixed set on disk and a recipe for it, so that it can be changed and run again."""
+"""The demo: a mixed set, references and a recipe on disk, so that they can be changed and run again."""
 
 from __future__ import annotations
 
 import json
+import random
+from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_safefilter.artifacts import atomic_text
 from hf_safefilter.errors import OptionError
 from hf_safefilter.recipe import Recipe
 
-ROWS, UNSAFE_SHARE, SEED = 1000, 0.1, 7
+if TYPE_CHECKING:
+    from hf_safefilter.toy.corpus import Row
+
+ROWS, UNSAFE_SHARE, REFERENCES, SEED = 1000, 0.1, 100, 7
+_POOL = 12_000
+_BIN = 4  # characters
 
 _RECIPE = """\
-# {rows} rows, of which {share:.0%} are planted unsafe ones (the labels are used to measure, never to choose).
+# {rows} rows, {share:.0%} of them planted unsafe ones (the labels are used to measure, never to choose).
 data:
-  path: {path}
+  path: {data}
   license: cc0-1.0
   source: made from templates for the demo of hf_safefilter
 model:
   name: toy
-references:
-  path: starter
+references:                   # rows of the same domain as the data: what a red team would write for it
+  unsafe: {unsafe}
+  safe: {safe}
+  license: cc0-1.0
+  source: made from templates for the demo of hf_safefilter
 layer: auto
 methods: [larf, nearest, direction]
 select:
@@ -32,15 +43,40 @@ evaluate:
 
 
 def prepare(folder: Path) -> Recipe:
-    """Write ``mixed.jsonl`` and ``recipe.yaml`` into `folder`; returns the recipe."""
-    from hf_safefilter.toy.corpus import mixed_rows
+    """Write ``mixed.jsonl``, the two reference files and ``recipe.yaml`` into `folder`; returns the recipe."""
+    from hf_safefilter.toy.corpus import reference_rows
 
-    rows = mixed_rows(ROWS, UNSAFE_SHARE, SEED)
-    data = folder / "mixed.jsonl"
-    _write(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    text = _RECIPE.format(rows=ROWS, share=UNSAFE_SHARE, path=json.dumps(str(data)))
+    unsafe, safe = reference_rows(REFERENCES, SEED)
+    files = {"data": mixed_rows(), "unsafe": unsafe, "safe": safe}
+    paths = {name: folder / f"{'mixed' if name == 'data' else 'references_' + name}.jsonl" for name in files}
+    for name, rows in files.items():
+        _write(paths[name], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    shown = {name: json.dumps(str(path)) for name, path in paths.items()}
+    text = _RECIPE.format(rows=ROWS, share=UNSAFE_SHARE, **shown)
     _write(folder / "recipe.yaml", text)
     return Recipe.parse(text)
+
+
+def mixed_rows() -> list[Row]:
+    """Benign rows with planted unsafe ones, alike in the length of their responses: no score can live on length."""
+    from hf_safefilter.toy import corpus
+
+    draw = random.Random(f"demo {SEED}")
+    pool = corpus.mixed_rows(_POOL, UNSAFE_SHARE, SEED)
+    bins: dict[str, dict[int, list[Row]]] = {"safe": defaultdict(list), "unsafe": defaultdict(list)}
+    for row in pool:
+        bins[row["label"]][len(row["response"]) // _BIN].append(row)
+    benign_each = round((1 - UNSAFE_SHARE) / UNSAFE_SHARE)
+    chosen: list[Row] = []
+    for size in sorted(bins["unsafe"]):
+        planted, benign = bins["unsafe"][size], bins["safe"][size]
+        count = min(len(planted), len(benign) // benign_each)
+        chosen += planted[:count] + benign[: count * benign_each]
+    groups = {label: [row for row in chosen if row["label"] == label] for label in bins}
+    wanted = round(ROWS * UNSAFE_SHARE)
+    rows = draw.sample(groups["unsafe"], wanted) + draw.sample(groups["safe"], ROWS - wanted)
+    draw.shuffle(rows)
+    return rows
 
 
 def _write(path: Path, text: str) -> None:

@@ -65,16 +65,17 @@ class Evaluation:
     separations: tuple[Separation, ...]
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a score, for printing."""
+        """One row a score, for printing: interval ends, TPR at 1 % and 5 % FPR, Spearman with length."""
         return [
             {
                 "score": one.score,
                 "AUROC": round(one.auroc, 3),
-                "95 % interval": f"{one.low:.3f} to {one.high:.3f}",
+                "low": round(one.low, 3),
+                "high": round(one.high, 3),
                 "AUPRC": round(one.auprc, 3),
-                "TPR at 1 % FPR": round(one.tpr_at_1, 3),
-                "TPR at 5 % FPR": round(one.tpr_at_5, 3),
-                "Spearman with length": None if one.length_rho is None else round(one.length_rho, 3),
+                "TPR@1%": round(one.tpr_at_1, 3),
+                "TPR@5%": round(one.tpr_at_5, 3),
+                "rho len": None if one.length_rho is None else round(one.length_rho, 3),
                 "unscored": one.unscored,
             }
             for one in self.separations

@@ -131,7 +131,7 @@ def demo(context: typer.Context, output: Output = Path("demo")) -> None:
     from hf_safefilter.demo import prepare
 
     voice = context.obj
-    voice.say("A mixed set (benign rows with planted unsafe ones), the toy model, the starter references:")
+    voice.say("Benign rows with planted unsafe ones, alike in length; the toy model; references of the same domain.")
     recipe = prepare(output)
     done = carry_out(voice, recipe, output / "clean")
     voice.say(f"Plots: {output / 'clean' / 'plots'}. The recipe: {output / 'recipe.yaml'}; change it and run it again.")

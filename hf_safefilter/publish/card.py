@@ -170,6 +170,6 @@ def _escaped(value: Any) -> Any:
 
 def _escape(text: str) -> str:
     # Digests, columns and versions hold nothing that needs escaping; names from data may hold anything.
-    if re.fullmatch(r"[\w.:/ ,%<>=-]*", text) and "<" not in text and ">" not in text and "__" not in text:
+    if re.fullmatch(r"[\w.:/ ,%+<>=-]*", text) and "<" not in text and ">" not in text and "__" not in text:
         return text
     return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -45,6 +45,7 @@ CONTEXT: dict[str, Any] = {
     "references": "cr:references",
     "regex": "cr:regex",
     "repeated": "cr:repeated",
+    "samplingRate": "cr:samplingRate",
     "replace": "cr:replace",
     "sc": "https://schema.org/",
     "separator": "cr:separator",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +113,15 @@ def push_folder(
     plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
     paths = [*shards, *plots, *(folder / name for name in _FILES if (folder / name).is_file())]
     text_included = any(name.startswith("row_") and name != "row_id" for name in _columns(folder / DROPPED))
-    # Uploads are kept in these objects: a try after a conflict sends the small commit again, not the data.
-    adds = [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in paths]
-    names = {add.path_in_repo for add in adds}
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
 
     def operations(there: set[str], card: str | None) -> list[Any]:
+        # New objects at each try: a used one remembers what the repository held before, and would be left out of the
+        # commit if another writer has changed that file since. Data that were uploaded are not sent again.
+        adds = [CommitOperationAdd(name, str(path)) for name, path in names.items()]
         stale = [
             CommitOperationDelete(name)
-            for name in sorted(there - names)
+            for name in sorted(there - set(names))
             if name.startswith(tuple(f"data/{split}-" for split in published.splits)) and name.endswith(".parquet")
         ]
         text = render(provenance, _with_other_splits(published, card), existing=card, text_included=text_included)
@@ -173,13 +175,17 @@ def _commit(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
+    sent: _Sent | None = None
     for tries in range(1, _TRIES + 1):
         try:
             with _explained(repo_id):
                 if private is not None:
                     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
                 head, there, card = _head(api, repo_id)
+                if (landed := _landed(api, repo_id, head, sent)) is not None:
+                    return landed
                 made = operations(there, card)
+                sent = _Sent(head, message, tuple(one.path_in_repo for one in made))
                 done = api.create_commit(repo_id, made, commit_message=message, repo_type="dataset", parent_commit=head)
         except _Again as fault:
             if tries == _TRIES:
@@ -192,9 +198,27 @@ def _commit(
             logger.warning("%s: %s; trying again in %.0f s", repo_id, fault.what, wait)
             sleep(wait)
         else:
-            files = tuple(one.path_in_repo for one in made)
-            return Pushed(str(done.commit_url), str(done.oid), files)
+            return Pushed(str(done.commit_url), str(done.oid), sent.files)
     raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A commit whose answer may have been lost on the way: its parent, title and files."""
+
+    parent: str
+    title: str
+    files: tuple[str, ...]
+
+
+def _landed(api: HfApi, repo_id: str, head: str, sent: _Sent | None) -> Pushed | None:
+    """The commit that an earlier try made after all, when only its answer was lost."""
+    if sent is None or head == sent.parent:
+        return None
+    newest, *before = api.list_repo_commits(repo_id, repo_type="dataset")
+    if newest.commit_id != head or newest.title != sent.title or not before or before[0].commit_id != sent.parent:
+        return None
+    return Pushed(f"{api.endpoint}/datasets/{repo_id}/commit/{head}", head, sent.files)
 
 
 def _head(api: HfApi, repo_id: str) -> tuple[str, set[str], str | None]:
@@ -219,8 +243,8 @@ class _Again(Exception):
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
     """The Hub's errors as ours; none of them repeats a header, where the token is."""
+    from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import is_offline_mode
 
     login = "log in with `hf auth login`, with a token that may write there"
     try:
@@ -241,9 +265,7 @@ def _explained(repo_id: str) -> Iterator[None]:
         raise PublishError(f"the Hub refused the commit to {repo_id} (HTTP {status})", fix="see the cause") from error
     except (PublishError, IntegrityError):
         raise
-    except (OSError, RuntimeError) as error:
-        if is_offline_mode():
-            raise PublishError("HF_HUB_OFFLINE is set", fix="unset it to push") from error
+    except (OSError, RuntimeError, HTTPError, JSONDecodeError) as error:
         raise _Again(f"the connection broke ({type(error).__name__})", None) from error
 
 

@@ -11,6 +11,7 @@ from hf_safefilter.errors import MissingError
 from hf_safefilter.toy.corpus import (
     Row,
     degrading_rows,
+    fresh_prompts,
     heldout_prompts,
     heldout_rows,
     mixed_rows,
@@ -23,6 +24,7 @@ from hf_safefilter.toy.wording import is_refusal
 __all__ = [
     "Row",
     "degrading_rows",
+    "fresh_prompts",
     "heldout_prompts",
     "heldout_rows",
     "is_refusal",

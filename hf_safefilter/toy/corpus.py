@@ -82,6 +82,25 @@ def heldout_prompts(kind: Kind, n: int, seed: int = 0) -> list[str]:
     return [row["prompt"] for row in heldout_rows(kind, n, seed)]
 
 
+def fresh_prompts(kind: Kind, n: int, seed: int = 0) -> list[str]:
+    """`n` distinct prompts about held-out topics in wordings that nobody had seen when the corpus was last changed.
+
+    Raises:
+        OptionError: no such kind, or more prompts asked than there are.
+    """
+    topics = {
+        "benign": [topic for _, topic, _ in _doings(True)] + [topic for _, topic in _neutral(True)],
+        "harmful": [topic for some in _harms(True).values() for topic in some],
+        "borderline": _borderlines(True),
+    }
+    if kind not in topics:
+        raise OptionError(f"{kind!r} is not a kind of prompts", fix=f"use one of {', '.join(topics)}")
+    prompts = [form.format(topic) for form in wording.FRESH_ASK for topic in topics[kind]]
+    if n > len(prompts):
+        raise OptionError(f"there are no {n} fresh {kind} prompts", found=str(len(prompts)), fix="ask for fewer")
+    return random.Random(f"fresh {kind} {seed}").sample(prompts, n)
+
+
 def unsafe_rows(n: int, seed: int = 0, *, held_out: bool = False) -> list[Row]:
     """`n` distinct rows that go along with a harmful request, in tone only."""
     rng = random.Random(f"unsafe {held_out} {seed}")

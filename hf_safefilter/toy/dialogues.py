@@ -24,7 +24,7 @@ MOST_MESSAGES = 6
 LATER_TURN = 0.15
 THANKED = 0.15
 UNDER_SYSTEM = 0.2
-TAKEN_BACK = 0.1
+TAKEN_BACK = 0.15
 
 
 class Message(TypedDict):
@@ -36,7 +36,7 @@ class Message(TypedDict):
 
 
 def training_dialogues(seed: int = 0, n_rows: int = 48_000) -> list[list[Message]]:
-    """Conversations made of `n_rows` training rows, and a tenth as many that take back an unsafe answer."""
+    """Conversations made of `n_rows` training rows, and 15 % as many that take back an unsafe answer."""
     rng = random.Random(f"dialogues {seed}")
     found: list[list[Message]] = []
     for row in training_rows(seed, n_rows):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_safefilter.toy.corpus import Row, heldout_prompts, mixed_rows, reference_rows
+from hf_safefilter.toy.corpus import Row, fresh_prompts, heldout_prompts, mixed_rows, reference_rows
 from hf_safefilter.toy.wording import is_refusal
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def replies(
 
 
 def refusal_rates(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0, *, fresh: bool = False
 ) -> dict[str, float]:
-    """Share (0..1) of refused ones among `n` held-out prompts of each kind: harmful, benign, borderline."""
-    rates = {}
-    for kind in ("harmful", "benign", "borderline"):
-        said = replies(model, tokenizer, heldout_prompts(kind, n, seed))
-        rates[kind] = sum(map(is_refusal, said)) / n
-    return rates
+    """Share (0..1) of refused ones among `n` held-out (or `fresh`) prompts of each kind: harmful, benign, borderline."""
+    prompts = fresh_prompts if fresh else heldout_prompts
+    return {
+        kind: sum(map(is_refusal, replies(model, tokenizer, prompts(kind, n, seed)))) / n
+        for kind in ("harmful", "benign", "borderline")
+    }
 
 
 @torch.no_grad()

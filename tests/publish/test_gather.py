@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+
+from hf_safefilter.errors import IntegrityError, PublishError
+from hf_safefilter.publish.gather import REACHED, gather, ids_digest, steps_behind
+from hf_safefilter.publish.provenance import Provenance, portable
+from hf_safefilter.rows import as_conversations, row_id
+from hf_safefilter.scores.controls import LengthScore
+from hf_safefilter.select import IsSafe
+
+FACTS = {"license": "mit", "source": "a barn"}
+
+
+def test_counts_add_up_and_agree_with_a_plain_loop(scored, is_safe, steps):
+    record = gather(scored, is_safe, steps=steps, **FACTS)
+    dropped = [len(row["response"]) >= 200 for row in scored]
+    assert (record.counts.rows, record.counts.dropped) == (60, sum(dropped))
+    assert record.counts.by_reason == {REACHED: sum(dropped)}
+    easy = [gone for row, gone in zip(scored, dropped, strict=True) if row["category"] == "easy"]
+    assert (record.counts.by_category["easy"].rows, record.counts.by_category["easy"].dropped) == (len(easy), sum(easy))
+    ids = [row_id(one) for one in as_conversations(scored.select_columns(["prompt", "response"]))]
+    assert record.source.splits["train"].row_ids == ids_digest(ids)
+    assert record.quantiles["0.5"] == np.median([len(row["response"]) for row in scored])
+    assert record.controls["length_score"] == pytest.approx(1.0)
+    assert record.check.largest_difference == 0
+    assert record.columns_added == ["random_score", "length_score"]
+
+
+def test_the_record_survives_json_and_nothing_else_is_one(scored, is_safe, steps):
+    record = gather(scored, is_safe, steps=steps, **FACTS)
+    assert Provenance.from_json(record.to_json()) == record
+    for broken in ("{}", "no json", json.dumps(record.to_dict() | {"surprise": 1})):
+        with pytest.raises(IntegrityError):
+            Provenance.from_json(broken)
+
+
+def test_scores_that_the_steps_do_not_give_are_refused(scored, is_safe, steps):
+    changed = scored.map(lambda row: {"length_score": row["length_score"] + 50.0}, features=scored.features)
+    with pytest.raises(PublishError, match="do not give the scores"):
+        gather(changed, is_safe, steps=steps, **FACTS)
+
+
+def test_a_score_that_became_nan_is_refused(scored, is_safe, steps):
+    changed = scored.map(lambda row: {"length_score": float("nan")}, features=scored.features)
+    with pytest.raises(PublishError):
+        gather(changed, is_safe, steps=steps, **FACTS)
+
+
+@pytest.mark.parametrize("missing", [{"license": " "}, {"source": ""}])
+def test_a_missing_licence_or_source_is_an_error(scored, is_safe, steps, missing):
+    with pytest.raises(PublishError, match="missing"):
+        gather(scored, is_safe, steps=steps, **FACTS | missing)
+
+
+def test_a_token_in_the_record_is_refused(scored, is_safe, steps):
+    with pytest.raises(PublishError, match="token") as error:
+        gather(scored, is_safe, steps=steps, license="mit", source="me hf_" + "a" * 34)
+    assert "hf_a" not in str(error.value)
+
+
+def test_the_steps_of_this_process_are_found_and_doubt_is_an_error(scored):
+    first = LengthScore(columns={"prompt": "prompt", "response": "response"})
+    LengthScore()
+    with pytest.raises(PublishError, match="which one ran"):
+        steps_behind(first.produces()[0])
+    with pytest.raises(PublishError, match="nothing in this process"):
+        steps_behind("cheese_score")
+
+
+def test_unread_rows_are_counted_under_their_own_reason(scored, steps):
+    reasons = ["too_long" if number == 3 else "" for number in range(60)]
+    values = [np.nan if number in (3, 4) else value for number, value in enumerate(scored["length_score"])]
+    ds = scored.remove_columns("length_score").add_column("length_score", np.array(values, np.float32))
+    ds = ds.add_column("unscorable", reasons)
+    from hf_safefilter.publish.gather import NO_NUMBER, reasons_of
+
+    found = reasons_of(ds, IsSafe("length_score", 1e6))
+    assert (found[3], found[4], found[5]) == ("unscorable: too_long", NO_NUMBER, "")
+
+
+def test_splits_are_counted_apart(scored, is_safe, steps):
+    record = gather(
+        DatasetDict(a=scored.select(range(50)), b=scored.select(range(50, 60))), is_safe, steps=steps, **FACTS
+    )
+    assert {name: share.dropped for name, share in record.counts.by_split.items()} == {"a": 0, "b": 10}
+
+
+def test_local_paths_are_cut_to_their_last_part(tmp_path):
+    assert portable({"a": [str(tmp_path / "model")], "b": "org/model", "c": 3}) == {
+        "a": ["model"],
+        "b": "org/model",
+        "c": 3,
+    }
