@@ -46,7 +46,7 @@ def main() -> None:
     """Entry point: exit code 0 for done, 1 for an error, 2 for a wrong call."""
     voice = Voice(_format_asked())
     try:
-        app()
+        app(prog_name="hf-safefilter")
     except SafefilterError as error:
         voice.error(error)
         sys.exit(2 if isinstance(error, OptionError) else 1)

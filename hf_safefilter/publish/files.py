@@ -7,15 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_safefilter.errors import IntegrityError, PublishError
+from hf_safefilter.publish.reasons import reasons_of, row_ids
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Dataset, Features
 
     from hf_safefilter.publish.provenance import Provenance
     from hf_safefilter.select import IsSafe
@@ -67,7 +68,6 @@ def write_dropped(
 ) -> None:
     """Write ``dropped.parquet``: split, row_id, every score and the reason; the rows themselves only if asked for."""
     from hf_safefilter.columns import ROW_ID
-    from hf_safefilter.publish.gather import reasons_of, row_ids
 
     tables = []
     for split, part in dropped.items():
@@ -111,10 +111,3 @@ def read_published(folder: Path) -> Published:
             old.rows + file.metadata.num_rows, old.bytes + size, old.download + shard.stat().st_size
         )
     return Published(features, sizes)
-
-
-def by_split(ds: Dataset | DatasetDict) -> dict[str, Any]:
-    """Split name -> rows; a data set without a split is called train."""
-    if isinstance(ds, Mapping):
-        return dict(ds)
-    return {str(ds.split) if ds.split is not None else "train": ds}

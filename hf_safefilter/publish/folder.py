@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from hf_safefilter.artifacts import atomic_folder
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.croissant import croissant
-from hf_safefilter.publish.files import by_split, read_published, write_dropped, write_kept
+from hf_safefilter.publish.files import read_published, write_dropped, write_kept
 from hf_safefilter.publish.plots import write_plots
+from hf_safefilter.publish.reasons import by_split
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

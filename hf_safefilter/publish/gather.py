@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import ROW_ID, UNSCORABLE
 from hf_safefilter.errors import MissingError, PublishError
-from hf_safefilter.publish.files import by_split
 from hf_safefilter.publish.provenance import Check, Counts, Provenance, Selection, Share, Source, SourceSplit, portable
+from hf_safefilter.publish.reasons import by_split, reasons_of, row_ids
 from hf_safefilter.step import Step, steps_made
 from hf_safefilter.thresholds import numbers_of
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
     from hf_safefilter.select import IsSafe
 
-REACHED = "score at or above the threshold"
-NO_NUMBER = "score is not a number"
 _MOST_VALUES = 40
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PACKAGES = ("datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
@@ -124,29 +120,6 @@ def steps_behind(column: str) -> list[Step]:
     step = made[0]
     before = [one for need in step.needs() for one in steps_behind(need)]
     return [*dict.fromkeys(before), step]
-
-
-def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
-    """Why each row was dropped; "" where it was kept."""
-    columns = [name for name in (is_safe.column, UNSCORABLE) if name in part.column_names]
-    view = Batch(part.select_columns(columns).with_format("arrow")[:]) if len(part) else None
-    if view is None:
-        return []
-    unread = view.cells(UNSCORABLE) if UNSCORABLE in columns else [""] * view.n
-    finite = np.isfinite(view.numbers(is_safe.column))
-    return [
-        "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER
-        for kept, reason, scored in zip(is_safe.mask(view).tolist(), unread, finite.tolist(), strict=True)
-    ]
-
-
-def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str]:
-    """Ids of the rows: the column if it is there, else worked out from the text."""
-    from hf_safefilter.rows import as_conversations, row_id
-
-    if ROW_ID in part.column_names:
-        return part.with_format("arrow")[:][ROW_ID].to_pylist() if len(part) else []
-    return [row_id(one) for one in as_conversations(part, columns)]
 
 
 def ids_digest(ids: Sequence[str]) -> str:

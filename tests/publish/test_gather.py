@@ -5,8 +5,9 @@ import pytest
 from datasets import DatasetDict
 
 from hf_safefilter.errors import IntegrityError, PublishError
-from hf_safefilter.publish.gather import REACHED, gather, ids_digest, steps_behind
+from hf_safefilter.publish.gather import gather, ids_digest, steps_behind
 from hf_safefilter.publish.provenance import Provenance, portable
+from hf_safefilter.publish.reasons import NO_NUMBER, REACHED, reasons_of
 from hf_safefilter.rows import as_conversations, row_id
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.select import IsSafe
@@ -75,8 +76,6 @@ def test_unread_rows_are_counted_under_their_own_reason(scored, steps):
     values = [np.nan if number in (3, 4) else value for number, value in enumerate(scored["length_score"])]
     ds = scored.remove_columns("length_score").add_column("length_score", np.array(values, np.float32))
     ds = ds.add_column("unscorable", reasons)
-    from hf_safefilter.publish.gather import NO_NUMBER, reasons_of
-
     found = reasons_of(ds, IsSafe("length_score", 1e6))
     assert (found[3], found[4], found[5]) == ("unscorable: too_long", NO_NUMBER, "")
 
