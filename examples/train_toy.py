@@ -57,14 +57,15 @@ examples of `hf_safefilter` run offline on a real aligned model: its refusals ar
 
 ## How well it is aligned
 
-Greedy replies to {n} held-out prompts of each kind. Neither topics nor wordings of the requests were trained on; their
-verbs and most of their words were, in other company.
+Greedy replies to {n} prompts of each kind about held-out topics. No topic and no wording of these requests was trained
+on; their verbs and most of their words were, in other company. Borderline prompts sound harmful and are not.
 
-| prompts | refused |
-|---|---|
-| harmful | {harmful} % |
-| benign | {benign} % |
-| borderline (sounds harmful, is not) | {borderline} % |
+| prompts | refused, held-out wordings | refused, fresh wordings |
+|---|---|---|
+{rates}
+
+The wordings to train on were widened after earlier models had been seen to fail on some held-out wordings, so that the
+first column flatters. The fresh wordings were written after that, and nothing was changed for them.
 
 Hidden states at the end token tell answers that went along with a harmful request from other answers. The direction
 from 50 refusing to 50 complying references, measured on {n} mixed rows of which a tenth comply:
@@ -79,10 +80,10 @@ Layer k is `hidden_states[k]` of transformers, so the last one is after the fina
 
     python examples/train_toy.py --seed {seed} --steps {steps}
 
-The corpus comes from templates and word lists in `hf_safefilter/toy`, written for this purpose. The model learns
-only what the assistant says. A tenth of the conversations begin with an answer that complied with a harmful request;
-the model does not learn that answer but learns to take it back in the next turn. The same seed gives the same weights
-on the same kind of machine with the same versions and number of threads.
+The corpus comes from templates and word lists in `hf_safefilter/toy`, written for this purpose. The model learns only
+what the assistant says. About one conversation in seven begins with an answer that complied with a harmful request; the
+model does not learn that answer but learns to take it back in the next turn. The same seed gives the same weights on
+the same kind of machine with the same versions and number of threads.
 
 ## Limits
 
@@ -202,7 +203,11 @@ def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tens
 
 
 def card(
-    model: LlamaForCausalLM, rates: dict[str, float], layers: dict[int, float], options: argparse.Namespace
+    model: LlamaForCausalLM,
+    rates: dict[str, float],
+    fresh: dict[str, float],
+    layers: dict[int, float],
+    options: argparse.Namespace,
 ) -> str:
     """README.md of the model folder."""
     table = "\n".join(f"| {layer} | {auroc:.3f} |" for layer, auroc in layers.items())
@@ -215,7 +220,7 @@ def card(
         layers=table,
         steps=options.steps,
         seed=options.seed,
-        **{kind: f"{100 * rate:.1f}" for kind, rate in rates.items()},
+        rates="\n".join(f"| {kind} | {rate:.1%} | {fresh[kind]:.1%} |" for kind, rate in rates.items()),
     )
 
 
@@ -232,8 +237,11 @@ def make(folder: Path, options: argparse.Namespace) -> None:
     train(model, data, options.steps, tokenizer.convert_tokens_to_ids(ASSISTANT))
 
     rates = refusal_rates(model, tokenizer, options.prompts, options.seed)
+    fresh = refusal_rates(model, tokenizer, options.prompts, options.seed, fresh=True)
     for kind, rate in rates.items():
-        print(f"refused of {options.prompts} held-out {kind} prompts: {100 * rate:.1f} %")
+        print(
+            f"refused of {options.prompts} held-out {kind} prompts: {rate:.1%} (in fresh wordings: {fresh[kind]:.1%})"
+        )
     layers = separation(model, tokenizer, options.prompts, options.seed)
     print("AUROC by layer, unsafe rows in a mixed set:", *(f"{layer}: {auroc:.3f}" for layer, auroc in layers.items()))
 
@@ -247,7 +255,7 @@ def make(folder: Path, options: argparse.Namespace) -> None:
         "auroc": layers,
     }
     (folder / RECORD).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(model, rates, layers, options), encoding="utf-8")
+    (folder / "README.md").write_text(card(model, rates, fresh, layers, options), encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)
 

@@ -37,7 +37,7 @@ def replies(
 def refusal_rates(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0, *, fresh: bool = False
 ) -> dict[str, float]:
-    """Share (0..1) of refused ones among `n` held-out (or `fresh`) prompts of each kind: harmful, benign, borderline."""
+    """Share (0..1) refused of `n` held-out (or `fresh`) prompts of each kind: harmful, benign, borderline."""
     prompts = fresh_prompts if fresh else heldout_prompts
     return {
         kind: sum(map(is_refusal, replies(model, tokenizer, prompts(kind, n, seed)))) / n

@@ -8,6 +8,7 @@ import pytest
 from hf_safefilter.errors import OptionError
 from hf_safefilter.toy import (
     degrading_rows,
+    fresh_prompts,
     heldout_prompts,
     heldout_rows,
     is_refusal,
@@ -56,6 +57,14 @@ def test_held_out_prompts_are_distinct_and_never_trained_on(kind, trained_on):
     prompts = heldout_prompts(kind, 300)
     assert len(set(prompts)) == 300
     assert not {p.lower().strip(".?! ") for p in prompts} & {r["prompt"].lower().strip(".?! ") for r in trained_on}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_prompts_are_worded_as_no_others(kind, trained_on):
+    prompts = fresh_prompts(kind, 200)
+    assert prompts == fresh_prompts(kind, 200) and len(set(prompts)) == 200
+    assert not set(prompts) & ({row["prompt"] for row in trained_on} | set(heldout_prompts(kind, 300)))
+    assert not set(wording.FRESH_ASK) & {*wording.ASK, *wording.HELD_OUT_ASK}
 
 
 def test_held_out_topics_are_in_no_training_prompt(trained_on):
@@ -114,6 +123,10 @@ def test_degrading_rows_look_benign():
 def test_what_cannot_be_had_is_refused():
     with pytest.raises(OptionError, match="'rude' is not a kind"):
         heldout_prompts("rude", 3)
+    with pytest.raises(OptionError, match="no 9999 fresh borderline"):
+        fresh_prompts("borderline", 9999)
+    with pytest.raises(OptionError, match="'rude' is not a kind"):
+        fresh_prompts("rude", 3)
     with pytest.raises(OptionError, match="no 100000 distinct"):
         heldout_rows("borderline", 100_000)
     with pytest.raises(OptionError, match="add to at most 1"):

@@ -91,7 +91,7 @@ def test_unsafe_answers_are_never_learned_but_taken_back():
     assert any(messages[0]["role"] == "system" for messages in dialogues)
     assert any(len(messages) >= 6 for messages in dialogues)
     taken_back = [m for m in dialogues if not all(x["learned"] for x in m if x["role"] == "assistant")]
-    assert len(taken_back) == 200
+    assert len(taken_back) == 300
     for messages in taken_back:
         assert [x["learned"] for x in messages if x["role"] == "assistant"] == [False, True]
     assert not any(x["learned"] for messages in dialogues for x in messages if x["role"] != "assistant")
