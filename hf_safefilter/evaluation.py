@@ -68,7 +68,7 @@ class Evaluation:
         """One row a score, for printing: interval ends, TPR at 1 % and 5 % FPR, Spearman with length."""
         return [
             {
-                "score": one.score,
+                "score": one.score.removesuffix("_score"),
                 "AUROC": round(one.auroc, 3),
                 "low": round(one.low, 3),
                 "high": round(one.high, 3),

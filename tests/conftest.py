@@ -1,6 +1,11 @@
 """Every test runs against a Hub of its own on the loopback interface; nothing reaches further."""
 
-from hub import early
+import os
+
+# Test models are tiny and the workers many: threads of their own would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hub import early  # noqa: E402  (the variables above and below are read when torch and the clients are imported)
 
 early.start()
 pytest_plugins = ["hub.fixtures"]
