@@ -252,6 +252,7 @@ def make(folder: Path, options: argparse.Namespace) -> None:
         "steps": options.steps,
         "prompts": options.prompts,
         "refused": rates,
+        "refused_fresh": fresh,
         "auroc": layers,
     }
     (folder / RECORD).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
