@@ -189,7 +189,7 @@ def to_arrow(values: np.ndarray) -> pa.Array:
     """NumPy `(n,)` or `(n, d)` -> Arrow array or fixed-size list array of the same dtype (strings for text)."""
     values = np.asarray(values)
     if values.ndim == 1:
-        return pa.array(values.tolist(), pa.string()) if values.dtype.kind in "UO" else pa.array(values)
+        return pa.array(values, pa.string() if values.dtype.kind in "UO" else None)
     flat = np.ascontiguousarray(values).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(to_arrow(flat), values.shape[1])
 

@@ -6,13 +6,14 @@ import datetime
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.errors import MissingError, PublishError
+from hf_safefilter.errors import MissingError, PublishError, SafefilterError
 from hf_safefilter.publish.provenance import Check, Counts, Provenance, Selection, Share, Source, SourceSplit, portable
 from hf_safefilter.publish.reasons import by_split, reasons_of, row_ids
 from hf_safefilter.step import Step, steps_made
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hf_safefilter.select import IsSafe
 
 _MOST_VALUES = 40
+_MOST_CHAINS = 32
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PACKAGES = ("datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
 
@@ -49,8 +51,8 @@ def gather(
         license: of the rows.
         source: where they come from.
         source_revision: its commit or digest.
-        steps: what filled the columns, in order; default: the steps constructed in this process that fill the deciding
-            column and the columns it needs.
+        steps: what filled the columns, in order; default: among the steps constructed in this process, those that give
+            the scores that are there (rows are scored again to find out; the newest first).
         recipe: of the run, if there was one.
         layer_choice: `LayerChoice.to_json()`.
         evaluation: `Evaluation.to_json()`.
@@ -64,9 +66,12 @@ def gather(
     parts = by_split(scored)
     if not sum(map(len, parts.values())):
         raise PublishError("there are no rows", fix="check the source")
-    steps = list(steps) if steps is not None else steps_behind(is_safe.column)
-    added = [column for step in steps for column in step.produces()]
     scores = numbers_of(scored, is_safe.column)
+    if steps is None:
+        steps, check = _that_ran(scored, is_safe.column, scores, check_rows)
+    else:
+        check = _check(scored, steps, is_safe.column, scores, check_rows)
+    added = [column for step in steps for column in step.produces()]
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
     ids = {name: row_ids(part, _mapping(steps)) for name, part in parts.items()}
     indexes = _indexes(steps)
@@ -93,7 +98,7 @@ def gather(
         counts=_counts(parts, reasons),
         quantiles=_quantiles(scores),
         controls=_controls(scored, scores, _mapping(steps)),
-        check=_check(scored, steps, is_safe.column, scores, check_rows),
+        check=check,
         evaluation=evaluation,
         environment=_environment(),
         recipe=recipe,
@@ -101,25 +106,34 @@ def gather(
     ).checked()
 
 
-def steps_behind(column: str) -> list[Step]:
-    """The steps of this process that fill `column` and what it needs, in the order they must run.
+def chains_behind(column: str) -> Iterator[list[Step]]:
+    """The ways in which steps of this process can fill `column`: each a list of steps in order, the newest first.
 
     Raises:
-        PublishError: none, or several that fill the same column.
+        PublishError: no step of this process fills the column, or one that it needs.
     """
     try:
         made = steps_made(column)
     except MissingError as error:
         raise PublishError(error.fact, fix=error.fix) from error
-    if len(made) > 1:
-        raise PublishError(
-            f"{len(made)} steps of this process fill column {column!r}: which one ran?",
-            found="; ".join(map(str, made)),
-            fix="pass steps=[...] in the order they ran",
-        )
-    step = made[0]
-    before = [one for need in step.needs() for one in steps_behind(need)]
-    return [*dict.fromkeys(before), step]
+    for step in reversed(made):
+        for before in product(*(list(chains_behind(need)) for need in step.needs())):
+            yield [*dict.fromkeys(one for chain in before for one in chain), step]
+
+
+def _that_ran(scored: Any, column: str, scores: np.ndarray, rows: int) -> tuple[list[Step], Check]:
+    """The steps of this process that give the scores that are there, found by scoring rows again."""
+    refused: SafefilterError | None = None
+    for chain in islice(chains_behind(column), _MOST_CHAINS):
+        try:
+            return chain, _check(scored, chain, column, scores, rows)
+        except SafefilterError as error:
+            refused = error
+    raise PublishError(
+        f"no step constructed in this process gives the scores in column {column!r}",
+        found=str(refused),
+        fix="pass steps=[...]: the ones that really ran, in order",
+    ) from refused
 
 
 def ids_digest(ids: Sequence[str]) -> str:

@@ -5,11 +5,11 @@ import pytest
 from datasets import DatasetDict
 
 from hf_safefilter.errors import IntegrityError, PublishError
-from hf_safefilter.publish.gather import gather, ids_digest, steps_behind
+from hf_safefilter.publish.gather import gather, ids_digest
 from hf_safefilter.publish.provenance import Provenance, portable
 from hf_safefilter.publish.reasons import NO_NUMBER, REACHED, reasons_of
 from hf_safefilter.rows import as_conversations, row_id
-from hf_safefilter.scores.controls import LengthScore
+from hf_safefilter.scores.controls import RandomScore
 from hf_safefilter.select import IsSafe
 
 FACTS = {"license": "mit", "source": "a barn"}
@@ -62,13 +62,19 @@ def test_a_token_in_the_record_is_refused(scored, is_safe, steps):
     assert "hf_a" not in str(error.value)
 
 
-def test_the_steps_of_this_process_are_found_and_doubt_is_an_error(scored):
-    first = LengthScore(columns={"prompt": "prompt", "response": "response"})
-    LengthScore()
-    with pytest.raises(PublishError, match="which one ran"):
-        steps_behind(first.produces()[0])
+def test_of_the_steps_of_this_process_the_one_that_ran_is_found(scored, is_safe):
+    """Many were made; the one that gives the scores that are there is named, and none is guessed."""
+    ran = RandomScore(seed=5)
+    ds = scored.remove_columns("random_score").map(ran, batched=True)
+    for seed in (6, 7):
+        RandomScore(seed=seed)
+    record = gather(ds, IsSafe("random_score", 0.5), **FACTS)
+    assert record.steps == [ran.record()]
+    changed = ds.map(lambda row: {"random_score": row["random_score"] / 2}, features=ds.features)
+    with pytest.raises(PublishError, match="no step constructed in this process"):
+        gather(changed, IsSafe("random_score", 0.5), **FACTS)
     with pytest.raises(PublishError, match="nothing in this process"):
-        steps_behind("cheese_score")
+        gather(ds.rename_column("random_score", "cheese_score"), IsSafe("cheese_score", 0.5), **FACTS)
 
 
 def test_unread_rows_are_counted_under_their_own_reason(scored, steps):
