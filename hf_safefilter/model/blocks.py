@@ -21,11 +21,13 @@ class Stack:
         name: dotted path of the list of blocks inside the model.
         blocks: the modules 0..L-1; the output of block b is layer b+1.
         final_norm: the norm after the last block; None for post-norm stacks such as BERT, which end without one.
+        causal: whether every token sees the tokens before it alone, so that padding on the right changes nothing.
     """
 
     name: str
     blocks: nn.ModuleList
     final_norm: nn.Module | None
+    causal: bool
 
 
 def find_blocks(model: nn.Module) -> Stack:
@@ -53,4 +55,6 @@ def find_blocks(model: nn.Module) -> Stack:
     name = min(lists, key=lambda path: path.count("."))
     parent = model.get_submodule(name.rpartition(".")[0])
     norms = [getattr(parent, norm, None) for norm in _FINAL_NORMS]
-    return Stack(name, model.get_submodule(name), next((norm for norm in norms if norm is not None), None))
+    blocks = model.get_submodule(name)
+    looks_back = {module.is_causal for module in blocks.modules() if hasattr(module, "is_causal")}
+    return Stack(name, blocks, next((norm for norm in norms if norm is not None), None), looks_back == {True})

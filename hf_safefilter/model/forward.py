@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
+from hf_safefilter.model.last_block import at_one_position, can_read_one_position
 from hf_safefilter.model.load import Trunk, depth_for
 from hf_safefilter.model.threads import pick_threads, threads
 
 if TYPE_CHECKING:
+    from hf_safefilter.model.blocks import Stack
     from hf_safefilter.model.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -112,14 +115,12 @@ def _batches_that_fit(
 def run(trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
     """One forward over a padded batch: float32 `(n, hidden_size)` for each layer, on the trunk's device."""
     ids, mask = _pad([row.ids for row in tokens], trunk.model.config.pad_token_id or 0)
-    spans = [(row.start, row.stop) for row in tokens]
-    read: dict[Layer, torch.Tensor] = {}
-    with torch.inference_mode(), _reading(trunk, layers, spans, read):
-        try:
-            trunk.model(input_ids=ids.to(trunk.device), attention_mask=mask.to(trunk.device))
-        except _Read:
-            pass
-    return read
+    # What is right of a token is out of sight for causal attention, which is faster without a mask.
+    seen = None if trunk.stack.causal else mask.to(trunk.device)
+    reader = _Reader([(row.start, row.stop) for row in tokens], len(layers))
+    with torch.inference_mode(), _hooked(trunk.stack, layers, reader), suppress(_Read):
+        trunk.model(input_ids=ids.to(trunk.device), attention_mask=seen)
+    return reader.vectors
 
 
 def _pad(rows: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,32 +133,58 @@ def _pad(rows: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tens
     return ids, mask
 
 
-@contextmanager
-def _reading(
-    trunk: Trunk, layers: Sequence[Layer], spans: list[tuple[int, int]], read: dict[Layer, torch.Tensor]
-) -> Iterator[None]:
-    """Hooks that reduce each wanted state to its read positions at once, and stop the forward after the deepest."""
-    handles = []
+class _Reader:
+    """Makes hooks that reduce states to their read positions at once, and stop the forward when all are there."""
 
-    def keep(layer: Layer, states: torch.Tensor) -> None:
-        read[layer] = mean_at(states, spans)
-        if len(read) == len(layers):
+    def __init__(self, spans: list[tuple[int, int]], wanted: int) -> None:
+        self.spans, self.wanted = spans, wanted
+        self.vectors: dict[Layer, torch.Tensor] = {}
+
+    @property
+    def one_each(self) -> bool:
+        return all(stop - start == 1 for start, stop in self.spans)
+
+    def keep(self, layer: Layer, vectors: torch.Tensor) -> None:
+        self.vectors[layer] = vectors
+        if len(self.vectors) == self.wanted:
             raise _Read
 
-    def before(layer: Layer):
-        return lambda _, args, kwargs: keep(layer, args[0] if args else kwargs["hidden_states"])
+    def before(self, layer: Layer) -> Callable:
+        return lambda _, args, kwargs: self.keep(layer, mean_at(_input(args, kwargs), self.spans))
 
-    def after(layer: Layer):
-        return lambda _, args, output: keep(layer, output[0] if isinstance(output, tuple) else output)
+    def after(self, layer: Layer) -> Callable:
+        return lambda _, args, out: self.keep(layer, mean_at(out[0] if isinstance(out, tuple) else out, self.spans))
 
+    def instead(self, layer: Layer) -> Callable:
+        def read_one(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            states = _input(args, kwargs)
+            positions = torch.tensor([start for start, _ in self.spans], device=states.device)
+            self.keep(layer, at_one_position(block, states, kwargs["position_embeddings"], positions).float())
+
+        return read_one
+
+
+def _input(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+@contextmanager
+def _hooked(stack: Stack, layers: Sequence[Layer], reader: _Reader) -> Iterator[None]:
+    """The reader's hooks in place; in the order of the forward, as hooks of one module run in the order they came."""
+    ordered = sorted(layers, key=lambda layer: len(stack.blocks) + 1 if layer == "norm" else layer)
+    handles = []
     try:
-        for layer in layers:
+        for layer in ordered:
+            block = stack.blocks[0 if layer == 0 else -1 if layer == "norm" else layer - 1]
             if layer == "norm":
-                handles.append(trunk.stack.final_norm.register_forward_hook(after(layer)))
+                handle = stack.final_norm.register_forward_hook(reader.after(layer))
             elif layer == 0:
-                handles.append(trunk.stack.blocks[0].register_forward_pre_hook(before(layer), with_kwargs=True))
+                handle = block.register_forward_pre_hook(reader.before(layer), with_kwargs=True)
+            elif layer == ordered[-1] and reader.one_each and can_read_one_position(block):
+                handle = block.register_forward_pre_hook(reader.instead(layer), with_kwargs=True)
             else:
-                handles.append(trunk.stack.blocks[layer - 1].register_forward_hook(after(layer)))
+                handle = block.register_forward_hook(reader.after(layer))
+            handles.append(handle)
         yield
     finally:
         for handle in handles:

@@ -16,6 +16,7 @@ from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model import forward, linears, load
 from hf_safefilter.model.forward import mean_at, read_layers
+from hf_safefilter.model.last_block import can_read_one_position
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 
 CPU = torch.device("cpu")
@@ -101,6 +102,44 @@ def test_a_truncated_model_reads_the_same(name, folders):
     expected = one_by_one(folders(name), tokens, [0, 2])
     for layer in (0, 2):
         np.testing.assert_allclose(cut[layer], expected[layer], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [[1], [3], [4], [1, 0], [2, 1, 0], [4, "norm"]], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_position_a_row_reads_the_same(name, layers, folders):
+    if "norm" in layers and name in WITHOUT_FINAL_NORM:
+        layers = [4]
+    random = np.random.default_rng(6)
+    tokens = [row(random.integers(7, 320, length)) for length in LENGTHS]
+    tokens[2].start, tokens[2].stop = 11, 12
+    expected = one_by_one(folders(name), tokens, layers)
+    found = read_layers(opened(folders(name)), tokens, layers, token_budget=1000)
+    for layer in layers:
+        np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+def test_the_deepest_block_computes_one_position_only(name, folders):
+    tokens = [row([9, 8, 7, 11]), row([9, 8])]
+    opened_trunk = opened(folders(name))
+    shapes = []
+    handle = opened_trunk.stack.blocks[2].mlp.register_forward_hook(lambda _, args, output: shapes.append(output.shape))
+    try:
+        read_layers(opened_trunk, tokens, [3])
+        read_layers(opened_trunk, tokens, [4])
+    finally:
+        handle.remove()
+    assert shapes == [(2, 32), (2, 4, 32)]
+
+
+def test_only_known_blocks_are_computed_at_one_position(folders):
+    known = {name for name in ARCHITECTURES if can_read_one_position(opened(folders(name)).stack.blocks[0])}
+    assert known == {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def test_only_causal_stacks_go_without_a_mask(folders):
+    causal = {name for name in ARCHITECTURES if opened(folders(name)).stack.causal}
+    assert set(ARCHITECTURES) - causal == {"bert", "roberta"}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "bert"])
