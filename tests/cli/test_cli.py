@@ -1,5 +1,6 @@
 """The command line as a person, a program and a pipe use it, on the toy model."""
 
+import io
 import json
 import subprocess
 import sys
@@ -139,3 +140,32 @@ def test_the_installed_program_starts_and_ends_in_its_own_process():
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no recipe" in done.stderr
+
+
+def test_push_publishes_what_run_wrote_and_asks_first(call, rows, tmp_path, hub, monkeypatch):
+    recipe = {
+        "data": {"path": str(rows), "license": "cc0-1.0", "source": "a test"},
+        "model": {"name": "toy"},
+        "layer": 4,
+        "select": {"drop_count": 12},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert call("run", tmp_path / "recipe.yaml", "-o", tmp_path / "out")[0] == 0
+    repo = f"{hub.user}/clean"
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert call("push", tmp_path / "out", repo)[0] == 1
+    assert not hub.requests("POST", "/commit/")
+    code, out, err = call("--format", "json", "push", tmp_path / "out", repo, "--yes")
+    assert code == 0, err
+    assert json.loads(out)["commit"] == hub.repo(repo).head()
+    assert hub.token not in out + err
+
+
+def test_reference_sets_go_to_the_hub_and_come_back(call, tmp_path, hub):
+    assert call("reference", "starter", "--model", "toy", "--layers", "4", "-o", tmp_path / "refs")[0] == 0
+    repo = f"{hub.user}/refs"
+    code, _, err = call("reference", "push", tmp_path / "refs", repo, "--yes")
+    assert code == 0, err
+    code, out, err = call("--format", "json", "reference", "show", repo)
+    assert code == 0, err
+    assert json.loads(out)["unsafe"] == 110
