@@ -39,12 +39,18 @@ def _scores(axes: Any, scores: np.ndarray, provenance: Provenance) -> None:
     finite = scores[np.isfinite(scores)]
     threshold = provenance.selection.threshold
     low, high = min(finite.min(), threshold), max(finite.max(), threshold)
-    edges = np.linspace(low, high if high > low else low + 1, 61)
+    step = (high - low) / 60 or 1.0
+    # The threshold is an edge: no bar holds rows of both sides.
+    edges = threshold + step * np.arange(np.floor((low - threshold) / step), np.ceil((high - threshold) / step) + 2)
     sides = [finite[finite < threshold], finite[finite >= threshold]]
     labels = [f"kept ({len(sides[0])})", f"dropped ({len(sides[1])})"]
     axes.hist(sides, bins=edges, stacked=True, color=[_KEPT, _DROPPED], label=labels)
     axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.4g}")
     axes.set_yscale("symlog", linthresh=10)
+    most = axes.get_ylim()[1]
+    ticks = [0, *(one * 10**power for power in range(8) for one in (1, 2, 5))]
+    axes.set_yticks([one for one in ticks if one == 0 or 2 <= one <= most], minor=False)
+    axes.yaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel(f"{_plain(provenance.selection.column)}: higher = more dangerous to alignment")
     axes.set_ylabel("rows")
     unscored = len(scores) - len(finite)
