@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+TOKEN_BUDGET = {"cpu": 512, "mps": 8192, "cuda": 32768}
 """Tokens a batch may hold, padding included, by kind of device. It decides speed and memory, never the vectors."""
 
 
