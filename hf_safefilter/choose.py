@@ -15,6 +15,9 @@ from hf_safefilter.rows import Conversation, response_of
 if TYPE_CHECKING:
     from hf_safefilter.references import ReferenceIndex
 
+COMPARABLE = ("larf", "nearest", "direction", "anchor")
+"""Methods that can be tried on references alone."""
+
 LEAST_AUROC = 0.6
 """A layer whose lower 95 % bound does not reach this separates too little to be chosen."""
 
@@ -94,7 +97,7 @@ def choose_layer(
 
     Args:
         references: read at all layers to choose from.
-        methods: of ``larf``, ``nearest``, ``direction``, ``anchor``.
+        methods: some of `COMPARABLE`.
         folds: 2 or more.
         seed: of the assignment to folds.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,16 +122,16 @@ def embedder(recipe: Recipe, layers: Sequence[int | str], columns: Mapping[str, 
 
 def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | None]:
     """The reference index, if anything needs one, and the layer chosen on it, if that was left open."""
-    wanted = any(method.name in ("larf", "anchor", "nearest", "direction") for method in recipe.methods)
+    wanted = any("references" in options_of(method.name) for method in recipe.methods)
     if not wanted and recipe.layer != "auto":
         return None, None
     layers = layers_of_model(embedder(recipe, [0])) if recipe.layer == "auto" else [recipe.layer]
     index = load_references(recipe, layers)
     if recipe.layer != "auto":
         return index, None
-    from hf_safefilter.choose import choose_layer
+    from hf_safefilter.choose import COMPARABLE, choose_layer
 
-    named = tuple(method.name for method in recipe.methods if method.name in ("larf", "nearest", "direction"))
+    named = tuple(method.name for method in recipe.methods if method.name in COMPARABLE)
     choice = choose_layer(index, methods=named or ("larf",))
     if not choice.signal:
         raise DataError(
@@ -195,15 +195,23 @@ def make_score(
     """The step of a method; SAFT's subspace is fitted on the embedded rows here."""
     from hf_safefilter.scores import make
 
+    takes = options_of(method.name)
+    given = {"references": references, "layer": layer, "columns": columns}
+    options = {name: value for name, value in given.items() if name in takes} | method.options
     if method.name == "saft":
         if embedded is None:
             raise OptionError("saft is fitted on all rows and cannot be used while streaming", fix="streaming: false")
-        return make("saft", layer=layer, rows=embedded, **method.options)
-    if method.name == "length":
-        return make("length", columns=columns, **method.options)
-    if method.name == "random":
-        return make("random", **method.options)
-    return make(method.name, references=references, layer=layer, **method.options)
+        options["rows"] = embedded
+    if "references" in takes and references is None:
+        raise OptionError(f"{method.name} compares with references", fix="say which: --references FOLDER")
+    return make(method.name, **options)
+
+
+def options_of(method: str) -> set[str]:
+    """Names of the fields of a method's step."""
+    from hf_safefilter.scores import method as step_of
+
+    return {field.name for field in fields(step_of(method))}  # type: ignore[arg-type]
 
 
 def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> tuple[Dataset | DatasetDict, Step]:

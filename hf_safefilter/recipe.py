@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_safefilter.errors import MissingError, OptionError
 
@@ -115,10 +115,21 @@ class ReferenceChoice(_Part):
 class MethodChoice(_Part):
     """A score to compute."""
 
-    name: Literal["larf", "anchor", "nearest", "saft", "direction", "length", "random"]
-    """Its name."""
+    name: str
+    """Its name, as the registry of scores has it."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Its options, as the class documents them, e.g. {k: 5}."""
+
+    @field_validator("name")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        from hf_safefilter.scores import METHODS
+
+        known = [one for one in METHODS if one != "rank_average"]  # select.by asks for that one
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"there is no method {name!r}; " + (f"did you mean {near[0]!r}?" if near else str(known)))
+        return name
 
 
 class Selection(_Part):

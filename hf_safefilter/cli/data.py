@@ -81,7 +81,7 @@ def embed(
 def score(
     context: typer.Context,
     embedded: Folder,
-    method: Annotated[str, typer.Option(help="larf, anchor, nearest, saft, direction, length or random.")],
+    method: Annotated[str, typer.Option(help="larf, anchor, nearest, direction, saft, length or random.")],
     output: Output,
     layer: Annotated[str | None, typer.Option(help="Which embedded layer to use; the only one if left out.")] = None,
     references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
