@@ -81,3 +81,20 @@ def test_nothing_there_is_said(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(OptionError, match="local"):
         load_rows(tmp_path / "a.jsonl", revision="main")
+
+
+def test_a_hub_data_set_is_pinned_to_its_commit(hub):
+    name = f"{hub.user}/rows"
+    Dataset.from_list(ROWS).push_to_hub(name)
+    loaded = load_rows(name)
+    assert (loaded.name, loaded.revision) == (name, hub.repo(name).head())
+    assert loaded.rows.to_list() == ROWS
+    assert [dict(row) for row in load_rows(name, streaming=True, split="train").rows] == ROWS
+    first = loaded.revision
+    Dataset.from_list(ROWS[:1]).push_to_hub(name)
+    assert len(load_rows(name, revision=first).rows) == 2
+    assert len(load_rows(name).rows) == 1
+    with pytest.raises(MissingError, match="no such data set on the Hub"):
+        load_rows(f"{hub.user}/nothing")
+    with pytest.raises(MissingError, match="which revision"):
+        load_rows(name, revision="no-such-branch")
