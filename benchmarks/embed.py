@@ -34,6 +34,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 SPECIAL = ["<pad>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+HEADS_OF_TABLE = ("rows/s", "tokens/s", "ratio", "fastest", "of peak", "memory", "difference")
 _SLOW = 20  # seconds
 BLOCKS, WIDTH, INNER, HEADS, VOCABULARY = 12, 768, 2048, 12, 32000
 
@@ -119,7 +120,7 @@ def make_model(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Interleaved rounds of all variants and of the matrix-multiply peak; medians. Padded loops of long rows run once."""
+    """Interleaved rounds of all variants and of the peak; medians. A padded loop over long rows runs once."""
     command = [sys.executable, "-m", "benchmarks.embed", "--folder", str(folder), "--layer", str(options.layer)]
     command += ["--threads", str(options.threads), "--worker"]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
@@ -208,16 +209,16 @@ def table(figures: dict[str, Any], options: argparse.Namespace) -> str:
         f"matrix-multiply peak measured in the same rounds: {figures['peak_gflops']:.0f} GFLOP/s; "
         f"useful work: {figures['useful_gflop']:.0f} GFLOP",
         "",
-        f"{'':<44}{'rows/s':>8}{'tokens/s':>10}{'ratio':>7}{'fastest':>9}{'of peak':>9}{'memory':>10}{'difference':>12}",
+        f"{'':<44}" + "".join(f"{head:>11}" for head in HEADS_OF_TABLE),
     ]
     for name, v in figures["variants"].items():
-        lines.append(
-            f"{VARIANTS[name]:<44}{v['rows_per_s']:>8.1f}{v['tokens_per_s']:>10.0f}{v['ratio']:>7.2f}"
-            f"{v['ratio_of_fastest']:>9.2f}{v['share_of_peak']:>9.0%}{v['memory_mb']:>7.0f} MB{v['largest_relative_difference']:>12.0e}"
-        )
+        cells = [f"{v['rows_per_s']:.1f}", f"{v['tokens_per_s']:.0f}", f"{v['ratio']:.2f}"]
+        cells += [f"{v['ratio_of_fastest']:.2f}", f"{v['share_of_peak']:.0%}", f"{v['memory_mb']:.0f} MB"]
+        cells += [f"{v['largest_relative_difference']:.0e}"]
+        lines.append(f"{VARIANTS[name]:<44}" + "".join(f"{cell:>11}" for cell in cells))
     lines += [
         "",
-        "ratio: to the first line, median over rounds; fastest: of the fastest rounds, where other programs disturb least",
+        "ratio: to the first line, median over rounds; fastest: the same of the fastest, least disturbed rounds",
         "memory: peak above the loaded model; difference: largest relative one from the first line's vectors",
     ]
     return "\n".join(lines)
