@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_safefilter.batch import Batch
@@ -50,6 +51,7 @@ class Shape:
         system: column of a system turn.
         turns: column that holds the whole conversation as a list of turns.
         text: column of plain text.
+        unread: columns that a conversation could have stood in too, but is not read from.
     """
 
     name: str
@@ -58,9 +60,14 @@ class Shape:
     system: str | None = None
     turns: str | None = None
     text: str | None = None
+    unread: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One sentence for the log."""
+        others = f"; not read: {', '.join(map(repr, self.unread))} (columns= can say otherwise)" if self.unread else ""
+        return self._read() + others
+
+    def _read(self) -> str:
         if self.text is not None:
             return f"rows are read as plain text from column {self.text!r}"
         if self.turns is not None and not self.prompt:
@@ -104,9 +111,21 @@ _PAIRS = (
 )
 """Columns of the user turn, and of the assistant turn, in the order in which they are tried."""
 
+_TURNS = ("messages", "conversations")
+_SPOKEN = {*_TURNS, "system", "text", *(name for prompt, answers in _PAIRS for name in (*prompt, *answers))}
+"""Every column in which something said may stand. (``rejected`` is not read on purpose, so it is not among them.)"""
+
 
 def _known(names: set[str]) -> Shape | None:
-    for turns in ("messages", "conversations"):
+    shape = _first_known(names)
+    if shape is None:
+        return None
+    read = {*shape.prompt, shape.response, shape.system, shape.turns, shape.text}
+    return replace(shape, unread=tuple(sorted((names & _SPOKEN) - read)))
+
+
+def _first_known(names: set[str]) -> Shape | None:
+    for turns in _TURNS:
         if turns in names:
             return Shape(turns, turns=turns)
     system = "system" if "system" in names else None
@@ -172,7 +191,7 @@ Turn = tuple[Any, Any]
 
 def _from_columns(prompt: tuple[Any, ...], response: Any, system: Any) -> list[Turn]:
     head: list[Turn] = []
-    if isinstance(system, str) and system.strip():
+    if system is not None and not (isinstance(system, str) and not system.strip()):
         head = [("system", system)]
     if isinstance(prompt[0], (list, tuple)):  # prompt and completion may each be a list of turns
         tail = _turns(response)
@@ -198,7 +217,9 @@ def _turns(cell: Any) -> list[Turn]:
         elif turn.get("role") is not None or "from" not in turn:
             turns.append((turn.get("role"), _content(turn.get("content"))))
         else:
-            turns.append((_FROM_VALUE.get(turn["from"], turn["from"]), _content(turn.get("value"))))
+            speaker = turn["from"]
+            role = _FROM_VALUE.get(speaker, speaker) if isinstance(speaker, str) else None
+            turns.append((role, _content(turn.get("value"))))
     return turns
 
 
@@ -242,7 +263,17 @@ def _plain_text(cell: Any) -> Conversation:
 
 def _as_text(value: Any) -> str:
     """What stands in an unreadable cell, so that even such a row has an id of its own."""
-    return value if isinstance(value, str) else json.dumps(value, default=repr, sort_keys=True)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=_named, sort_keys=True)
+    except (TypeError, ValueError):  # keys of several types, or a cell that contains itself
+        return f"unreadable {type(value).__name__}"
+
+
+def _named(value: Any) -> str:
+    """The value's repr without its place in memory, which is another in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def row_id(conversation: Conversation) -> str:

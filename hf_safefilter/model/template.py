@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import ModelError
+from hf_safefilter.model.control import Controls
 from hf_safefilter.rows import TEXT
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 PLAIN = "plain"
@@ -22,8 +25,18 @@ _PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if no
 # Some templates write today's date into the system turn: without a pin, representations would change by the day.
 _PINNED_DATE = "01 Jan 2025"
 
-# transformers marks control tokens in user text with these two characters; what holds them is treated like one.
-OPEN, CLOSE = "\U000f0000", "\U000f0001"
+# What the expressions of a template can raise over a row: it may refuse it outright, or trip over it.
+_REFUSALS = (ArithmeticError, LookupError, TypeError, ValueError)
+
+_SPEECHES = (
+    ("user", "assistant"),
+    ("system", "user", "assistant"),
+    ("user", "assistant", "tool", "assistant"),
+    ("user", "assistant", "user", "assistant"),
+)
+"""Conversations that show what a template writes."""
+
+_STAND_IN = "\ue000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +44,18 @@ class Rendered:
     """A conversation as the model reads it.
 
     Attributes:
-        text: the rendering; control tokens in user text stand between `OPEN` and `CLOSE`.
+        text: the rendering; control tokens in user text stand between marks (see `control`).
         start: where the scored response starts, in characters.
         stop: where it ends.
-        marked: whether there are such control tokens.
+        asked: where the prompt ends: with the header after which the model would answer, if the template has one.
+        marked: whether there are marks.
         reason: "" or why it could not be rendered: ``template_refused``, ``response_not_rendered``.
     """
 
     text: str = ""
     start: int = 0
     stop: int = 0
+    asked: int = 0
     marked: bool = False
     reason: str = ""
 
@@ -48,58 +63,93 @@ class Rendered:
 class Renderer:
     """Renders conversations by one template, compiled once."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        self.source = template_source(tokenizer, chat_template)
-        self.adds_special_tokens = chat_template == PLAIN
-        self._template = None if self.source is None else _compile_jinja_template(self.source)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None) -> None:
+        self._template = None if source is None else _compiled(source)
         self._variables: dict[str, Any] = tokenizer.special_tokens_map | {
             "date_string": _PINNED_DATE,
             "strftime_now": lambda _: _PINNED_DATE,
             "tools": None,
             "documents": None,
-            "add_generation_prompt": False,
         }
-        self._controls = control_pattern(tokenizer, self.source or "")
+        self._has_header = "add_generation_prompt" in (source or "")
+        shown = self._shown() if source is not None else []
+        seams = {(text[max(0, at - 64) : at], text[at + 1 : at + 65]) for text in shown for at in _places(text)}
+        self.controls = Controls(tokenizer, "\0".join([*_literals(self._template, source), *shown]), seams)
 
-    def render(self, messages: Sequence[tuple[str, str]]) -> Rendered:
-        """The rendering of a whole conversation, whose last message is the scored response."""
+    def render(self, messages: Sequence[tuple[str, str]], prompt: bool = False) -> Rendered:
+        """The rendering of a whole conversation, whose last message is the scored response.
+
+        Args:
+            messages: (role, content) pairs.
+            prompt: find the end of the prompt too; without it `asked` is where the response starts.
+        """
         from jinja2 import TemplateError
 
         contents = [_clean(content) for _, content in messages]
-        marked = [self._marked(content) for content in contents]
+        marked = [self.controls.mark(content) for content in contents]
         if messages[-1][0] == TEXT:
-            return Rendered(marked[-1], 0, len(marked[-1]), marked != contents)
+            return Rendered(marked[-1], 0, len(marked[-1]), 0, marked != contents)
         if self._template is None:
             raise ModelError(
                 "this model has no chat template",
                 fix="pass chat_template= (a Jinja template, or 'plain' for a model that was not trained on chats)",
             )
         roles = [role for role, _ in messages]
+        blank = _absent_from(contents)
         try:
             text = self._rendering(roles, marked)
-            blank = _absent_from(contents)
             frame = self._rendering(roles, [*marked[:-1], blank])
-        except TemplateError:
+        except (TemplateError, *_REFUSALS):
             # e.g. "roles must alternate": the template's own words about the row's shape
             return Rendered(reason="template_refused")
         head, found, tail = frame.partition(blank)
-        if not found or blank in tail or not text.startswith(head) or not text.endswith(tail):
+        if not found or blank in tail or not text.endswith(tail):
             return Rendered(reason="response_not_rendered")
-        stop = len(text) - len(tail)
-        if stop <= len(head):
+        start, stop, least = len(head), len(text) - len(tail), 0
+        if not text.startswith(head):
+            # A template that takes a response apart (reasoning, answer) writes other words around a blank one.
+            start = len(commonprefix([text, head]))
+            least = self._prompt_end(roles, marked, text, header=False)
+        if not least <= start < stop:
             return Rendered(reason="response_not_rendered")
-        return Rendered(text, len(head), stop, marked != contents)
+        asked = self._prompt_end(roles, marked, text, header=True) if prompt and self._has_header else start
+        return Rendered(text, start, stop, min(asked, start), marked != contents)
 
-    def _rendering(self, roles: Sequence[str], contents: Sequence[str]) -> str:
+    def _prompt_end(self, roles: Sequence[str], contents: Sequence[str], text: str, header: bool) -> int:
+        """Length of the rendering of all turns but the last; of `text` where that does not start with it."""
+        from jinja2 import TemplateError
+
+        try:
+            prompt = self._rendering(roles[:-1], contents[:-1], header)
+        except (TemplateError, *_REFUSALS):
+            return len(text)  # a template that wants an answer at the end
+        return len(prompt) if text.startswith(prompt) else len(text)
+
+    def _rendering(self, roles: Sequence[str], contents: Sequence[str], header: bool = False) -> str:
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        return self._template.render(messages=messages, **self._variables)
+        return self._template.render(messages=messages, add_generation_prompt=header, **self._variables)
 
-    def _marked(self, content: str) -> str:
-        if OPEN in content or CLOSE in content:
-            content = content.replace(OPEN, "").replace(CLOSE, "")
-        return self._controls.sub(f"{OPEN}\\g<0>{CLOSE}", content)
+    def _shown(self) -> list[str]:
+        """What the template writes around turns of one private character each."""
+        from jinja2 import TemplateError
+
+        shown = []
+        for roles in _SPEECHES:
+            try:
+                shown.append(self._rendering(roles, [_STAND_IN] * len(roles), header=True))
+            except (TemplateError, *_REFUSALS):
+                continue  # not a conversation that this template takes
+        return shown
+
+
+@lru_cache(maxsize=8)
+def _renderer(tokenizer: PreTrainedTokenizerBase, source: str | None, _vocabulary: int) -> Renderer:
+    return Renderer(tokenizer, source)
+
+
+def renderer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Renderer:
+    """The renderer of a tokenizer, made once: some tokenizers have thousands of added tokens to look through."""
+    return _renderer(tokenizer, template_source(tokenizer, chat_template), len(tokenizer))
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
@@ -115,12 +165,31 @@ def template_digest(tokenizer: PreTrainedTokenizerBase, chat_template: str | Non
     return "sha256:" + hashlib.sha256(f"{_PINNED_DATE}\0{source}".encode()).hexdigest()
 
 
-def control_pattern(tokenizer: PreTrainedTokenizerBase, source: str) -> re.Pattern[str]:
-    """Matches every control token: the special ones, and other added tokens that the template itself writes."""
-    added = tokenizer.added_tokens_decoder.values()
-    controls = [t.content for t in added if t.special or (t.content in source and not t.content.isspace())]
-    longest_first = sorted(filter(None, controls), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def _compiled(source: str) -> Template:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        return _compile_jinja_template(source)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            "the chat template is not valid Jinja", found=f"line {error.lineno}: {error.message}", fix="mend it"
+        ) from error
+
+
+def _literals(template: Template | None, source: str | None) -> list[str]:
+    """Text that stands in a template, outside and inside its expressions."""
+    if template is None:
+        return []
+    from jinja2.nodes import Const, TemplateData
+
+    tree = template.environment.parse(source)
+    constants = [node.value for node in tree.find_all(Const) if isinstance(node.value, str)]
+    return [*(node.data for node in tree.find_all(TemplateData)), *constants]
+
+
+def _places(text: str) -> list[int]:
+    return [place for place, letter in enumerate(text) if letter == _STAND_IN]
 
 
 def _clean(content: str) -> str:

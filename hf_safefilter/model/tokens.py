@@ -6,7 +6,6 @@ row can close its own turn and open another. A row that is too long loses the mi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_safefilter.errors import ModelError, OptionError
-from hf_safefilter.model.template import CLOSE, OPEN, PLAIN, Rendered, Renderer, template_digest
+from hf_safefilter.model.control import Offsets
+from hf_safefilter.model.template import PLAIN, Rendered, renderer, template_digest
 from hf_safefilter.rows import TEXT, Conversation
 
 if TYPE_CHECKING:
@@ -25,10 +25,9 @@ __all__ = ["PLAIN", "POSITIONS", "Tokens", "template_digest", "tokenise"]
 
 POSITIONS = ("last", "last_content", "mean_response", "last_prompt")
 """What stands for a row: the last token of the rendering (often an end token), the last token of the response, the
-mean over the response, or the last token before the response."""
+mean over the response, or the last token of the prompt (with the header after which the model would answer)."""
 
 _LEAST_RESPONSE = 2  # tokens that a cut leaves of a response: its first and its last
-_MARKED = re.compile(f"{OPEN}(.*?){CLOSE}|[{OPEN}{CLOSE}]", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -57,6 +56,7 @@ class _Encoded:
     ids: list[int]
     first: int
     last: int  # one past
+    asked: int  # length of the prompt
 
 
 def tokenise(
@@ -88,30 +88,42 @@ def tokenise(
             f"{type(tokenizer).__name__} cannot say where its tokens stand in the text",
             fix="use a model with a tokenizer.json",
         )
-    renderer = Renderer(tokenizer, chat_template)
-    frame = _special_frame(tokenizer)
-    rendered = [Rendered(reason=c.reason) if c.reason else renderer.render(c.messages) for c in conversations]
-    plain = [place for place, item in enumerate(rendered) if not item.reason and not item.marked]
-    encoded: dict[int, _Encoded | None] = {}
-    found = _backend(tokenizer).encode_batch([rendered[place].text for place in plain], add_special_tokens=False)
-    for place, encoding in zip(plain, found, strict=True):
-        item = rendered[place]
-        first, last = _span([encoding.offsets], [0], item.start, item.stop)
-        encoded[place] = _Encoded(encoding.ids, first, last)
-    for place, item in enumerate(rendered):
-        if item.marked and not item.reason:
-            encoded[place] = _encode_marked(tokenizer, item)
+    using = renderer(tokenizer, chat_template)
+    prompt = position == "last_prompt"
+    rendered = [Rendered(reason=c.reason) if c.reason else using.render(c.messages, prompt) for c in conversations]
+    before, after = _special_frame(tokenizer)
+    backend = _backend(tokenizer)
+    plain = [item.text for item in rendered if not item.reason and not item.marked]
+    found = iter(backend.encode_batch(plain, add_special_tokens=False))
     rows = []
-    for place, (item, conversation) in enumerate(zip(rendered, conversations, strict=True)):
-        one = encoded.get(place)
-        if one is None:
-            rows.append(_unread(item.reason or "control_token"))
+    for item, conversation in zip(rendered, conversations, strict=True):
+        if item.reason:
+            rows.append(_unread(item.reason))
             continue
-        if renderer.adds_special_tokens or conversation.messages[-1][0] == TEXT:
-            before, after = frame
-            one = _Encoded([*before, *one.ids, *after], one.first + len(before), one.last + len(before))
+        if item.marked:
+            encoded = using.controls.encode(backend, item.text)
+        else:
+            encoding = next(found)
+            encoded = encoding.ids, encoding.offsets
+            if using.controls.smuggled(*encoded, item.text):
+                encoded = None
+        if encoded is None:
+            rows.append(_unread("control_token"))
+            continue
+        ids, offsets = encoded
+        framed = chat_template == PLAIN or conversation.messages[-1][0] == TEXT
+        one = _located(ids, offsets, item, (before, after) if framed else ([], []))
         rows.append(_placed(one, position, max_length))
     return rows
+
+
+def _located(ids: list[int], offsets: Offsets, item: Rendered, frame: tuple[list[int], list[int]]) -> _Encoded:
+    """The ids in their frame, with the places of the response and of the end of the prompt among them."""
+    before, after = frame
+    first, last = _span(offsets, item.start, item.stop)
+    asked = first if item.asked == item.start else _span(offsets, item.asked, item.stop)[0]
+    shift = len(before)
+    return _Encoded([*before, *ids, *after], first + shift, last + shift, asked + shift)
 
 
 def _placed(one: _Encoded, position: str, max_length: int | None) -> Tokens:
@@ -131,7 +143,7 @@ def _placed(one: _Encoded, position: str, max_length: int | None) -> Tokens:
         "last": (len(ids) - 1, len(ids)),
         "last_content": (last - 1, last),
         "mean_response": (first, last),
-        "last_prompt": (first - 1, first),
+        "last_prompt": (one.asked - 1, one.asked),
     }
     start, stop = spans[position]
     if start < 0:
@@ -143,73 +155,23 @@ def _unread(reason: str) -> Tokens:
     return Tokens(np.empty(0, np.int32), reason=reason)
 
 
-def _span(offsets: Sequence[Sequence[tuple[int, int]]], bases: Sequence[int], start: int, stop: int) -> tuple[int, int]:
-    """First token, and one past the last, that hold characters of [start:stop]; `bases` shift each list's offsets."""
-    first = last = None
-    place = 0
-    for piece, base in zip(offsets, bases, strict=True):
-        for begin, end in piece:
-            if begin + base < stop and end + base > start and end > begin:
-                first = place if first is None else first
-                last = place + 1
-            place += 1
-    return (first, last) if first is not None else (0, 0)
+def _span(offsets: Offsets, start: int, stop: int) -> tuple[int, int]:
+    """First token, and one past the last, that hold characters of [start:stop].
 
-
-def _encode_marked(tokenizer: PreTrainedTokenizerBase, item: Rendered) -> _Encoded | None:
-    """Encode a rendering piece by piece: what stands between the marks as ordinary text, the rest as it is.
-
-    None where the tokenizer makes the control token out of ordinary text too, so that it cannot be neutralised.
+    Where a tokenizer trims whitespace off its offsets, a token of whitespace alone holds nothing and stands at its end.
     """
-    ids: list[int] = []
-    offsets: list[list[tuple[int, int]]] = []
-    bases: list[int] = []
-
-    def add(text: str, base: int, as_text: bool) -> None:
-        piece, places = _encode_piece(tokenizer, text, as_text, first=not ids)
-        ids.extend(piece)
-        offsets.append(places)
-        bases.append(base)
-
-    at = 0
-    for match in _MARKED.finditer(item.text):
-        if match.start() > at:
-            add(item.text[at : match.start()], at, as_text=False)
-        word = match.group(1)
-        if word:
-            before = len(ids)
-            add(word, match.start() + 1, as_text=True)
-            if tokenizer.convert_tokens_to_ids(word) in ids[before:]:
-                return None
-        at = match.end()
-    if at < len(item.text):
-        add(item.text[at:], at, as_text=False)
-    first, last = _span(offsets, bases, item.start, item.stop)
-    return _Encoded(ids, first, last)
+    within = [
+        place for place, (begin, end) in enumerate(offsets) if end > start and (begin < stop or begin == end == stop)
+    ]
+    return (within[0], within[-1] + 1) if within else (0, 0)
 
 
-def _encode_piece(
-    tokenizer: PreTrainedTokenizerBase, text: str, as_text: bool, first: bool
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of a piece; one in the middle is encoded after a newline, which keeps SentencePiece from
-    putting its start-of-text space there, and the newline's tokens are taken off again."""
-    backend = _backend(tokenizer, as_text)
-    if not first:
-        newline = backend.encode("\n", add_special_tokens=False).ids
-        whole = backend.encode("\n" + text, add_special_tokens=False)
-        if whole.ids[: len(newline)] == newline:
-            places = [(max(0, begin - 1), end - 1) for begin, end in whole.offsets[len(newline) :]]
-            return whole.ids[len(newline) :], places
-    encoding = backend.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase, as_text: bool = False) -> Tokenizer:
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The tokenizers object underneath, cutting and padding nothing; its switches are state, so they are set anew."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = as_text
+    backend.encode_special_tokens = False
     return backend
 
 
