@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # transformers' own marks: a template that looks at them sees the same thing there and here.
 OPEN, CLOSE = "\U000f0000", "\U000f0001"
-_MARKED = re.compile(f"{OPEN}(.*?){CLOSE}|[{OPEN}{CLOSE}]", re.DOTALL)
 
 Offsets = list[tuple[int, int]]
 
@@ -47,6 +46,8 @@ class Controls:
         }
         longest_first = sorted(self._words.values(), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # A template that splits a text can part two marks, and put its own control tokens between them.
+        self._marks = re.compile(f"{OPEN}({self._pattern.pattern}){CLOSE}|[{OPEN}{CLOSE}]")
         # The token for unknown words comes of ordinary text and says nothing, unless it serves as another too (GPT-2).
         unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
         self._forbidden = self._words.keys() - unknown
@@ -76,7 +77,7 @@ class Controls:
         ids: list[int] = []
         offsets: Offsets = []
         at = 0
-        for match in [*_MARKED.finditer(text), None]:
+        for match in [*self._marks.finditer(text), None]:
             piece = text[at : match.start() if match else None]
             if piece:
                 found, places = _encode_piece(backend, piece, first=at == 0)
