@@ -48,10 +48,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rows", nargs="+", type=Path, metavar="FILE", help="JSON Lines; default: the starter rows")
-    parser.add_argument("--limit", type=int, default=96, help="rows used, drawn evenly over the files (96)")
+    parser.add_argument("--limit", type=int, default=64, help="rows used, drawn evenly over the files (64)")
     parser.add_argument("--layer", type=int, default=6, help=f"layer read, of {BLOCKS} (6)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each variant (3)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (all)")
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="CPU threads (half)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--worker", choices=[*VARIANTS, "peak"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
