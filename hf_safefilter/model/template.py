@@ -90,10 +90,7 @@ class Renderer:
         if messages[-1][0] == TEXT:
             return Rendered(marked[-1], 0, len(marked[-1]), 0, marked != contents)
         if self._template is None:
-            raise ModelError(
-                "this model has no chat template",
-                fix="pass chat_template= (a Jinja template, or 'plain' for a model that was not trained on chats)",
-            )
+            raise _no_template()
         roles = [role for role, _ in messages]
         blank = _absent_from(contents)
         try:
@@ -114,6 +111,20 @@ class Renderer:
             return Rendered(reason="response_not_rendered")
         asked = self._prompt_end(roles, marked, text, header=True) if prompt and self._has_header else start
         return Rendered(text, start, stop, min(asked, start), marked != contents)
+
+    def ask(self, messages: Sequence[tuple[str, str]]) -> Rendered:
+        """The rendering of a conversation that waits for an answer, up to the header after which it would stand."""
+        from jinja2 import TemplateError
+
+        contents = [_clean(content) for _, content in messages]
+        marked = [self.controls.mark(content) for content in contents]
+        if self._template is None:
+            raise _no_template()
+        try:
+            text = self._rendering([role for role, _ in messages], marked, header=True)
+        except (TemplateError, *_REFUSALS):
+            return Rendered(reason="template_refused")
+        return Rendered(text, len(text), len(text), len(text), marked != contents)
 
     def _prompt_end(self, roles: Sequence[str], contents: Sequence[str], text: str, header: bool) -> int:
         """Length of the rendering of all turns but the last; of `text` where that does not start with it."""
@@ -163,6 +174,13 @@ def template_digest(tokenizer: PreTrainedTokenizerBase, chat_template: str | Non
     """``sha256:`` of the template in use, with the date that is pinned in it; of nothing where there is none."""
     source = template_source(tokenizer, chat_template) or ""
     return "sha256:" + hashlib.sha256(f"{_PINNED_DATE}\0{source}".encode()).hexdigest()
+
+
+def _no_template() -> ModelError:
+    return ModelError(
+        "this model has no chat template",
+        fix="pass chat_template= (a Jinja template, or 'plain' for a model that was not trained on chats)",
+    )
 
 
 def _compiled(source: str) -> Template:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_safefilter.errors import ModelError, OptionError
+from hf_safefilter.errors import DataError, ModelError, OptionError
 from hf_safefilter.model.control import Offsets
 from hf_safefilter.model.template import PLAIN, Rendered, renderer, template_digest
 from hf_safefilter.rows import TEXT, Conversation
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PLAIN", "POSITIONS", "Tokens", "template_digest", "tokenise"]
+__all__ = ["PLAIN", "POSITIONS", "Tokens", "template_digest", "tokenise", "tokenise_prompts"]
 
 POSITIONS = ("last", "last_content", "mean_response", "last_prompt")
 """What stands for a row: the last token of the rendering (often an end token), the last token of the response, the
@@ -83,11 +83,7 @@ def tokenise(
     """
     if position not in POSITIONS:
         raise OptionError(f"position {position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{type(tokenizer).__name__} cannot say where its tokens stand in the text",
-            fix="use a model with a tokenizer.json",
-        )
+    _require_fast(tokenizer)
     using = renderer(tokenizer, chat_template)
     prompt = position == "last_prompt"
     rendered = [Rendered(reason=c.reason) if c.reason else using.render(c.messages, prompt) for c in conversations]
@@ -115,6 +111,48 @@ def tokenise(
         one = _located(ids, offsets, item, (before, after) if framed else ([], []))
         rows.append(_placed(one, position, max_length))
     return rows
+
+
+def tokenise_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat_template: str | None = None
+) -> list[np.ndarray]:
+    """Token ids of prompts as the model is asked them, up to the header after which it answers.
+
+    Args:
+        tokenizer: a fast one.
+        prompts: one user turn each; control tokens in them are encoded as ordinary text.
+        chat_template: as in `tokenise`.
+
+    Returns:
+        int32 arrays, in the order of the prompts.
+
+    Raises:
+        DataError: a prompt that is empty, or that the template or the tokenizer cannot take.
+    """
+    _require_fast(tokenizer)
+    using = renderer(tokenizer, chat_template)
+    backend = _backend(tokenizer)
+    before = _special_frame(tokenizer)[0] if chat_template == PLAIN else []
+    found = []
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"prompt {number} is empty or no text", fix="remove it")
+        item = using.ask([("user", prompt)])
+        encoded = None if item.reason else using.controls.encode(backend, item.text)
+        if encoded is None:
+            raise DataError(
+                f"prompt {number} cannot be put to this model", found=item.reason or "control_token", fix="remove it"
+            )
+        found.append(np.asarray([*before, *encoded[0]], dtype=np.int32))
+    return found
+
+
+def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} cannot say where its tokens stand in the text",
+            fix="use a model with a tokenizer.json",
+        )
 
 
 def _located(ids: list[int], offsets: Offsets, item: Rendered, frame: tuple[list[int], list[int]]) -> _Encoded:

@@ -18,6 +18,7 @@ FLOORS = [
     {"kept"},
     {"rows", "starter", "toy"},
     {"model"},
+    {"locate"},
     {"embed"},
     {"references"},
     {"scores"},

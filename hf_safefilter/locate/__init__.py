@@ -1,0 +1,1 @@
+"""Which layers carry safety: LARF's scaling search, and the angular gap and bounds of Safety Layers."""
