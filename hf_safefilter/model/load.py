@@ -38,6 +38,7 @@ __all__ = [
     "Trunk",
     "causal_lm",
     "depth_for",
+    "fresh_causal_lm",
     "max_tokens",
     "model_config",
     "pick_device",
@@ -167,6 +168,11 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
 @lru_cache(maxsize=1)
 def causal_lm(key: ModelKey, device: torch.device) -> PreTrainedModel:
     """The whole model with its language-model head, for generation and training-free measurements."""
+    return fresh_causal_lm(key, device)
+
+
+def fresh_causal_lm(key: ModelKey, device: torch.device) -> PreTrainedModel:
+    """The same, loaded anew for a caller that will train it: `causal_lm` hands out one model to all."""
     _settle_threads()
     return _load("AutoModelForCausalLM", key).to(device)
 
