@@ -31,6 +31,7 @@ _HOMES = {
     "SafefilterError": "errors",
     "SaftScore": "scores.saft",
     "choose_layer": "choose",
+    "compare_methods": "compare",
     "evaluate": "evaluation",
     "fit_rank_average": "scores.rank_average",
     "fit_saft": "scores.saft",

@@ -33,9 +33,9 @@ def _options(
 
 
 def _register() -> None:
-    from hf_safefilter.cli import data, decide, doctor, share
+    from hf_safefilter.cli import compare, data, decide, doctor, share
 
-    for part in (data, decide, share, doctor):
+    for part in (data, compare, decide, share, doctor):
         part.register(app)
 
 

@@ -13,9 +13,9 @@ ROOT = Path(hf_safefilter.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "columns"},
+    {"errors", "columns", "figures"},
     {"batch", "artifacts", "step", "pieces"},
-    {"kept"},
+    {"kept", "cache"},
     {"rows", "starter", "toy"},
     {"model"},
     {"locate"},
@@ -23,9 +23,10 @@ FLOORS = [
     {"references"},
     {"scores"},
     {"select", "thresholds", "guarantee", "evaluation", "choose"},
+    {"effect"},
     {"publish"},
     {"inputs", "recipe"},
-    {"pipeline", "trail", "decision", "demo"},
+    {"pipeline", "trail", "decision", "demo", "compare", "comparison"},
     {"cli"},
 ]
 """From the ground up: a file may import from its own floor and the floors below."""

@@ -1,0 +1,131 @@
+"""compare: one data set scored by several methods, side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hf_safefilter.artifacts import atomic_folder
+from hf_safefilter.cli.options import (
+    Column,
+    Device,
+    Dtype,
+    MaxLength,
+    Model,
+    Output,
+    Position,
+    Revision,
+    Rows,
+    Split,
+    Template,
+    layers_of,
+    pairs_of,
+)
+from hf_safefilter.errors import OptionError
+
+_RECORD = "comparison.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command."""
+    app.command(
+        epilog="Example: hf-safefilter compare rows.jsonl --model toy --methods larf,nearest,saft "
+        "--label label --output compared"
+    )(compare)
+
+
+def compare(
+    context: typer.Context,
+    rows: Rows,
+    model: Model,
+    output: Output,
+    methods: Annotated[str, typer.Option(help="Names, with commas between them.")] = "larf,nearest,direction,saft",
+    references: Annotated[
+        str, typer.Option(help="Folder or Hub id of a reference set, 'starter' for the one that ships, or 'none'.")
+    ] = "starter",
+    layer: Annotated[
+        str, typer.Option(help="Which layer to read; auto: for each method the best one on the references alone.")
+    ] = "auto",
+    label: Annotated[str | None, typer.Option(help="Column with labels to measure against.")] = None,
+    unsafe: Annotated[str, typer.Option(help="Label that means unsafe.")] = "unsafe",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Option of a method, e.g. --option nearest.k=3 or --option seal.selector=F."),
+    ] = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    position: Position = "last",
+    max_length: MaxLength = None,
+    device: Device = None,
+    chat_template: Template = None,
+    column: Column = None,
+    split: Split = None,
+) -> None:
+    """Score rows by several methods; say what each finds, costs and agrees with, beside length and random."""
+    from hf_safefilter.compare import compare_methods
+    from hf_safefilter.comparison import draw
+    from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.inputs import load_rows
+    from hf_safefilter.trail import save_rows
+
+    def reader(layers: list[int | str]) -> EmbedLayers:
+        return EmbedLayers(
+            model, layers, revision=revision, dtype=dtype, position=position, max_length=max_length,
+            columns=pairs_of(column, "--column"), device=device, chat_template=chat_template,
+        )  # fmt: skip
+
+    choices = _choices(methods, option)
+    loaded = load_rows(rows, split=split)
+    embed, index = _read(reader, references, layer)
+    found = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)
+    with atomic_folder(output, marker=_RECORD) as folder:
+        save_rows(found.scored, folder / "scored", found.steps, name=loaded.name, revision=loaded.revision)
+        (folder / _RECORD).write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        draw(found, folder / "comparison")
+    voice = context.obj
+    voice.table("Side by side", found.table())
+    voice.table("Seconds (all methods that read hidden states share one reading)", found.cost_table())
+    voice.table("How the scores agree (rank correlation)", found.agreement_table())
+    voice.table("Methods that could not be used", found.skipped_table())
+    best = max(found.entries, key=lambda one: one.separation.auroc if one.separation else 0.0)
+    voice.report(
+        {"output": str(output), "rows": found.rows, "comparison": found.to_json()},
+        ids=[json.dumps(line) for line in found.table()],
+        hint=f"hf-safefilter effect {output / 'scored'} --by {best.column} --drop-fraction 0.05 --output effect",
+    )
+
+
+def _choices(methods: str, options: list[str] | None) -> list[Any]:
+    """Methods by name, each with the options given for it as ``--option method.name=value``."""
+    from hf_safefilter.recipe import MethodChoice
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in (pairs_of(options, "--option") or {}).items():
+        method, _, name = key.partition(".")
+        if method not in names or not name:
+            raise OptionError(
+                f"--option {key} belongs to none of the methods",
+                found=", ".join(names) or "no methods",
+                fix="write --option method.name=value",
+            )
+        given.setdefault(method, {})[name] = yaml.safe_load(value)
+    return [MethodChoice.checked(name=name, options=given[name]) if name in given else name for name in names]
+
+
+def _read(reader: Any, references: str, layer: str) -> tuple[Any, Any]:
+    """How rows are read, at all layers to choose from, and the references read alike."""
+    from hf_safefilter.pipeline import layers_of_model, open_references, require_same_reading
+    from hf_safefilter.references import ReferenceIndex
+
+    named = None if layer == "auto" else layers_of(layer)
+    if references in ("starter", "none"):
+        embed = reader(named or layers_of_model(reader([0])))
+        return embed, ReferenceIndex.starter(embed) if references == "starter" else None
+    index = open_references(references)
+    embed = reader(named or list(index.layers))
+    require_same_reading(index, embed)
+    return embed, index

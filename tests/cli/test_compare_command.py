@@ -1,0 +1,74 @@
+"""`hf-safefilter compare` as a person and a program use it."""
+
+import json
+import sys
+
+import pytest
+
+from hf_safefilter import demo
+from hf_safefilter.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in demo.mixed_rows()[:120]))
+    return path
+
+
+def test_compare_prints_tables_and_writes_json_plots_and_rows(call, rows, tmp_path):
+    at = tmp_path / "out"
+    words = ("compare", rows, "--model", "toy", "--layer", "5", "--methods", "larf,nearest,saft", "--label", "label")
+    code, out, err = call(*words, "--option", "nearest.k=3", "-o", at)
+    assert code == 0, err
+    assert "AUROC" in out
+    assert "score 1,000 rows" in " ".join(out.split())
+    assert "effect" in err  # the next command
+    assert {path.name for path in at.iterdir()} == {"comparison.json", "comparison.png", "comparison.svg", "scored"}
+    assert json.loads((at / "comparison.json").read_text())["rows"] == 120
+    code, out, err = call("--format", "json", *words, "-o", at)  # an earlier output is replaced
+    assert code == 0, err
+    assert [one["method"] for one in json.loads(out)["comparison"]["entries"]] == [
+        "larf", "nearest", "saft", "length", "random",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--methods", "lark"), 2, "larf"),
+        (("--methods", "larf", "--option", "nearest.k=3"), 2, "none of the methods"),
+        (("--methods", "larf", "--option", "k=3"), 2, "method.name=value"),
+        (("--methods", "larf", "--references", "none"), 1, "no method could be used"),
+        (("--methods", "larf", "--layer", "99"), 2, "99"),
+        (("--methods", "larf", "--label", "cheese"), 1, "cheese"),
+    ],
+)
+def test_a_wrong_call_writes_nothing(call, rows, tmp_path, words, code, says):
+    layer = () if "--layer" in words else ("--layer", "5")
+    got, out, err = call("compare", rows, "--model", "toy", *layer, *words, "-o", tmp_path / "x")
+    assert (got, out) == (code, ""), err
+    assert says in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_shows_an_example(call):
+    code, out, _ = call("compare", "--help")
+    assert code == 0
+    assert "hf-safefilter compare rows.jsonl" in " ".join(out.split())
