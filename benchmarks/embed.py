@@ -125,6 +125,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command += ["--threads", str(options.threads), "--worker"]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
+    environment |= {"HF_SAFEFILTER_ROW_CACHE": "off"}  # every round reads
     workers = {
         name: subprocess.Popen(
             [*command, name],

@@ -1,15 +1,21 @@
-"""`EmbedLayers`: rows in, the model's own hidden states out, one fixed-size float16 column a layer."""
+"""`EmbedLayers`: rows in, the model's own hidden states out, one fixed-size float16 column a layer.
+
+What was read once is not read again: see `hf_safefilter.cache`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_safefilter import cache
 from hf_safefilter.batch import Batch
+from hf_safefilter.cache import Reading
 from hf_safefilter.columns import FLOAT16_MAX, ROW_ID, TRUNCATED, UNSCORABLE, Layer, embedding_column
 from hf_safefilter.errors import OptionError
 from hf_safefilter.rows import Conversation, as_conversations, conversations, row_id
@@ -19,12 +25,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_safefilter.model.source import ModelKey
-    from hf_safefilter.model.tokens import Tokens
 
 logger = logging.getLogger(__name__)
-
-NON_FINITE = "non_finite"
-"""Reason of a row whose states overflowed to infinity or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,14 @@ class EmbedLayers(Step):
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """The new columns: strings, bools, strings, and float16 `(n, hidden_size)` for each layer."""
         found = conversations(batch, self._mapping()) if batch.n else []
-        vectors, tokens, reasons = self._read(found, rank)
-        columns = {
-            ROW_ID: np.array([row_id(conversation) for conversation in found], dtype=object),
-            TRUNCATED: np.array([item.truncated for item in tokens], dtype=bool),
-            UNSCORABLE: np.array(reasons, dtype=object),
-        }
-        return columns | {embedding_column(layer): self._half(layer, vectors[layer]) for layer in self.layers}
+        ids = [row_id(conversation) for conversation in found]
+        if found and cache.enabled():
+            read = self._recall(found, ids, rank)
+        else:
+            read = self._halved(self._read(found, self.layers, rank))
+        read = read.settled()
+        columns = {ROW_ID: np.array(ids, dtype=object), TRUNCATED: read.truncated, UNSCORABLE: read.reasons}
+        return columns | {embedding_column(layer): read.vectors[layer] for layer in self.layers}
 
     def vectors(
         self, rows: Dataset | Iterable[Mapping[str, Any]]
@@ -113,8 +116,8 @@ class EmbedLayers(Step):
             it could be read).
         """
         found = as_conversations(rows, self._mapping())
-        vectors, _, reasons = self._read(found, None)
-        return vectors, found, reasons
+        read = self._read(found, self.layers, None).settled()
+        return read.vectors, found, list(read.reasons)
 
     def describe(self) -> dict[str, Any]:
         """`record()` with what else decides the vectors: digest of the chat template, hidden size, number of blocks."""
@@ -136,9 +139,23 @@ class EmbedLayers(Step):
     def _mapping(self) -> dict[str, str] | None:
         return dict(self.columns) if self.columns is not None else None
 
-    def _read(
-        self, found: list[Conversation], rank: int | None
-    ) -> tuple[dict[Layer, np.ndarray], list[Tokens], list[str]]:
+    def _recall(self, found: list[Conversation], ids: list[str], rank: int | None) -> Reading:
+        """Rows that were read before from the cache, the others from the model, piece by piece."""
+        from hf_safefilter.model.load import model_config, pick_device
+
+        width = model_config(self._key()).get_text_config().hidden_size
+        # An id says nothing of why a row is unreadable (the number 5 and the text "5" share one): such rows stay out.
+        reading = Reading.blank([one.reason for one in found], self.layers, width)
+        space = _space(self, pick_device(self.device, rank).type)
+        sizes = [sum(len(content) for _, content in one.messages) for one in found]
+        cache.recall(
+            space, reading, ids, sizes,
+            lambda rows, layers: self._halved(self._read([found[row] for row in rows], layers, rank)),
+        )  # fmt: skip
+        return reading
+
+    def _read(self, found: Sequence[Conversation], layers: Sequence[Layer], rank: int | None) -> Reading:
+        """Float32 vectors as the model gives them."""
         from hf_safefilter.model import load
         from hf_safefilter.model.forward import read_layers
         from hf_safefilter.model.tokens import tokenise
@@ -146,7 +163,7 @@ class EmbedLayers(Step):
         key = self._key()
         if not found:
             empty = np.empty((0, load.model_config(key).get_text_config().hidden_size), np.float32)
-            return dict.fromkeys(self.layers, empty), [], []
+            return Reading(dict.fromkeys(layers, empty), np.empty(0, bool), np.empty(0, object))
         tokens = tokenise(
             load.tokenizer(key),
             found,
@@ -154,18 +171,35 @@ class EmbedLayers(Step):
             max_length=self.max_length or load.max_tokens(key),
             chat_template=self.chat_template,
         )
-        depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, self.layers)
+        depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, tuple(layers))
         trunk = load.trunk(key, depth, load.pick_device(self.device, rank))
-        vectors = read_layers(trunk, tokens, self.layers)
-        reasons = [item.reason for item in tokens]
-        for row in np.flatnonzero(~np.all([np.isfinite(v).all(axis=1) for v in vectors.values()], axis=0)):
-            reasons[row] = reasons[row] or NON_FINITE
-            for layer in self.layers:
-                vectors[layer][row] = np.nan
-        return vectors, tokens, reasons
+        return Reading(
+            read_layers(trunk, tokens, tuple(layers)),
+            np.array([item.truncated for item in tokens], dtype=bool),
+            np.array([item.reason for item in tokens], dtype=object),
+        )
 
-    def _half(self, layer: Layer, vectors: np.ndarray) -> np.ndarray:
-        beyond = int(np.count_nonzero(np.abs(vectors) > FLOAT16_MAX))
-        if beyond:
-            logger.warning("layer %s: %d values beyond the range of float16 were clamped to 65504", layer, beyond)
-        return np.clip(vectors, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+    def _halved(self, read: Reading) -> Reading:
+        return Reading({layer: _half(layer, v) for layer, v in read.vectors.items()}, read.truncated, read.reasons)
+
+
+def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:
+    """Float16, clamped to its range; a vector that is not finite becomes NaN."""
+    finite = np.isfinite(vectors).all(axis=1)
+    beyond = int(np.count_nonzero(np.abs(vectors[finite]) > FLOAT16_MAX))
+    if beyond:
+        logger.warning("layer %s: %d values beyond the range of float16 were clamped to 65504", layer, beyond)
+    half = np.clip(vectors, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+    half[~finite] = np.nan
+    return half
+
+
+@lru_cache(maxsize=32)
+def _space(step: EmbedLayers, device: str) -> cache.Space:
+    """All that decides a row's vectors, but for the layer; kinds of device round differently."""
+    from hf_safefilter.model.load import max_tokens
+
+    told = step.describe()
+    decides = ("revision", "dtype", "position", "chat_template_digest", "algorithm")
+    limit = step.max_length or max_tokens(step._key())
+    return cache.Space.of({name: told[name] for name in decides} | {"max_length": limit, "device": device}, step.model)

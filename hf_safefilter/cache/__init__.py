@@ -1,0 +1,35 @@
+"""The row cache: vectors that were read once are not read again, in this process or any other of the same user.
+
+It lies under `EmbedLayers`, on by default, beside the artefacts in the store (`artifacts.store_root`). What a row's
+vector depends on is in its key, so results are those of a run without it; ``HF_SAFEFILTER_ROW_CACHE=off`` turns it off.
+
+    rows/<space>/space.json           what decides the vectors, but for the row and the layer
+    rows/<space>/<layer>/<hash>.arrow some thousand rows; the name is the checksum of the bytes
+"""
+
+from __future__ import annotations
+
+import os
+
+from hf_safefilter.cache.reading import Reading
+from hf_safefilter.cache.recall import recall
+from hf_safefilter.cache.space import Space
+from hf_safefilter.cache.store import flush
+from hf_safefilter.errors import OptionError
+
+__all__ = ["SWITCH", "Reading", "Space", "enabled", "flush", "recall"]
+
+SWITCH = "HF_SAFEFILTER_ROW_CACHE"
+"""Environment variable; an environment reaches the workers that `Dataset.map` starts, and no step's hash."""
+
+
+def enabled() -> bool:
+    """Whether vectors are kept and looked up.
+
+    Raises:
+        OptionError: the variable says neither yes nor no.
+    """
+    said = os.environ.get(SWITCH, "on").lower()
+    if said not in ("on", "off", "1", "0", "true", "false", "yes", "no", ""):
+        raise OptionError(f"{SWITCH}={said} is neither on nor off", fix=f"set {SWITCH}=off, or leave it out")
+    return said not in ("off", "0", "false", "no")

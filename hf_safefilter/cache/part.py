@@ -1,0 +1,189 @@
+"""A part: some rows of one layer in an Arrow file that is named after the checksum of its bytes.
+
+It is written whole or not at all (scratch file, fsync, rename), never changed afterwards, and read memory-mapped.
+Two processes that write the same rows write the same file; nobody needs a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from hf_safefilter.batch import arrow_vectors, to_arrow
+from hf_safefilter.errors import IntegrityError
+
+logger = logging.getLogger(__name__)
+
+PART, DAMAGED, SCRATCH = ".arrow", ".damaged", ".tmp"
+_ID = 16  # bytes of a row_id
+_MARK = b"hf_safefilter"
+
+
+def packed(ids: Sequence[str]) -> np.ndarray:
+    """Row ids of 32 hex digits as uint64 `(n, 2)`."""
+    return np.frombuffer(bytes.fromhex("".join(ids)), np.uint64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one layer.
+
+    Attributes:
+        ids: `packed`, uint64 `(n, 2)`.
+        vectors: float16 `(n, hidden_size)`.
+        truncated: bool `(n,)`.
+        reasons: strings `(n,)`.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    truncated: np.ndarray
+    reasons: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """All rows of `parts`, in order."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+
+def write(folder: Path, mark: str, rows: Rows) -> Path:
+    """Write `rows` into `folder`; returns the new part.
+
+    Args:
+        folder: of the layer; it must be there.
+        mark: space and layer, which a reader must expect.
+        rows: at least one.
+
+    Raises:
+        OSError: no room, no right to write, or a broken disk; what was there before is untouched.
+    """
+    ids = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(_ID), len(rows.ids), [None, pa.py_buffer(np.ascontiguousarray(rows.ids))]
+    )
+    columns = [ids, to_arrow(rows.vectors), to_arrow(rows.truncated), to_arrow(rows.reasons)]
+    table = pa.table(columns, names=["row_id", "vector", "truncated", "unscorable"])
+    table = table.replace_schema_metadata({_MARK: mark})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    target = folder / f"{checksum(content)}{PART}"
+    handle, scratch = tempfile.mkstemp(suffix=SCRATCH, dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    _settle_on_disk(folder)
+    return target
+
+
+def _settle_on_disk(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def checksum(content: pa.Buffer) -> str:
+    """128 bits of xxh3, hex: against accidents, at the speed of memory."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def ids_of(path: Path, mark: str, width: int) -> np.ndarray:
+    """Ids of the rows in a part, uint64 `(n, 2)`: a hint only, as nothing but the shape of the file is checked.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        IntegrityError: no part of this space and layer.
+    """
+    return _parsed(_mapped(path), path, mark, width).ids.copy()
+
+
+def open_part(path: Path, mark: str, width: int) -> Rows:
+    """The rows of a part, where they lie; its checksum is verified first.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        IntegrityError: cut, altered, or no part of this space and layer.
+    """
+    return _parsed(_mapped(path, verify=True), path, mark, width)
+
+
+def _mapped(path: Path, *, verify: bool = False) -> pa.Buffer:
+    try:
+        with pa.memory_map(str(path)) as stream:
+            content = stream.read_buffer()
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path} cannot be mapped", found=str(error)) from error
+    if verify and checksum(content) != path.stem:
+        raise IntegrityError(f"{path} is not what was written", found=f"{content.size} bytes of another checksum")
+    return content
+
+
+def verify(path: Path) -> None:
+    """Raise `IntegrityError` unless the bytes of a part are those it is named after."""
+    _mapped(path, verify=True)
+
+
+def _parsed(content: pa.Buffer, path: Path, mark: str, width: int) -> Rows:
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        found = (table.schema.metadata or {}).get(_MARK)
+        if found != mark.encode() or table.schema.field("vector").type != pa.list_(pa.float16(), width):
+            raise IntegrityError(f"{path} is no part of this space and layer", found=str(found))
+        table.validate()
+        ids = table["row_id"].chunk(0)
+        return Rows(
+            np.frombuffer(ids.buffers()[1], np.uint64, 2 * len(ids)).reshape(-1, 2),
+            arrow_vectors(table["vector"]),
+            table["truncated"].to_numpy(),
+            _Lazily(table["unscorable"].chunk(0)),
+        )
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        if isinstance(error, IntegrityError):
+            raise
+        raise IntegrityError(f"{path} is no Arrow file of rows", found=str(error)) from error
+
+
+class _Lazily:
+    """Strings that are made only where they are asked for: nearly all are ""."""
+
+    def __init__(self, array: pa.Array) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._array.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+
+
+def set_aside(path: Path, why: IntegrityError) -> None:
+    """Rename a damaged part, so that nobody reads it again and its rows are computed anew."""
+    with suppress(FileNotFoundError, PermissionError):  # another process was faster; or the store is read-only
+        os.replace(path, path.with_suffix(DAMAGED))
+    logger.warning("set aside a damaged part of the row cache, its rows are read again: %s", why)
+
+
+def mark_of(digest: str, layer: object) -> str:
+    """What a part says of itself: space and layer."""
+    return json.dumps([digest, str(layer)])
