@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "nearest": "nearest:NearestScore",
     "direction": "direction:DirectionScore",
     "saft": "saft:SaftScore",
+    "seal": "seal:SealScore",
     "rank_average": "rank_average:RankAverage",
     "length": "controls:LengthScore",
     "random": "controls:RandomScore",
@@ -49,7 +50,8 @@ def make(name: str, **options: Any) -> Step:
     """The step of a method from options by name, as a recipe or a command line has them.
 
     `larf`, `anchor`, `nearest` and `direction` take `references` and `layer`; `length` takes `columns`; `saft` takes
-    `layer` and either a fitted `subspace`, or the embedded `rows` and the options of `fit_saft`.
+    `layer` and either a fitted `subspace`, or the embedded `rows` and the options of `fit_saft`; `seal` takes a fitted
+    `selector`.
 
     Raises:
         OptionError: no such method, or an option that it does not have, or lacks.

@@ -18,6 +18,7 @@ from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.scores import CONTROLS, METHODS, make, method
 from hf_safefilter.scores.rank_average import fit_rank_average
 from hf_safefilter.scores.saft import fit_saft
+from hf_safefilter.scores.seal import SealSelector
 
 COMPARING = ("larf", "anchor", "nearest", "direction")
 READING_VECTORS = (*COMPARING, "saft")
@@ -34,6 +35,8 @@ def steps(index, rows):
     ranks = fit_rank_average(rows, ["first_score", "second_score"])
     made = {name: make(name, references=index, layer=2) for name in COMPARING}
     made |= {"saft": make("saft", subspace=subspace), "rank_average": make("rank_average", ranks=ranks)}
+    known = [row for row in rows.remove_columns("emb_layer_2") if not row["unscorable"]]
+    made["seal"] = make("seal", selector=SealSelector.of_logits({row["row_id"]: -row["first_score"] for row in known}))
     return made | {name: make(name) for name in CONTROLS}
 
 

@@ -1,0 +1,109 @@
+"""Where a run stands, on disk: written whole or not at all, verified before it is used, tensors and JSON only."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_safefilter import artifacts
+from hf_safefilter.errors import IntegrityError, MissingError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_KIND, _VERSION = "seal_checkpoint", 1
+_FILE = "state.safetensors"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A run after `step` steps: the tensors and the plain facts that were saved."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    facts: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, the newest two of them kept.
+
+    Args:
+        folder: theirs alone; None: nothing is saved.
+        run: digest of all that decides the run; another run's checkpoints are refused.
+        seconds: least time between two.
+    """
+
+    def __init__(self, folder: Path | None, run: str, seconds: float) -> None:
+        self._folder, self._run, self._seconds = folder, run, seconds
+        self._last = time.monotonic()
+
+    def latest(self) -> Standing | None:
+        """The newest checkpoint that is whole; a damaged one is reported and passed over.
+
+        Raises:
+            OptionError: the folder belongs to another run.
+        """
+        for place in reversed(self._places()):
+            try:
+                manifest = artifacts.read(place, _KIND, _VERSION)
+                tensors = _tensors(place / _FILE)
+            except (IntegrityError, MissingError) as error:
+                logger.warning("checkpoint %s is passed over: %s", place.name, error.fact)
+                continue
+            if manifest.facts["run"] != self._run:
+                raise OptionError(
+                    f"{self._folder} holds the checkpoints of another run",
+                    fix="run it with the same rows, model and options, or choose another folder",
+                )
+            return Standing(manifest.facts["step"], tensors, manifest.facts["said"])
+        return None
+
+    def due(self) -> bool:
+        """Whether the last one is old enough for another."""
+        return self._folder is not None and time.monotonic() - self._last >= self._seconds
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], said: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then drop all but the newest two."""
+        if self._folder is None:
+            return
+        from safetensors.torch import save_file
+
+        held = {name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}
+        facts = {"run": self._run, "step": step, "said": said}
+        target = self._folder / f"{_PREFIX}{step:08d}"
+        artifacts.write(target, _KIND, _VERSION, facts, lambda scratch: save_file(held, scratch / _FILE))
+        for old in self._places()[:-2]:
+            shutil.rmtree(old)
+        for scratch in self._folder.glob(f".{_PREFIX}*"):  # what a killed run was writing
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._last = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove them: the run is done."""
+        if self._folder is None:
+            return
+        for place in [*self._places(), *self._folder.glob(f".{_PREFIX}*")]:
+            shutil.rmtree(place, ignore_errors=True)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _places(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{_PREFIX}*")) if self._folder is not None else []
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise IntegrityError(f"{path} is damaged", fix="the checkpoint before it is used") from error
