@@ -44,6 +44,8 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "resolve_revision",
+    "sequence_classifier",
+    "settle_threads",
     "tokenizer",
     "trunk",
 ]
@@ -97,7 +99,7 @@ def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = Fals
     """
     from hf_safefilter.model.linears import prepack_if_faster
 
-    _settle_threads()
+    settle_threads()
     slot = (key, str(device), plain)
     held = _trunks.get(slot)
     if held is None or held.depth < depth:
@@ -173,8 +175,15 @@ def causal_lm(key: ModelKey, device: torch.device) -> PreTrainedModel:
 
 def fresh_causal_lm(key: ModelKey, device: torch.device) -> PreTrainedModel:
     """The same, loaded anew for a caller that will train it: `causal_lm` hands out one model to all."""
-    _settle_threads()
+    settle_threads()
     return _load("AutoModelForCausalLM", key).to(device)
+
+
+@lru_cache(maxsize=1)
+def sequence_classifier(key: ModelKey, device: torch.device) -> PreTrainedModel:
+    """The whole model with its classification head, for guards that are classifiers."""
+    settle_threads()
+    return _load("AutoModelForSequenceClassification", key).to(device)
 
 
 @lru_cache(maxsize=8)
@@ -266,7 +275,8 @@ def _mark_fork() -> None:
     _forked_with_torch = "torch" in sys.modules
 
 
-def _settle_threads() -> None:
+def settle_threads() -> None:
+    """One thread in a forked worker. Every loader calls it; so does whoever uses a model that was loaded before."""
     # OpenMP's threads do not survive a fork: a child that inherits a used pool waits for them for ever. One thread
     # needs no pool. (datasets forks its workers; spawned ones keep all their threads.)
     global _forked_with_torch
