@@ -33,9 +33,9 @@ def _options(
 
 
 def _register() -> None:
-    from hf_safefilter.cli import compare, data, decide, doctor, share
+    from hf_safefilter.cli import compare, data, decide, doctor, seal, share
 
-    for part in (data, compare, decide, share, doctor):
+    for part in (data, compare, seal, decide, share, doctor):
         part.register(app)
 
 

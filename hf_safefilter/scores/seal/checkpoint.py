@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 _KIND, _VERSION = "seal_checkpoint", 1
 _FILE = "state.safetensors"
 _PREFIX = "step-"
+_DONE = "done.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +88,25 @@ class Checkpoints:
             shutil.rmtree(scratch, ignore_errors=True)
         self._last = time.monotonic()
 
-    def clear(self) -> None:
-        """Remove them: the run is done."""
+    def finish(self, digest: str) -> None:
+        """Remove the checkpoints: the run is done, and all that stays is where its result is kept."""
         if self._folder is None:
             return
+        artifacts.atomic_text(self._folder / _DONE, json.dumps({"run": self._run, "result": digest}) + "\n")
         for place in [*self._places(), *self._folder.glob(f".{_PREFIX}*")]:
             shutil.rmtree(place, ignore_errors=True)
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+
+    def finished(self) -> str | None:
+        """Digest of the result, if this very run was done before."""
+        path = self._folder / _DONE if self._folder is not None else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return str(said["result"]) if said["run"] == self._run else None
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged and passed over", path)
+            return None
 
     def _places(self) -> list[Path]:
         return sorted(self._folder.glob(f"{_PREFIX}*")) if self._folder is not None else []

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.errors import MissingError
+from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.scores.seal.options import Lora, SealOptions
 from hf_safefilter.scores.seal.selector import SealSelector
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
     from hf_safefilter.model.source import ModelKey
+    from hf_safefilter.scores.seal.checkpoint import Checkpoints
     from hf_safefilter.scores.seal.data import Rows
+    from hf_safefilter.scores.seal.processes import Processes
 
     RowSource = Dataset | DatasetDict | IterableDataset | Iterable[Mapping[str, Any]]
 
@@ -88,7 +90,8 @@ def fit_seal(
         safe_columns: the same for the trusted rows.
         chat_template: for a model that has none: a Jinja template, or "plain".
         device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None.
-        checkpoints: folder for them; removed when the run is done. None: nothing is saved.
+        checkpoints: folder for them, emptied when the run is done but for a note of its result, which the same call
+            then returns. None: nothing is saved.
         checkpoint_seconds: least time between two; 0 saves after every step.
 
     Raises:
@@ -112,6 +115,10 @@ def fit_seal(
     )  # fmt: skip
     folder = Path(checkpoints) if checkpoints is not None else None
     kept = Checkpoints(folder, job.run, checkpoint_seconds)
+    done = _done(kept, processes)
+    if done is not None:
+        logger.info("this run was done before: %s", done.digest)
+        return done
     learned = learn(job, kept, processes)
     for turn in range(processes.count):  # one after the other: they may share a store
         if turn == processes.index:
@@ -120,8 +127,18 @@ def fit_seal(
             )
         processes.wait()
     if processes.is_first:
-        kept.clear()
+        kept.finish(selector.digest)
     return selector
+
+
+def _done(kept: Checkpoints, processes: Processes) -> SealSelector | None:
+    """The result of the same run, if every process has it in its store."""
+    digest = kept.finished()
+    try:
+        found = SealSelector.of(digest) if digest is not None else None
+    except (MissingError, IntegrityError):
+        found = None
+    return found if processes.agree(found is not None) else None
 
 
 def _job(

@@ -102,8 +102,9 @@ def _learned(job: Job, weights: RowWeights, trusted: torch.Tensor, curves: Curve
 def _standing(kept: Checkpoints, processes: Processes) -> Standing | None:
     """The newest checkpoint, the same in every process."""
     found = kept.latest()
-    step = torch.tensor([0 if found is None else found.step + 1])
-    if int(processes.total(step.to(processes.device))) != processes.count * int(step):
+    step = 0 if found is None else found.step
+    steps = int(processes.total(torch.tensor([step], device=processes.device)))
+    if not processes.agree(steps == processes.count * step):
         raise ModelError(
             "the processes of this run see different checkpoints", fix="put the folder where all of them can read it"
         )

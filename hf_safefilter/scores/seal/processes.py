@@ -21,7 +21,7 @@ class Processes:
         from accelerate import PartialState
 
         self._state = PartialState(cpu=cpu)
-        self.device: torch.device = self._state.device
+        self.device: torch.device = self._state.device if self._state.num_processes > 1 else torch.device("cpu")
         self.count: int = self._state.num_processes
         self.index: int = self._state.process_index
         self.local_index: int = self._state.local_process_index
@@ -48,6 +48,10 @@ class Processes:
         every = torch.zeros(size, dtype=torch.float64, device=device)
         every[self.index :: self.count] = mine.to(device)
         return self.total(every).cpu()
+
+    def agree(self, yes: bool) -> bool:
+        """Whether all processes say yes."""
+        return int(self.total(torch.tensor([int(yes)], device=self.device))) == self.count
 
     def wait(self) -> None:
         """Until all are here."""

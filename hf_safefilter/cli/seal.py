@@ -1,0 +1,144 @@
+"""seal: learn a weight for every row against trusted rows, and score the rows by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_safefilter.cli.options import (
+    Column,
+    Device,
+    MaxLength,
+    Model,
+    Output,
+    Revision,
+    Rows,
+    Split,
+    Template,
+    pairs_of,
+)
+
+if TYPE_CHECKING:
+    from hf_safefilter.cli.voice import Voice
+    from hf_safefilter.scores.seal import SealSelector
+
+_SHOWN = ("0", "0.05", "0.5", "0.95", "1")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command."""
+    app.command(epilog="Example: hf-safefilter seal rows.jsonl trusted.jsonl --model toy --epochs 2 --output sealed")(
+        seal
+    )
+
+
+def seal(
+    context: typer.Context,
+    rows: Rows,
+    safe: Annotated[str, typer.Argument(help="Trusted rows: file, folder or Hub id.", show_default=False)],
+    model: Model,
+    output: Output,
+    revision: Revision = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Of the model.")] = 1e-5,
+    selector_learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 5e-3,
+    upper_weight: Annotated[float, typer.Option(help="Share of the trusted rows in the model's loss, 0 to 1.")] = 1.0,
+    upper_weight_decay: Annotated[float, typer.Option(help="Taken off it after each epoch.")] = 0.03,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step, all processes together.")] = 64,
+    micro_batch: Annotated[int, typer.Option(help="Rows read at once; lower it when memory is short.")] = 8,
+    activation: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
+    auxiliary: Annotated[
+        bool, typer.Option("--auxiliary", help="Algorithm 1: a second model beside the first.")
+    ] = False,
+    lora_rank: Annotated[int | None, typer.Option(help="Train adapters of this rank instead of all weights.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Scale of the adapters; their rank if left out.")] = None,
+    lora_target: Annotated[
+        list[str] | None, typer.Option(help="Layers that get one: --lora-target q_proj --lora-target v_proj.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (mixed precision).")] = "auto",
+    max_length: MaxLength = None,
+    seed: Annotated[int, typer.Option(help="Of the order of rows and of the adapters.")] = 0,
+    device: Device = None,
+    chat_template: Template = None,
+    column: Column = None,
+    safe_column: Annotated[list[str] | None, typer.Option(help="Like --column, for the trusted rows.")] = None,
+    split: Split = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Least time between two checkpoints.")] = 300.0,
+) -> None:
+    """Learn how much each row is worth to a model that must stay good on trusted rows (SEAL), and score the rows.
+
+    A run that was stopped goes on where it was when the same command is given again. For several GPUs:
+    torchrun --no-python --nproc-per-node 4 hf-safefilter seal ...
+    """
+    from hf_safefilter.inputs import load_rows
+    from hf_safefilter.scores.seal import SealOptions, fit_seal
+
+    options = SealOptions(
+        activation=activation, auxiliary=auxiliary, epochs=epochs, learning_rate=learning_rate,
+        selector_learning_rate=selector_learning_rate, upper_weight=upper_weight,
+        upper_weight_decay=upper_weight_decay, batch_size=batch_size, micro_batch=micro_batch, max_length=max_length,
+        dtype=dtype, seed=seed,
+    )  # fmt: skip
+    loaded, columns = load_rows(rows, split=split), pairs_of(column, "--column")
+    selector = fit_seal(
+        model, loaded.rows, load_rows(safe).rows, options=options, lora=_lora(lora_rank, lora_alpha, lora_target),
+        revision=revision, columns=columns, safe_columns=pairs_of(safe_column, "--safe-column"),
+        chat_template=chat_template, device=device, checkpoints=output / "checkpoints",
+        checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
+    if _is_first():
+        _write(selector, loaded, columns, output)
+        _say(context.obj, selector, output)
+
+
+def _lora(rank: int | None, alpha: float | None, targets: list[str] | None) -> Any:
+    from hf_safefilter.errors import OptionError
+    from hf_safefilter.scores.seal import Lora
+
+    if rank is None:
+        if alpha is not None or targets:
+            raise OptionError("--lora-alpha and --lora-target need --lora-rank", fix="e.g. --lora-rank 16")
+        return None
+    return Lora(rank, rank if alpha is None else alpha, *([tuple(targets)] if targets else []))
+
+
+def _write(selector: SealSelector, loaded: Any, columns: dict[str, str] | None, output: Path) -> None:
+    from hf_safefilter.artifacts import atomic_text
+    from hf_safefilter.pipeline import score_rows
+    from hf_safefilter.scores.seal import SealScore
+    from hf_safefilter.trail import save_rows
+
+    selector.save(output / "selector")
+    atomic_text(output / "report.json", json.dumps(selector.report(), indent=1) + "\n")
+    step = SealScore(selector, columns)
+    save_rows(score_rows(loaded.rows, step), output / "scored", [step], name=loaded.name, revision=loaded.revision)
+
+
+def _say(voice: Voice, selector: SealSelector, output: Path) -> None:
+    voice.table(
+        "Epochs: mean losses (of the trusted rows, the rows, the weighted rows) and quantiles of the rows' weights p",
+        [_line(epoch) for epoch in selector.epochs()],
+    )
+    voice.table("What keeping the heaviest share of the rows would mean", selector.keep_curve())
+    for name, side in (("Rows", "rows"), ("Trusted rows", "safe_rows")):
+        voice.table(name, [{"": what, "rows": count} for what, count in selector.facts[side].items()])
+    voice.report(
+        {"output": str(output), "digest": selector.digest, "report": selector.report()},
+        ids=[str(output / "scored")],
+        hint=f"hf-safefilter select {output / 'scored'} --by seal_score --drop-fraction 0.2 --output decided",
+    )
+
+
+def _line(epoch: dict[str, Any]) -> dict[str, Any]:
+    means = {name: epoch[f"{name}_loss"] for name in ("safe", "row", "weighted")}
+    spread = {f"p {float(at):.0%}": epoch["weights"][at] for at in _SHOWN if at in epoch["weights"]}
+    return {"epoch": epoch["epoch"], "u": epoch["u"]} | means | spread
+
+
+def _is_first() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
