@@ -18,7 +18,10 @@ class Pace:
         self._rate = 0.0  # sizes a second
 
     def pieces(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
-        """Positions of `sizes` (any unit of work a row, `(n,)`), largest first; what is done with a piece is timed."""
+        """Positions of `sizes` (any unit of work a row, `(n,)`), in order; what is done with a piece is timed.
+
+        The first piece holds the largest, and so on: rows of a piece are alike in size.
+        """
         order = np.argsort(-sizes, kind="stable")
         total = np.cumsum(sizes[order], dtype=float)
         start, done = 0, 0.0
@@ -26,6 +29,6 @@ class Pace:
             stop = int(np.searchsorted(total, done + self._rate * self._seconds, side="right"))
             stop = min(max(stop, start + _LEAST), len(order))
             begin = time.perf_counter()
-            yield order[start:stop]
+            yield np.sort(order[start:stop])
             self._rate = (total[stop - 1] - done) / max(time.perf_counter() - begin, 1e-6)
             start, done = stop, total[stop - 1]

@@ -55,10 +55,10 @@ class Space:
         """Folder of the parts of one layer."""
         return self.folder / str(layer)
 
-    def introduce(self) -> None:
-        """Make the folder and write what it is, unless that is done."""
-        if not (self.folder / FACTS).is_file():
-            atomic_text(self.folder / FACTS, json.dumps({"label": self.label, "facts": json.loads(self.facts)}) + "\n")
+    def introduce(self, folder: Path) -> None:
+        """Write into its folder what it is, unless that is done."""
+        if not (folder / FACTS).is_file():
+            atomic_text(folder / FACTS, json.dumps({"label": self.label, "facts": json.loads(self.facts)}) + "\n")
 
 
 def read_facts(folder: Path) -> tuple[str, dict[str, Any]]:

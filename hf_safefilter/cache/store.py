@@ -160,7 +160,7 @@ class LayerStore:
         if not self._waiting:
             return
         try:
-            self._space.introduce()
+            self._space.introduce(self._folder.parent)
             self._folder.mkdir(parents=True, exist_ok=True)
             path = part.write(self._folder, self._mark, part.Rows.joined(self._waiting))
         except OSError as error:

@@ -1,0 +1,245 @@
+"""EmbedLayers over the row cache, on the toy model: the same columns, hash and record, and far less work."""
+
+import logging
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from processes import answer, start
+
+from hf_safefilter import cache
+from hf_safefilter.cache import SWITCH
+from hf_safefilter.cache import store as stores
+from hf_safefilter.embed import EmbedLayers
+from hf_safefilter.model import load
+from hf_safefilter.rows import as_conversations
+from hf_safefilter.toy.corpus import mixed_rows
+
+ROWS = [{"prompt": row["prompt"], "response": row["response"]} for row in mixed_rows(150, 0.2, 7)]
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Texts that reach the model."""
+    from hf_safefilter.model import tokens
+
+    done = []
+    tokenise = tokens.tokenise
+    monkeypatch.setattr(
+        tokens,
+        "tokenise",
+        lambda tokenizer, found, **options: done.extend(found) or tokenise(tokenizer, found, **options),
+    )
+    return done
+
+
+def columns(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def uncached(step, rows, monkeypatch):
+    monkeypatch.setenv(SWITCH, "off")
+    found = step(columns(rows))
+    monkeypatch.setenv(SWITCH, "on")
+    return found
+
+
+def same(found, expected, exact=True):
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype and found[name].shape == values.shape
+        if values.dtype == np.float16 and not exact:
+            np.testing.assert_allclose(found[name], values, rtol=2e-3, atol=2e-3)
+        else:
+            np.testing.assert_array_equal(found[name], values)
+
+
+def another_process():
+    cache.flush()
+    stores._open.clear()
+
+
+def test_one_batch_gives_the_columns_of_a_run_without_it_bit_for_bit(store, monkeypatch, work):
+    """Rows of one batch are read in one piece once the pace is known, so that even the rounding is the same."""
+    step = EmbedLayers("toy", layers=[2, "norm"])
+    expected = uncached(step, ROWS, monkeypatch)
+    step(columns(mixed_rows(40, 0.2, 1)))
+    cold = step(columns(ROWS))
+    same(cold, expected)
+    another_process()
+    work.clear()
+    warm = step(columns(ROWS))
+    same(warm, expected)
+    assert not work
+
+
+def test_map_of_rows_batches_and_formats_over_a_warm_store(store, work):
+    step, table = EmbedLayers("toy", layers=[3]), Dataset.from_list(ROWS)
+    expected = table.map(step, batched=True, new_fingerprint="cold")
+    another_process()
+    work.clear()
+    for ways in ({"batched": True, "batch_size": 7}, {}, {"batched": True, "batch_size": 1000}):
+        found = table.map(step, **ways, load_from_cache_file=False)
+        assert found.features == expected.features
+        assert found.with_format("arrow")[:].equals(expected.with_format("arrow")[:])
+    assert not work
+
+
+def test_the_hash_and_the_record_know_nothing_of_it(store, monkeypatch):
+    step = EmbedLayers("toy", layers=[3])
+    before = Hasher.hash(step), step.record(), step.describe()
+    step(columns(ROWS[:20]))
+    assert (Hasher.hash(step), step.record(), step.describe()) == before
+    monkeypatch.setenv(SWITCH, "off")
+    assert Hasher.hash(EmbedLayers("toy", layers=[3])) == before[0]
+
+
+def test_one_percent_new_rows_are_all_that_is_read(store, work):
+    step = EmbedLayers("toy", layers=[3])
+    step(columns(ROWS[:-2]))
+    work.clear()
+    found = step(columns(ROWS[::-1]))
+    assert len(work) == 2
+    assert found["row_id"].tolist() == step(columns(ROWS))["row_id"].tolist()[::-1]
+
+
+def test_every_option_that_changes_a_vector_has_rows_of_its_own(store, work):
+    options = [{}, {"position": "last_prompt"}, {"max_length": 60}, {"dtype": "bfloat16"}, {"chat_template": "plain"}]
+    for given in options:
+        work.clear()
+        EmbedLayers("toy", layers=[2], **given)(columns(ROWS[:70]))
+        assert len(work) == 70, given
+    assert len(list(store.iterdir())) == len(options)
+    work.clear()
+    other = [{"ask": row["prompt"], "say": row["response"]} for row in ROWS[:70]]
+    EmbedLayers("toy", layers=[2], columns={"prompt": "ask", "response": "say"})(columns(other))
+    assert not work, "where the words stand changes nothing"
+
+
+def test_another_algorithm_shares_nothing(store, work):
+    step, raised = EmbedLayers("toy", layers=[2]), EmbedLayers("toy", layers=[2])
+    object.__setattr__(raised, "algorithm", step.algorithm + 1)
+    for one in (step, raised):
+        work.clear()
+        one(columns(ROWS[:70]))
+        assert len(work) == 70
+
+
+def test_unreadable_and_cut_rows_come_back_as_they_were(store, monkeypatch, work):
+    rows = [
+        *ROWS[:66],
+        {"prompt": "Tell me.", "response": "again and again " * 400},
+        {"prompt": "tell me " * 900, "response": "No."},
+        {"prompt": "", "response": "An answer to nothing."},
+        {"prompt": "Five?", "response": 5},
+        {"prompt": "Five?", "response": "5"},
+    ]
+    step = EmbedLayers("toy", layers=[2])
+    expected = uncached(step, rows, monkeypatch)
+    assert expected["unscorable"].tolist()[66:] == ["", "too_long", "empty_prompt", "not_text", ""]
+    assert expected["truncated"].tolist()[66:] == [True, False, False, False, False]
+    same(step(columns(rows)), expected, exact=False)
+    another_process()
+    work.clear()
+    same(step(columns(rows)), expected, exact=False)
+    assert not work
+
+
+def test_a_row_that_overflows_in_one_layer_is_lost_in_all_but_only_where_that_layer_is_asked_for(store, monkeypatch):
+    from hf_safefilter.model import forward
+
+    read = forward.read_layers
+
+    def overflow(trunk, tokens, layers):
+        vectors = read(trunk, tokens, layers)
+        if 5 in layers:
+            vectors[5][0, 3] = np.inf
+        return vectors
+
+    monkeypatch.setattr(forward, "read_layers", overflow)
+    rows = columns(ROWS[:1])
+    assert EmbedLayers("toy", layers=[2])(rows)["unscorable"].tolist() == [""]
+    for _ in range(2):
+        both = EmbedLayers("toy", layers=[2, 5])(rows)
+        assert both["unscorable"].tolist() == ["non_finite"]
+        assert np.isnan(both["emb_layer_2"]).all() and np.isnan(both["emb_layer_5"]).all()
+        alone = EmbedLayers("toy", layers=[2])(rows)
+        assert alone["unscorable"].tolist() == [""] and np.isfinite(alone["emb_layer_2"]).all()
+
+
+def test_references_are_read_without_it(store):
+    EmbedLayers("toy", layers=[2]).vectors(ROWS[:5])
+    cache.flush()
+    assert not store.exists()
+
+
+def test_clamped_values_are_counted_when_they_are_read(store, monkeypatch, caplog):
+    from hf_safefilter.model import forward
+
+    def huge(trunk, tokens, layers):
+        return {1: np.full((len(tokens), trunk.hidden_size), 1e9, np.float32)}
+
+    monkeypatch.setattr(forward, "read_layers", huge)
+    with caplog.at_level(logging.WARNING):
+        found = EmbedLayers("toy", layers=[1])(columns(ROWS[:1]))
+    assert (found["emb_layer_1"] == 65504).all() and "values beyond the range of float16" in caplog.text
+
+
+def test_a_changed_model_folder_never_gives_rows_of_the_old_one(store, tmp_path, work):
+    from small_models import save_small_model
+
+    folder = save_small_model(tmp_path / "model")
+    before = EmbedLayers(str(folder), layers=[1])(columns(ROWS[:70]))
+    work.clear()
+    load._trunks.clear()
+    after = EmbedLayers(str(save_small_model(folder, seed=1)), layers=[1])(columns(ROWS[:70]))
+    assert len(work) == 70 and not np.array_equal(before["emb_layer_1"], after["emb_layer_1"])
+
+
+# Other processes
+
+HEAD = """
+import json, sys
+import multiprocess
+import datasets
+from hf_safefilter.embed import EmbedLayers
+from hf_safefilter.model import load
+from hf_safefilter.toy.corpus import mixed_rows
+datasets.disable_progress_bars()
+rows = datasets.Dataset.from_list([{"prompt": r["prompt"], "response": r["response"]} for r in mixed_rows(150, 0.2, 7)])
+step = EmbedLayers("toy", layers=[3])
+"""
+
+
+def test_a_process_leaves_its_last_rows_behind_and_the_next_loads_no_model(store, tmp_path):
+    embed = HEAD + "found = rows.select(range(40)).map(step)\nprint(json.dumps(len(load._trunks)))"
+    assert answer(start(embed, HF_DATASETS_CACHE=str(tmp_path / "one"))) == 1
+    assert answer(start(embed, HF_DATASETS_CACHE=str(tmp_path / "two"))) == 0
+
+
+def test_workers_of_map_leave_theirs_too(store, tmp_path, work):
+    """Twenty rows a worker, row by row: fewer than are written at once, so all are written as the worker ends."""
+    code = """
+def main():
+    multiprocess.set_start_method("spawn", force=True)
+    rows.select(range(40)).map(step, num_proc=2)
+    print(json.dumps(True))
+
+if __name__ == "__main__":
+    main()
+"""
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + code)
+    runs = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    assert answer(start(runs, HF_DATASETS_CACHE=str(tmp_path / "cache")))
+    EmbedLayers("toy", layers=[3])(columns(ROWS[:40]))
+    assert not work
+
+
+def test_ids_are_those_of_the_rows(store):
+    from hf_safefilter.rows import row_id
+
+    step = EmbedLayers("toy", layers=[1])
+    for _ in range(2):
+        assert step(columns(ROWS[:9]))["row_id"].tolist() == [row_id(one) for one in as_conversations(ROWS[:9])]
