@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_safefilter.cli.voice import Voice
     from hf_safefilter.scores.seal import SealSelector
 
-_SHOWN = ("0", "0.05", "0.5", "0.95", "1")
+_SHOWN = ("0", "0.5", "1")
 
 
 def register(app: typer.Typer) -> None:
