@@ -61,11 +61,14 @@ def _hub() -> dict[str, Any]:
 
 def _store() -> dict[str, Any]:
     from hf_safefilter.artifacts import store_root
+    from hf_safefilter.cache.upkeep import kept as kept_rows
 
     root = store_root()
-    kept = [path for path in root.glob("*/*") if path.is_dir()] if root.is_dir() else []
+    kept = [path for path in root.glob("*/*") if path.is_dir() and path.parent.name != "rows"]
     size = sum(file.stat().st_size for path in kept for file in path.iterdir() if file.is_file())
-    return {"store": _short(root), "artefacts kept": len(kept), "store MB": round(size / 1e6, 1)}
+    rows = sum(one.size for one in kept_rows())
+    return {"store": _short(root), "artefacts kept": len(kept), "store MB": round(size / 1e6, 1),
+            "row cache MB": round(rows / 1e6, 1)}  # fmt: skip
 
 
 def _short(path: Path) -> str:
