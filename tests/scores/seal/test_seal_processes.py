@@ -1,0 +1,47 @@
+"""Two processes with gloo learn what one process learns from the combined batch."""
+
+import json
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fit_in_a_process import start
+from rows_and_models import QUICK, fox_rows, safe_rows, small_llama
+
+from hf_safefilter.scores.seal import fit_seal
+
+CHANGE = {"batch_size": 5, "auxiliary": True}
+"""Batches of 5, 5 and 1: shares of unequal size, and in the end one process with none."""
+
+
+def two_processes(model, checkpoints=None):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"model": model, "checkpoints": checkpoints, "stop": None, "change": CHANGE, "lora": None}
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [start(job, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(small_llama(tmp_path_factory.mktemp("models") / "llama"))
+
+
+def test_two_processes_learn_what_one_does(model, tmp_path):
+    first, second = two_processes(model, str(tmp_path))
+    assert first == second  # both hold the same selector, whose digest covers the curves too
+    alone = fit_seal(model, fox_rows(), safe_rows(), options=replace(QUICK, **CHANGE), device="cpu")
+    assert list(first["logits"]) == [str(one, "ascii") for one in alone.row_ids]
+    together = np.array([float.fromhex(one) for one in first["logits"].values()])
+    np.testing.assert_allclose(together, alone.logits, rtol=0, atol=2e-5)
+    assert np.ptp(alone.logits) > 1e-2
+    for line, other in zip(first["facts"]["epochs"], alone.epochs(), strict=True):
+        assert line["safe_loss"] == pytest.approx(other["safe_loss"], abs=1e-5)
+        assert line["row_loss"] == pytest.approx(other["row_loss"], abs=1e-5)
+    assert first["facts"]["run"] == alone.facts["run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["done.json"]
