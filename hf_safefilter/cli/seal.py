@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from hf_safefilter.cli.options import (
     Template,
     pairs_of,
 )
+from hf_safefilter.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from hf_safefilter.cli.voice import Voice
@@ -83,6 +85,7 @@ def seal(
         dtype=dtype, seed=seed,
     )  # fmt: skip
     loaded, columns = load_rows(rows, split=split), pairs_of(column, "--column")
+    _require_room(output, loaded.rows)
     selector = fit_seal(
         model, loaded.rows, load_rows(safe).rows, options=options, lora=_lora(lora_rank, lora_alpha, lora_target),
         revision=revision, columns=columns, safe_columns=pairs_of(safe_column, "--safe-column"),
@@ -94,8 +97,23 @@ def seal(
         _say(context.obj, selector, output)
 
 
+def _require_room(output: Path, rows: Any) -> None:
+    """Raise now, rather than after hours of training, when there is no place for the result."""
+    from hf_safefilter.artifacts import MANIFEST
+    from hf_safefilter.scores.seal.step import COLUMNS
+    from hf_safefilter.trail import TRAIL
+
+    for name, marker in (("selector", MANIFEST), ("scored", TRAIL)):
+        place = output / name
+        if place.exists() and not (place / marker).is_file() and not (place.is_dir() and not any(place.iterdir())):
+            raise OptionError(f"{place} holds other files, which would be lost", fix="choose another output folder")
+    for part in rows.values() if isinstance(rows, Mapping) else [rows]:
+        taken = sorted(set(COLUMNS) & set(part.column_names))
+        if taken:
+            raise DataError(f"the rows already have a column {taken[0]!r}", fix="rename or remove it")
+
+
 def _lora(rank: int | None, alpha: float | None, targets: list[str] | None) -> Any:
-    from hf_safefilter.errors import OptionError
     from hf_safefilter.scores.seal import Lora
 
     if rank is None:

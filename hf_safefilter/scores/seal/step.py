@@ -16,7 +16,8 @@ from hf_safefilter.scores.controls import Pairs, as_pairs
 from hf_safefilter.scores.seal.selector import SealSelector
 from hf_safefilter.step import Step
 
-UNSCORED = "seal_unscored"
+COLUMNS = (score_column("seal"), "seal_unscored")
+"""The score, and why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class SealScore(Step):
 
     def produces(self) -> tuple[str, ...]:
         """`seal_score` and `seal_unscored`."""
-        return (score_column("seal"), UNSCORED)
+        return COLUMNS
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,), and a string a row."""
@@ -63,7 +64,7 @@ class SealScore(Step):
         logits, reasons = SealSelector.of(self.selector).look_up(ids)
         reasons = [before or after for before, after in zip(unread, reasons, strict=True)]
         scores = np.where([bool(reason) for reason in reasons], np.nan, -logits) if reasons else -logits
-        score, why = self.produces()
+        score, why = COLUMNS
         return {score: scores.astype(np.float32), why: np.array(reasons, dtype=object)}
 
     def _row_ids(self, batch: Batch) -> tuple[list[str], list[str]]:
