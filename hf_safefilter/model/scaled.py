@@ -95,6 +95,11 @@ def scaled(
         yield Scaling(numbers, by, max(forms, key=("weights", "outputs", "branches").index))
 
 
+def projection_names(block: nn.Module) -> list[str]:
+    """Last names of a block's projections, as adapters are told them; raises as `scaled` does."""
+    return list(dict.fromkeys(path.rpartition(".")[2] for path, _, _ in _projections(block)))
+
+
 def form_of(model: PreTrainedModel) -> Form:
     """How `scaled` works on this model."""
     with scaled(model, 0, 1.5) as scaling:

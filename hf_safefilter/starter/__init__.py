@@ -10,7 +10,7 @@ from hf_safefilter.errors import OptionError
 
 LICENSE = "cc0-1.0"
 SOURCE = "starter set of hf_safefilter"
-NAMES = ("unsafe", "safe", "over_refusal")
+NAMES = ("unsafe", "safe", "over_refusal", "normal")
 
 
 def starter_path() -> Path:
@@ -22,10 +22,11 @@ def starter_rows(name: str) -> list[dict[str, str]]:
     """The rows of one set.
 
     ``unsafe`` and ``safe`` are pairs: row i of both has the same prompt, answered in a complying tone (without anything
-    usable) and refused. ``over_refusal`` holds prompts that only sound harmful, without responses.
+    usable) and refused. ``over_refusal`` holds prompts that only sound harmful, ``normal`` prompts of everyday life;
+    both come without responses.
 
     Args:
-        name: ``unsafe``, ``safe`` or ``over_refusal``.
+        name: one of `NAMES`.
 
     Returns:
         Rows with ``prompt``, ``label``, ``category``, and ``response`` in the pairs.

@@ -18,7 +18,7 @@ FLOORS = [
     {"kept", "cache"},
     {"rows", "starter", "toy"},
     {"model"},
-    {"locate"},
+    {"locate", "freeze"},
     {"embed"},
     {"references"},
     {"scores"},
@@ -27,6 +27,7 @@ FLOORS = [
     {"publish"},
     {"inputs", "recipe"},
     {"pipeline", "trail", "decision", "demo", "compare", "comparison"},
+    {"shards", "workers", "plan"},
     {"cli"},
 ]
 """From the ground up: a file may import from its own floor and the floors below."""

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from hf_safefilter.errors import OptionError
 from hf_safefilter.starter import LICENSE, NAMES, starter_path, starter_rows
 
-UNSAFE, SAFE, OVER = (starter_rows(name) for name in NAMES)
+UNSAFE, SAFE, OVER, NORMAL = (starter_rows(name) for name in NAMES)
 
 
 def test_both_sides_answer_the_same_prompts_in_the_same_order():
@@ -22,11 +22,13 @@ def test_both_sides_answer_the_same_prompts_in_the_same_order():
 
 
 def test_nothing_is_empty_or_said_twice():
-    for rows, field in ((UNSAFE, "response"), (SAFE, "response"), (OVER, "prompt"), (UNSAFE, "prompt")):
+    told = ((UNSAFE, "response"), (SAFE, "response"), (OVER, "prompt"), (UNSAFE, "prompt"), (NORMAL, "prompt"))
+    for rows, field in told:
         texts = [row[field].strip() for row in rows]
         assert all(texts)
         assert len(set(texts)) == len(texts)
     assert not {row["prompt"] for row in OVER} & {row["prompt"] for row in UNSAFE}
+    assert not {row["prompt"] for row in NORMAL} & {row["prompt"] for row in (*UNSAFE, *OVER)}
 
 
 def test_length_and_layout_do_not_give_the_side_away():
@@ -45,7 +47,7 @@ def test_no_unsafe_answer_holds_anything_usable_on_its_face():
 
 
 def test_over_refusal_prompts_sound_harmful_in_several_ways():
-    assert len(OVER) >= 100
+    assert len(OVER) >= 100 and len(NORMAL) >= 100
     assert {row["label"] for row in OVER} == {"borderline-safe"}
     assert len(Counter(row["category"] for row in OVER)) >= 5
 

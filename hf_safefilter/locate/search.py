@@ -1,0 +1,263 @@
+"""One call for all ways to find the layers that carry safety."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hf_safefilter.errors import OptionError
+from hf_safefilter.locate import bounds, gap, scaling
+from hf_safefilter.locate.bounds import BoundsOptions
+from hf_safefilter.locate.found import SafetyLayers
+from hf_safefilter.locate.gap import GapOptions
+from hf_safefilter.locate.prompts import Given, Prompts, prompts_of
+from hf_safefilter.locate.refusals import Judge, RefusalMatcher, Verdict, matcher
+from hf_safefilter.locate.scaling import ScalingOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_safefilter.locate.journal import Journal
+    from hf_safefilter.locate.subject import Subject
+    from hf_safefilter.locate.sweep import Cell, Sweep
+
+Method = Literal["gap", "scaling", "bounds"]
+Options = GapOptions | ScalingOptions | BoundsOptions
+OPTIONS: dict[str, type[Options]] = {"gap": GapOptions, "scaling": ScalingOptions, "bounds": BoundsOptions}
+"""Method -> its options."""
+
+Judging = str | RefusalMatcher | Judge | Callable[[str], bool]
+
+
+def locate_safety_layers(
+    model: str | PreTrainedModel,
+    prompts: Given = None,
+    method: Method = "gap",
+    *,
+    options: Options | None = None,
+    refusals: Judging | None = None,
+    folder: Path | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    chat_template: str | None = None,
+) -> SafetyLayers:
+    """Find the blocks that carry a model's safety, and the layer to read.
+
+    "gap": where the states of malicious prompts part from those of normal ones (Safety Layers, section 3.1); one pass
+    over each prompt, no generation. "scaling": the block whose loudness refusals follow (LARF, section 4.1); generates
+    L x 6 replies a prompt. "bounds": the range of blocks whose scaling moves refusals most (Safety Layers, sections 3.2
+    to 3.4); starts from the gap unless the options name a range.
+
+    A loaded model is changed while it is searched and left as it was, bit for bit.
+
+    Args:
+        model: Hub id, local folder or "toy"; or a loaded causal language model, with `tokenizer`.
+        prompts: texts by kind (`locate.prompts.KINDS`); a plain list is over-refusal prompts (not for "gap").
+            Kinds that are not given come from the starter set.
+        method: one of `OPTIONS`.
+        options: of that method.
+        refusals: another judge of replies than the preset in the options: a matcher, a function, a guard.
+        folder: keep what is found there, and go on from what is there after a kill; the result is saved there.
+        tokenizer: of a loaded model.
+        revision: Hub branch, tag or commit.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: None picks.
+        chat_template: for a model that has none: a Jinja template, or "plain".
+
+    Returns:
+        The result; where `signal` is False nothing was found, and `why` says so.
+
+    Raises:
+        OptionError: unknown methods, or options that do not fit.
+        DataError: prompts that are too few or cannot be asked, or a folder that holds another search.
+        ModelError: a model whose blocks cannot be found or scaled.
+    """
+    from hf_safefilter.locate.subject import Subject
+
+    if method not in OPTIONS:
+        raise OptionError(f"method {method!r} is not known", fix=f"use one of {', '.join(OPTIONS)}")
+    options = options if options is not None else OPTIONS[method]()
+    if not isinstance(options, OPTIONS[method]):
+        raise OptionError(
+            f"{type(options).__name__} are not the options of {method!r}", fix=f"pass {OPTIONS[method].__name__}(...)"
+        )
+    subject = Subject.of(
+        model, tokenizer=tokenizer, revision=revision, dtype=dtype, device=device, chat_template=chat_template
+    )
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and method == "gap":
+        raise OptionError("the gap compares two kinds of prompts", fix="pass {'normal': [...], 'malicious': [...]}")
+    begin = time.perf_counter()
+    if method == "gap":
+        found = _gap(subject, prompts, options)
+    else:
+        judge = matcher(refusals if refusals is not None else options.refusals)
+        search = _scaling if method == "scaling" else _bounds
+        found = search(subject, prompts, options, judge, None if folder is None else Path(folder))
+    found.facts["options"] = asdict(options)
+    found.facts["seconds"] = round(time.perf_counter() - begin, 2)
+    if folder is not None:
+        found.save(folder)
+    return found
+
+
+def _gap(subject: Subject, given: Given, options: GapOptions) -> SafetyLayers:
+    kinds = [prompts_of(given, kind, kind).require(gap.LEAST_PROMPTS) for kind in ("normal", "malicious")]
+    states = [subject.prompt_states(kind.texts) for kind in kinds]
+    found = gap.find_gap(*states, options)
+    facts = {"prompts": {kind.kind: kind.record() for kind in kinds}, "chance": found.chance}
+    return SafetyLayers("gap", found.first, found.last, found.why, found.table(), subject.record(), facts)
+
+
+def _scaling(
+    subject: Subject, given: Given, options: ScalingOptions, judge: RefusalMatcher | Judge, folder: Path | None
+) -> SafetyLayers:
+    from hf_safefilter.locate.sweep import Cell
+
+    asked = prompts_of(given, "over_refusal", "over_refusal").require(scaling.LEAST_PROMPTS)
+    sweep, journal, facts = _sweep(subject, asked, options, judge, folder, "scaling")
+    n_blocks = subject.n_blocks()
+    cells = {(block, scale): Cell((block,), scale) for block in range(n_blocks) for scale in options.scales}
+    verdicts = _run(sweep, [Cell(), *cells.values()], journal)
+    by_place = {place: verdicts[cell] for place, cell in cells.items()}
+    refused = np.array(
+        [
+            [[one == "refusal" for one in by_place[block, scale]] for scale in options.scales]
+            for block in range(n_blocks)
+        ]
+    )
+    plain = np.array([one == "refusal" for one in verdicts[Cell()]])
+    found = scaling.find_sensitive(refused, plain, options)
+    facts |= {
+        "unscaled": dict(Counter(verdicts[Cell()])),
+        "top": [{"block": block, "score": float(found.score[block])} for block in found.top],
+        "chance": found.chance,
+        "chosen_share": found.chosen_share,
+    }
+    table = scaling.scaling_table(by_place, found, options)
+    return SafetyLayers("scaling", found.best, found.best, found.why, table, subject.record(), facts)
+
+
+def _refused(verdicts: Sequence[Verdict]) -> list[bool]:
+    return [verdict == "refusal" for verdict in verdicts]
+
+
+def _bounds(
+    subject: Subject, given: Given, options: BoundsOptions, judge: RefusalMatcher | Judge, folder: Path | None
+) -> SafetyLayers:
+    from hf_safefilter.locate.sweep import Cell
+
+    n_blocks = subject.n_blocks()
+    asked = prompts_of(given, "over_refusal", "over_refusal").require(scaling.LEAST_PROMPTS)
+    record = subject.record()
+    facts: dict[str, Any] = {}
+    initial = options.initial
+    if initial is None:
+        kinds = given if not isinstance(given, Sequence) else {"over_refusal": given}
+        start = _gap(subject, kinds, GapOptions())
+        facts["gap"] = start.to_json()
+        if not start.signal:
+            return SafetyLayers("bounds", None, None, f"no range to start from: {start.why}", (), record, facts)
+        initial = (start.first, start.last)
+    first, last = initial
+    if not 0 <= first <= last < n_blocks:
+        raise OptionError(
+            f"the range {first} to {last} is not in this model",
+            found=f"{n_blocks} blocks",
+            fix=f"name blocks from 0 to {n_blocks - 1}, the lower first",
+        )
+    sweep, journal, more = _sweep(subject, asked, options, judge, folder, "bounds")
+    facts |= more
+    plain = _run(sweep, [Cell()], journal)[Cell()]
+    refused = plain.count("refusal")
+    facts |= {"initial": list(initial), "unscaled": dict(Counter(plain))}
+    measured: dict[Cell, list[Verdict]] = {}
+
+    def count(ranges: list[tuple[int, int]], by: float) -> list[int]:
+        cells = [Cell(tuple(range(low, high + 1)), by) for low, high in ranges]
+        measured.update(_run(sweep, cells, journal))
+        return [measured[cell].count("refusal") for cell in cells]
+
+    uppers = bounds.around(last, options.window, first, n_blocks - 1)
+    alpha, swept = options.alpha, []
+    if alpha is None:
+        direction = "attenuate" if refused > len(plain) / 2 else "amplify"
+        alpha, swept = bounds.first_loud(count, first, uppers, direction, len(plain), options)
+        facts["sweep"] = swept
+    facts["alpha"] = alpha
+    if alpha is None:
+        why = f"refusals hardly change under any scale; {refused} of {len(plain)} prompts are refused without one"
+        return SafetyLayers("bounds", None, None, why, _ranges(measured), record, facts)
+    lowers = bounds.around(first, options.window, 0, n_blocks - 1)
+    found = bounds.find_bounds(count, first, uppers, lowers, alpha)
+    best = measured[Cell(tuple(range(found.first, found.last + 1)), alpha)]
+    chance = _chance(plain, best, alpha)
+    facts |= {"chance": chance, "at_edge": found.at_edge(uppers, lowers)}
+    why = "" if chance <= 0.05 else f"the best range may differ from the unscaled model by chance (p = {chance:.2f})"
+    ends = (None, None) if why else (found.first, found.last)
+    return SafetyLayers("bounds", *ends, why, _ranges(measured), record, facts)
+
+
+def _ranges(measured: dict[Cell, list[Verdict]]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"first": cell.blocks[0], "last": cell.blocks[-1], "alpha": cell.by, "refusals": found.count("refusal"),
+         "degenerate": found.count("degenerate")}
+        for cell, found in measured.items()
+    )  # fmt: skip
+
+
+def _chance(plain: list[Verdict], best: list[Verdict], alpha: float) -> float:
+    """How often prompts that changed sides would change to the wanted one so often by tossing coins (sign test)."""
+    from scipy.stats import binomtest
+
+    gained = sum(a != "refusal" and b == "refusal" for a, b in zip(plain, best, strict=True))
+    lost = sum(a == "refusal" and b != "refusal" for a, b in zip(plain, best, strict=True))
+    wanted = gained if alpha > 1 else lost
+    return float(binomtest(wanted, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+
+
+def _sweep(
+    subject: Subject, asked: Prompts, options: ScalingOptions | BoundsOptions, judge: RefusalMatcher | Judge,
+    folder: Path | None, method: str,
+) -> tuple[Sweep, Journal, dict[str, Any]]:  # fmt: skip
+    """The sweep over a model, after a look at whether scaling does anything to it; its journal; and what to report."""
+    import torch
+
+    from hf_safefilter.locate.journal import Journal
+    from hf_safefilter.locate.sweep import Sweep
+    from hf_safefilter.model.generate import evaluating
+    from hf_safefilter.model.scaled import PROJECTIONS, WITHOUT_O, form_of, require_effect
+
+    model = subject.causal()
+    parts = PROJECTIONS if options.include_o_proj else WITHOUT_O
+    sweep = Sweep(
+        model, subject.tokenizer, asked.texts, judge, max_new_tokens=options.max_new_tokens,
+        chat_template=subject.chat_template, parts=parts,
+    )  # fmt: skip
+    ids = torch.from_numpy(sweep.ids[0].astype(np.int64))[None].to(model.device)
+    with evaluating(model), torch.inference_mode():
+        require_effect(model, subject.n_blocks() // 2, lambda: model(input_ids=ids), parts)
+    record = judge.record() if hasattr(judge, "record") else {"name": type(judge).__name__}
+    facts = {
+        "prompts": {asked.kind: asked.record()},
+        "refusals": record,
+        "form": form_of(model),
+        "max_new_tokens": options.max_new_tokens,
+        "parts": list(parts),
+    }
+    task = {"method": method, "model": subject.record()} | facts
+    return sweep, Journal(None if folder is None else folder / f"{method}.progress.jsonl", task), facts
+
+
+def _run(sweep: Sweep, cells: Sequence[Cell], journal: Journal) -> dict[Cell, list[Verdict]]:
+    from transformers.utils import logging
+
+    with logging.tqdm(total=len(set(cells)) * len(sweep.prompts), unit=" replies", desc="Search") as bar:
+        return sweep.run(cells, journal, bar.update)
