@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,13 +113,13 @@ def lora_settings(model: str | nn.Module, first: int, last: int, *, revision: st
 
 
 def lora_config(model: str | nn.Module, first: int, last: int, **options: Any) -> LoraConfig:
-    """The `LoraConfig` that leaves blocks `first` to `last` out.
+    """A `LoraConfig` that leaves blocks `first` to `last` out.
 
     Args:
         model: name or model.
         first: lowest block left out.
         last: highest block left out.
-        options: anything else a `LoraConfig` takes (r, lora_alpha, ...); they win.
+        options: what else a `LoraConfig` takes (r, lora_alpha, target_modules, ...).
 
     Raises:
         OptionError: peft is not installed, or a range that is not in the model.
@@ -128,7 +128,15 @@ def lora_config(model: str | nn.Module, first: int, last: int, **options: Any) -
         from peft import LoraConfig
     except ImportError as error:
         raise OptionError("adapters need peft", fix="pip install 'hf_safefilter[train]'") from error
-    return LoraConfig(**({"task_type": "CAUSAL_LM"} | lora_settings(model, first, last) | options))
+    return lora_without(model, LoraConfig(**({"task_type": "CAUSAL_LM"} | options)), first, last)
+
+
+def lora_without(model: str | nn.Module, config: LoraConfig, first: int, last: int) -> LoraConfig:
+    """`config` with blocks `first` to `last` left out; modules that it lists itself stay the ones that get adapters."""
+    settings = lora_settings(model, first, last)
+    if config.target_modules and not isinstance(config.target_modules, str):
+        settings.pop("target_modules")
+    return replace(config, **settings)
 
 
 class FrozenBlocks(TrainerCallback):

@@ -5,7 +5,14 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_safefilter.errors import IntegrityError, OptionError
-from hf_safefilter.freeze import FrozenBlocks, freeze_safety_blocks, freezing_plan, lora_config, lora_settings
+from hf_safefilter.freeze import (
+    FrozenBlocks,
+    freeze_safety_blocks,
+    freezing_plan,
+    lora_config,
+    lora_settings,
+    lora_without,
+)
 from tests.small_models import save_small_model
 
 IDS = torch.arange(7, 27).reshape(2, 10)
@@ -92,6 +99,15 @@ def test_adapters_leave_the_blocks_out(folders, name):
     assert {".0.", ".3."} <= {part for key in adapters for part in (".0.", ".3.") if part in key}
     own = load(folders(name))
     assert lora_settings(own, 1, 2) == lora_settings(str(folders(name)), 1, 2)
+
+
+def test_a_config_of_ones_own_keeps_its_modules(folders):
+    from peft import LoraConfig
+
+    made = lora_without(load(folders("llama")), LoraConfig(target_modules=["q_proj", "v_proj"], r=3), 0, 1)
+    assert (set(made.target_modules), made.r, made.layers_to_transform) == ({"q_proj", "v_proj"}, 3, [2, 3])
+    made = lora_without(load(folders("llama")), LoraConfig(target_modules="all-linear"), 0, 1)
+    assert set(made.target_modules) == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
 def test_freezing_a_model_with_adapters_freezes_theirs_too(folders):
