@@ -55,7 +55,8 @@ def stop_while_writing(step: int) -> None:
 
 def start(job: dict, **environment: str) -> subprocess.Popen:
     """Start `main(**job)` in a process that finds the modules of the tests."""
-    tests = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[2])))
+    places = (Path(__file__).parent, Path(__file__).parents[2], os.environ.get("PYTHONPATH"))
+    tests = os.pathsep.join(str(place) for place in places if place)
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(job)],
         env=os.environ | {"PYTHONPATH": tests} | environment,
