@@ -1,13 +1,14 @@
 """How the columns of a saved data set came to be: the steps, written beside it, so that a later command knows.
 
 `save_to_disk` keeps columns but not the steps that filled them. `save_rows` adds `safefilter.json`;
-`load_rows_with_steps` builds the same steps again, which makes them known to `step.steps_made`.
+`load_rows_with_steps` builds the same steps again, which makes them known to `step.steps_made`. `Trail` is that file
+as it stands, for whoever moves rows about without a model at hand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,63 @@ class Saved:
     revision: str
 
 
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """What `safefilter.json` says.
+
+    Attributes:
+        name, revision: where the rows came from.
+        steps: `Step.record()` of each step that filled a column.
+        shard: which part of the rows this is, for `shards`; None: all of them.
+    """
+
+    name: str
+    revision: str
+    steps: list[dict[str, Any]]
+    shard: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Trail:
+        """The trail of saved rows.
+
+        Raises:
+            MissingError: not such a folder.
+            IntegrityError: a damaged trail.
+        """
+        path = folder / TRAIL
+        if not path.is_file():
+            raise MissingError(
+                f"{folder} was not written by this program",
+                found=f"no {TRAIL}",
+                fix="make it: hf-safefilter embed --help",
+            )
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            shard = dict(said["shard"]) if "shard" in said else None
+            return cls(str(said["name"]), str(said["revision"]), [dict(one) for one in said["steps"]], shard)
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{path} is damaged", fix="embed and score the rows again") from error
+
+    def save(self, rows: Dataset | DatasetDict, folder: Path) -> None:
+        """Write `rows` with `save_to_disk` and this trail beside them, all at once or not at all."""
+        said = {"name": self.name, "revision": self.revision, "steps": self.steps}
+        if self.shard is not None:
+            said["shard"] = self.shard
+        with atomic_folder(folder, marker=TRAIL) as scratch:
+            rows.save_to_disk(str(scratch), num_shards=_files(rows))
+            (scratch / TRAIL).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def _files(rows: Dataset | DatasetDict) -> Any:
+    """How many files to write: as `datasets` likes, but one where there are no rows, or nothing could be loaded."""
+    if isinstance(rows, Mapping):
+        return {name: None if len(split) else 1 for name, split in rows.items()}
+    return None if len(rows) else 1
+
+
 def save_rows(rows: Dataset | DatasetDict, folder: Path, steps: Sequence[Step], *, name: str, revision: str) -> None:
     """Write `rows` with `save_to_disk` and their trail beside them, all at once or not at all."""
-    trail = {"name": name, "revision": revision, "steps": [step.record() for step in steps]}
-    with atomic_folder(folder, marker=TRAIL) as scratch:
-        rows.save_to_disk(str(scratch))
-        (scratch / TRAIL).write_text(json.dumps(trail, indent=1) + "\n", encoding="utf-8")
+    Trail(name, revision, [step.record() for step in steps]).save(rows, folder)
 
 
 def load_rows_with_steps(folder: Path) -> Saved:
@@ -49,17 +101,9 @@ def load_rows_with_steps(folder: Path) -> Saved:
     """
     from datasets import load_from_disk
 
-    path = folder / TRAIL
-    if not path.is_file():
-        raise MissingError(
-            f"{folder} was not written by this program", found=f"no {TRAIL}", fix="make it: hf-safefilter embed --help"
-        )
-    try:
-        trail = json.loads(path.read_text(encoding="utf-8"))
-        records, name, revision = list(trail["steps"]), str(trail["name"]), str(trail["revision"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is damaged", fix="embed and score the rows again") from error
-    return Saved(load_from_disk(str(folder)), [step_from(record) for record in records], name, revision)
+    trail = Trail.read(folder)
+    steps = [step_from(record) for record in trail.steps]
+    return Saved(load_from_disk(str(folder)), steps, trail.name, trail.revision)
 
 
 def step_from(record: dict[str, Any]) -> Step:

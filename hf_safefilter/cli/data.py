@@ -54,19 +54,34 @@ def embed(
     chat_template: Template = None,
     column: Column = None,
     split: Split = None,
+    shard: Annotated[int | None, typer.Option(help="Only this part of the rows, counted from 0.")] = None,
+    num_shards: Annotated[int | None, typer.Option(help="Into how many parts the rows are split.")] = None,
+    num_proc: Annotated[int, typer.Option(help="Processes to spawn on this machine: one a GPU.")] = 1,
 ) -> None:
-    """Read chosen layers of a model for every row and write a `save_to_disk` folder."""
+    """Read chosen layers of a model for every row and write a `save_to_disk` folder.
+
+    With --shard and --num-shards many machines do it together: each writes its part under --output, `merge` joins all.
+    A job that was killed goes on where it was: run the same command again.
+    """
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.inputs import load_rows
-    from hf_safefilter.pipeline import embed_rows, reasons
+    from hf_safefilter.pipeline import reasons
+    from hf_safefilter.shards import Shard
     from hf_safefilter.trail import save_rows
+    from hf_safefilter.workers import embed_in_processes
 
+    if (shard is None) != (num_shards is None):
+        raise OptionError("--shard and --num-shards go together", fix="use e.g. --shard 0 --num-shards 8")
+    part = Shard(shard, num_shards) if shard is not None else None
     loaded = load_rows(rows, split=split)
     step = EmbedLayers(
         model, layers_of(layers), revision=revision, dtype=dtype, position=position, max_length=max_length,
         columns=pairs_of(column, "--column"), device=device, chat_template=chat_template,
     )  # fmt: skip
-    embedded = embed_rows(loaded.rows, step)
+    if part is not None:
+        _embed_part(context, loaded, step, output, part, num_proc)
+        return
+    embedded = embed_in_processes(loaded.rows, step, num_proc)
     save_rows(embedded, output, [step], name=loaded.name, revision=loaded.revision)
     facts = {"output": str(output), "layers": list(step.layers), "revision": step.revision} | reasons(embedded)
     first = step.layers[0]
@@ -75,6 +90,20 @@ def embed(
         ids=[str(output)],
         hint=f"hf-safefilter reference starter --model {model} --layers {first} --output refs, then "
         f"hf-safefilter score {output} --method larf --layer {first} --references refs --output scored",
+    )
+
+
+def _embed_part(context: typer.Context, loaded: Any, step: Any, output: Any, part: Any, num_proc: int) -> None:
+    from hf_safefilter.shards import embed_shard
+    from hf_safefilter.workers import embed_in_processes
+
+    folder, was_there = embed_shard(
+        loaded, step, output, part, lambda rows, embed: embed_in_processes(rows, embed, num_proc)
+    )
+    context.obj.report(
+        {"output": str(folder), "shard": part.index, "of": part.count, "done before": was_there},
+        ids=[str(folder)],
+        hint=f"when all {part.count} are there: hf-safefilter merge {output} --output embedded",
     )
 
 

@@ -1,0 +1,64 @@
+"""embed --shard, merge, and what comes after them, from the command line."""
+
+import json
+import sys
+
+import pytest
+
+from hf_safefilter.cli import main
+from hf_safefilter.toy.corpus import mixed_rows
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hf-safefilter", "--format", "json", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        said = capsys.readouterr()
+        return code, json.loads(said.out or "null"), said.err
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in mixed_rows(30, 0.2, 3)))
+    return path
+
+
+def test_shards_are_merged_and_scored(call, rows, tmp_path):
+    embed = ("embed", rows, "--model", "toy", "--layers", "4", "-o", tmp_path / "shards", "--num-shards", "2")
+    for index, done_before in ((0, False), (1, False), (1, True)):
+        code, said, err = call(*embed, "--shard", index)
+        assert code == 0, err
+        assert (said["shard"], said["of"], said["done before"]) == (index, 2, done_before)
+    code, said, err = call("merge", tmp_path / "shards", "-o", tmp_path / "embedded")
+    assert (code, said["shards"], said["rows"]) == (0, 2, 30), err
+    code, said, err = call("score", tmp_path / "embedded", "--method", "length", "-o", tmp_path / "scored")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--shard", "0"), 2, "go together"),
+        (("--num-shards", "2"), 2, "go together"),
+        (("--shard", "2", "--num-shards", "2"), 2, "counted from 0"),
+        (("--num-proc", "0"), 2, "0 processes"),
+    ],
+)
+def test_wrong_calls(call, rows, tmp_path, words, code, says):
+    got, _, err = call("embed", rows, "--model", "toy", "--layers", "4", "-o", tmp_path / "x", *words)
+    assert got == code and says in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_merge_of_nothing(call, tmp_path):
+    assert call("merge", "-o", tmp_path / "x")[0] == 2
+    code, _, err = call("merge", tmp_path, "-o", tmp_path / "x")
+    assert code == 1 and "holds no shards" in err and "--num-shards" in err
