@@ -7,13 +7,14 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.scores.seal.options import Lora, SealOptions
-from hf_safefilter.scores.seal.selector import SealSelector
+from hf_safefilter.scores.seal.selector import NAN_LOSS, SealSelector
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hf_safefilter.model.source import ModelKey
     from hf_safefilter.scores.seal.checkpoint import Checkpoints
     from hf_safefilter.scores.seal.data import Rows
+    from hf_safefilter.scores.seal.loop import Learned
     from hf_safefilter.scores.seal.processes import Processes
 
     RowSource = Dataset | DatasetDict | IterableDataset | Iterable[Mapping[str, Any]]
@@ -36,21 +38,34 @@ EXTRA = "pip install 'hf_safefilter[train]'"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that decides what is learned."""
+    """Everything that decides what is learned, and the device that it is learned on."""
 
     key: ModelKey
     device: torch.device
     compute: str
+    template: str
     options: SealOptions
     lora: Lora | None
     rows: Rows
     safe: Rows
-    facts: Mapping[str, Any]
 
-    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is, as plain JSON values."""
+        return {
+            "model": self.key.model,
+            "revision": self.key.revision,
+            "compute": self.compute,
+            "chat_template_digest": self.template,
+            "activation": self.options.activation,
+            "options": asdict(self.options),
+            "lora": asdict(self.lora) | {"targets": list(self.lora.targets)} if self.lora is not None else None,
+            "rows": dict(self.rows.counts),
+            "safe_rows": dict(self.safe.counts),
+        }
+
     def run(self) -> str:
         """Digest of it all; the device and the number of processes, which only round differently, are left out."""
-        body = [ALGORITHM, dict(self.facts), self.rows.ids, self.safe.ids]
+        body = [ALGORITHM, self.facts(), self.rows.ids, self.safe.ids]
         return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -103,18 +118,25 @@ def fit_seal(
     Source: SEAL, arXiv 2410.07471.
     """
     _require_extra("accelerate", *(["peft"] if lora is not None else []))
-    from hf_safefilter.model.load import pick_device
+    from hf_safefilter.model import load
+    from hf_safefilter.model.tokens import template_digest
     from hf_safefilter.scores.seal.checkpoint import Checkpoints
+    from hf_safefilter.scores.seal.data import read_rows, require_usable
     from hf_safefilter.scores.seal.loop import learn
+    from hf_safefilter.scores.seal.models import pick_compute, stored_in
     from hf_safefilter.scores.seal.processes import Processes
 
-    processes = Processes(cpu=pick_device(device, None).type == "cpu")
-    job = _job(
-        model, rows, trusted_safe_rows, options or SealOptions(), lora, revision, columns, safe_columns, chat_template,
-        pick_device(device, processes.local_index),
-    )  # fmt: skip
-    folder = Path(checkpoints) if checkpoints is not None else None
-    kept = Checkpoints(folder, job.run, checkpoint_seconds)
+    options = options or SealOptions()
+    processes = Processes(cpu=load.pick_device(device, None).type == "cpu")
+    place = load.pick_device(device, processes.local_index)
+    compute = pick_compute(options.dtype, place)
+    key = load.ModelKey(str(model), load.resolve_revision(str(model), revision), stored_in(compute, lora))
+    tokenizer, longest = load.tokenizer(key), options.max_length or load.max_tokens(key)
+    read = partial(read_rows, tokenizer=tokenizer, max_length=longest, chat_template=chat_template)
+    met, trusted = read(rows, columns=columns), read(trusted_safe_rows, columns=safe_columns)
+    require_usable(met, trusted)
+    job = Job(key, place, compute, template_digest(tokenizer, chat_template), options, lora, met, trusted)
+    kept = Checkpoints(Path(checkpoints) if checkpoints is not None else None, job.run(), checkpoint_seconds)
     done = _done(kept, processes)
     if done is not None:
         logger.info("this run was done before: %s", done.digest)
@@ -141,50 +163,14 @@ def _done(kept: Checkpoints, processes: Processes) -> SealSelector | None:
     return found if processes.agree(found is not None) else None
 
 
-def _job(
-    model: str,
-    rows: RowSource,
-    safe_rows: RowSource,
-    options: SealOptions,
-    lora: Lora | None,
-    revision: str | None,
-    columns: Mapping[str, str] | None,
-    safe_columns: Mapping[str, str] | None,
-    chat_template: str | None,
-    device: torch.device,
-) -> Job:
-    from hf_safefilter.model import load
-    from hf_safefilter.model.tokens import template_digest
-    from hf_safefilter.scores.seal.data import read_rows, require_usable
-    from hf_safefilter.scores.seal.models import pick_compute, stored_in
-
-    compute = pick_compute(options.dtype, device)
-    key = load.ModelKey(str(model), load.resolve_revision(str(model), revision), stored_in(compute, lora))
-    tokenizer = load.tokenizer(key)
-    longest = options.max_length or load.max_tokens(key)
-    met = read_rows(rows, tokenizer, columns=columns, max_length=longest, chat_template=chat_template)
-    trusted = read_rows(safe_rows, tokenizer, columns=safe_columns, max_length=longest, chat_template=chat_template)
-    require_usable(met, trusted)
-    facts = {
-        "model": key.model,
-        "revision": key.revision,
-        "compute": compute,
-        "chat_template_digest": template_digest(tokenizer, chat_template),
-        "activation": options.activation,
-        "options": asdict(options),
-        "lora": asdict(lora) | {"targets": list(lora.targets)} if lora is not None else None,
-        "rows": met.counts,
-        "safe_rows": trusted.counts,
-    }
-    return Job(key, device, compute, options, lora, met, trusted, facts)
-
-
-def _facts(job: Job, learned: Any) -> dict[str, Any]:
-    counts = dict(job.facts["rows"])
-    for reason in learned.excluded.values():
-        counts[f"unscorable: {reason}"] = counts.get(f"unscorable: {reason}", 0) + 1
-    safe = dict(job.facts["safe_rows"]) | ({"nan_loss": learned.safe_without_loss} if learned.safe_without_loss else {})
-    return dict(job.facts) | {"run": job.run, "rows": counts, "safe_rows": safe, "epochs": learned.epochs}
+def _facts(job: Job, learned: Learned) -> dict[str, Any]:
+    """The job's facts with what only the run could show: its curves, and rows without a finite loss."""
+    facts = job.facts()
+    if learned.excluded:
+        facts["rows"] |= {f"unscorable: {NAN_LOSS}": len(learned.excluded)}
+    if learned.safe_without_loss:
+        facts["safe_rows"] |= {f"unscorable: {NAN_LOSS}": learned.safe_without_loss}
+    return facts | {"run": job.run(), "epochs": learned.epochs}
 
 
 def _require_extra(*packages: str) -> None:

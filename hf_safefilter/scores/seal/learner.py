@@ -73,7 +73,7 @@ class Learner:
         moving = bool(shares.any())
         with torch.set_grad_enabled(moving), self._autocast():
             losses = self._losses(self._model, examples)
-        found = losses.detach().to("cpu", torch.float64)
+        found = losses.detach().cpu().double()
         if not moving:
             return found
         good = torch.isfinite(found)

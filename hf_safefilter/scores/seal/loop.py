@@ -31,7 +31,7 @@ class Learned:
 
     Attributes:
         logits: row id -> logit.
-        excluded: row id -> reason, for rows without a finite loss.
+        excluded: row id -> `NAN_LOSS`, for rows without a finite loss.
         safe_without_loss: safe rows without one.
         epochs: lines of `Curves`.
     """
@@ -87,13 +87,9 @@ def learn(job: Job, kept: Checkpoints, processes: Processes) -> Learned:
 
 
 def _learned(job: Job, weights: RowWeights, trusted: torch.Tensor, curves: Curves) -> Learned:
-    pairs = zip(job.rows.ids, weights.logits.tolist(), weights.active.tolist(), strict=True)
-    logits, excluded = {}, {}
-    for one, logit, active in pairs:
-        if active:
-            logits[one] = logit
-        else:
-            excluded[one] = NAN_LOSS
+    found = list(zip(job.rows.ids, weights.logits.tolist(), weights.active.tolist(), strict=True))
+    logits = {one: logit for one, logit, active in found if active}
+    excluded = {one: NAN_LOSS for one, _, active in found if not active}
     if not logits:
         raise ModelError("no row has a finite loss", fix="compute in float32, or lower the learning rate")
     return Learned(logits, excluded, int((~trusted).sum()), curves.epochs)

@@ -142,7 +142,9 @@ def test_rows_whose_loss_is_nan_are_left_out_and_poison_nothing(model, tmp_path)
     found, reasons = logits_of(selector, [*fox_rows(), *bad])
     assert np.isfinite(found[:11]).all() and np.isnan(found[11:]).all()
     assert reasons[11:] == ["nan_loss", "nan_loss"]
-    assert selector.facts["rows"]["unscorable: nan_loss"] == 2 and selector.facts["safe_rows"]["nan_loss"] == 1
+    assert (
+        selector.facts["rows"]["unscorable: nan_loss"] == 2 and selector.facts["safe_rows"]["unscorable: nan_loss"] == 1
+    )
     assert selector.weights.sum() == pytest.approx(11)
     assert all(np.isfinite(list(line["weights"].values())).all() for line in selector.epochs())
     scored = Dataset.from_list([*fox_rows(), *bad]).map(SealScore(selector), batched=True)
