@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter import artifacts
-from hf_safefilter.errors import IntegrityError, MissingError, OptionError
+from hf_safefilter.errors import IntegrityError, MissingError, OptionError, SafefilterError
 
 if TYPE_CHECKING:
     import torch
@@ -73,15 +73,27 @@ class Checkpoints:
         return self._folder is not None and time.monotonic() - self._last >= self._seconds
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], said: Mapping[str, Any]) -> None:
-        """Write a checkpoint, then drop all but the newest two."""
+        """Write a checkpoint, then drop all but the newest two.
+
+        Raises:
+            SafefilterError: no room; the checkpoints before it are kept.
+        """
         if self._folder is None:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         held = {name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}
         facts = {"run": self._run, "step": step, "said": said}
         target = self._folder / f"{_PREFIX}{step:08d}"
-        artifacts.write(target, _KIND, _VERSION, facts, lambda scratch: save_file(held, scratch / _FILE))
+        try:
+            artifacts.write(target, _KIND, _VERSION, facts, lambda scratch: save_file(held, scratch / _FILE))
+        except (OSError, SafetensorError) as error:
+            raise SafefilterError(
+                f"the checkpoint of step {step} could not be written",
+                found=str(error),
+                fix="make room for it, then run the same again: it goes on from the checkpoint before",
+            ) from error
         for old in self._places()[:-2]:
             shutil.rmtree(old)
         for scratch in self._folder.glob(f".{_PREFIX}*"):  # what a killed run was writing

@@ -10,7 +10,7 @@ from fit_in_a_process import start
 from rows_and_models import QUICK, fox_rows, safe_rows, small_llama
 
 from hf_safefilter import artifacts
-from hf_safefilter.errors import OptionError
+from hf_safefilter.errors import OptionError, SafefilterError
 from hf_safefilter.scores.seal import Lora, fit_seal
 from hf_safefilter.scores.seal.bilevel import Bilevel
 from hf_safefilter.scores.seal.checkpoint import Checkpoints
@@ -128,3 +128,22 @@ def test_another_run_does_not_go_on_from_these(model, halted, change):
 def test_checkpoints_hold_tensors_and_json_alone(halted):
     names = {path.name for path in halted.rglob("*") if path.is_file()}
     assert names == {"manifest.json", "state.safetensors"}
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(model, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    real, calls = safetensors.torch.save_file, []
+
+    def save_file(tensors, path):
+        calls.append(path)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(SafefilterError, match="step 3 could not be written"):
+        patch.setattr(safetensors.torch, "save_file", save_file)
+        fit(model, {}, None, tmp_path, checkpoint_seconds=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert fit(model, {}, None, tmp_path).digest == fit(model, {}, None).digest

@@ -61,7 +61,9 @@ def test_the_gradient_is_the_closed_form(size, seed):
     inside[batch] = losses / size
     expected = n * s * (inside - (s[batch] * losses).sum() / size)
     norm = np.linalg.norm(expected)
-    close(weights.logits.grad, expected * min(1, 10 / max(norm, 1e-9)), 2e-6 if norm > 10 else 1e-12)  # clipping adds 1e-6
+    close(
+        weights.logits.grad, expected * min(1, 10 / max(norm, 1e-9)), 2e-6 if norm > 10 else 1e-12
+    )  # clipping adds 1e-6
 
 
 def test_weights_of_the_softmax_have_mean_one():
