@@ -33,9 +33,9 @@ def _options(
 
 
 def _register() -> None:
-    from hf_safefilter.cli import cache, compare, data, decide, doctor, seal, share
+    from hf_safefilter.cli import cache, compare, data, decide, doctor, effect, seal, share
 
-    for part in (data, compare, seal, decide, share, doctor, cache):
+    for part in (data, compare, seal, decide, effect, share, doctor, cache):
         part.register(app)
 
 

@@ -41,6 +41,7 @@ def gather(
     recipe: Mapping[str, Any] | None = None,
     layer_choice: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    effect: Mapping[str, Any] | None = None,
     check_rows: int = 8,
 ) -> Provenance:
     """Everything a card states about a decision.
@@ -56,16 +57,20 @@ def gather(
         recipe: of the run, if there was one.
         layer_choice: `LayerChoice.to_json()`.
         evaluation: `Evaluation.to_json()`.
+        effect: `EffectReport.for_card()` of a study of this very decision.
         check_rows: how many rows are read and scored again from their text.
 
     Raises:
-        PublishError: no licence or source; no rows; steps that are not known, or that do not give the scores there.
+        PublishError: no licence or source; no rows; steps that are not known, or that do not give the scores there; an
+            effect that was measured on another decision.
     """
     from hf_safefilter import __version__
 
     parts = by_split(scored)
     if not sum(map(len, parts.values())):
         raise PublishError("there are no rows", fix="check the source")
+    if effect is not None:
+        _require_same_decision(effect, is_safe, sum(map(len, parts.values())))
     scores = numbers_of(scored, is_safe.column)
     if steps is None:
         steps, check = _that_ran(scored, is_safe.column, scores, check_rows)
@@ -100,6 +105,7 @@ def gather(
         controls=_controls(scored, scores, _mapping(steps)),
         check=check,
         evaluation=evaluation,
+        effect=portable(dict(effect)) if effect is not None else None,
         environment=_environment(),
         recipe=recipe,
         columns_added=added,
@@ -134,6 +140,17 @@ def _that_ran(scored: Any, column: str, scores: np.ndarray, rows: int) -> tuple[
         found=str(refused),
         fix="pass steps=[...]: the ones that really ran, in order",
     ) from refused
+
+
+def _require_same_decision(effect: Mapping[str, Any], is_safe: IsSafe, rows: int) -> None:
+    ours = {"column": is_safe.column, "threshold_hex": is_safe.threshold.hex(), "rows": rows}
+    for name, value in ours.items():
+        if effect.get(name) != value:
+            raise PublishError(
+                f"the effect was measured on another decision: its {name} differs",
+                found=f"{effect.get(name)} instead of {value}",
+                fix="run hf-safefilter effect on this decision",
+            )
 
 
 def ids_digest(ids: Sequence[str]) -> str:

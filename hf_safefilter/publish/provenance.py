@@ -97,6 +97,8 @@ class Provenance(_Facts):
     """Spearman correlation of the deciding score with each control."""
     check: Check
     evaluation: dict[str, Any] | None = None
+    effect: dict[str, Any] | None = None
+    """`EffectReport.for_card()`: what the filter did to a model that was tuned on these rows."""
     environment: dict[str, str]
     recipe: dict[str, Any] | None = None
     columns_added: list[str]

@@ -11,7 +11,9 @@ from datasets import load_from_disk
 from hf_safefilter.cli import main
 from hf_safefilter.toy.corpus import mixed_rows
 
-COMMANDS = ["embed", "reference", "score", "compare", "evaluate", "select", "run", "demo", "card", "push", "doctor"]
+COMMANDS = [
+    "embed", "reference", "score", "compare", "evaluate", "select", "effect", "run", "demo", "card", "push", "doctor",
+]  # fmt: skip
 
 
 @pytest.fixture

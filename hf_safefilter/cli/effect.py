@@ -1,0 +1,183 @@
+"""effect: tune on what a filter keeps and on what it drops, and measure what that does to the model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_safefilter.cli.options import Column, Device, Dtype, Folder, Revision, Template, pairs_of
+from hf_safefilter.errors import OptionError
+
+if TYPE_CHECKING:
+    from hf_safefilter.cli.voice import Voice
+    from hf_safefilter.effect import Questions, Tuning
+    from hf_safefilter.effect.ledger import Run
+    from hf_safefilter.select import IsSafe
+    from hf_safefilter.trail import Saved
+
+_ARMS = "all,kept,dropped,random,length_matched"
+_QUICK_STEPS, _QUICK_QUESTIONS = 40, 60
+_TOY_RATE = 1e-3  # it is so small that less leaves it as it was
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command."""
+    app.command(
+        epilog="Example: hf-safefilter effect scored --by larf_score --drop-fraction 0.05 --quick --output effect"
+    )(effect)
+
+
+def effect(
+    context: typer.Context,
+    scored: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a study begun there goes on.")],
+    by: Annotated[str | None, typer.Option(help="Score column to decide by; not for a folder made by select.")] = None,
+    drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
+    drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
+    model: Annotated[str | None, typer.Option(help="What is tuned; the model that was read if left out.")] = None,
+    revision: Revision = None,
+    harmful: Annotated[
+        str | None, typer.Option(help="Prompts an aligned model refuses: file, folder or Hub id.")
+    ] = None,
+    over_refusal: Annotated[str | None, typer.Option(help="Prompts that only sound harmful.")] = None,
+    benign: Annotated[
+        str | None, typer.Option(help="Good rows to measure the loss on; if left out, some kept rows are held out.")
+    ] = None,
+    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS}, with commas between them.")] = _ARMS,
+    seeds: Annotated[int, typer.Option(min=1, help="How many; intervals need two, and are wide with few.")] = 3,
+    tune: Annotated[str | None, typer.Option(help="lora, or full for all parameters.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the optimizer, the same for all arms.")] = 200,
+    batch: Annotated[int, typer.Option(help="Rows a step.")] = 16,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows at once, where a batch does not fit.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="2e-4 for LoRA, 2e-5 for full tuning.")] = None,
+    rank: Annotated[int, typer.Option(help="Of LoRA.")] = 16,
+    target: Annotated[list[str] | None, typer.Option(help="Layers that LoRA changes; all linear ones.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = 1024,
+    freeze: Annotated[
+        str | None, typer.Option(help="First and last block to keep frozen in further arms, e.g. 2:4.")
+    ] = None,
+    judge: Annotated[str, typer.Option(help="List of refusals: broad, larf, qi2023 or safety_layers.")] = "broad",
+    reply_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 32,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    chat_template: Template = None,
+    column: Column = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps and questions: minutes on the toy model.")] = False,
+) -> None:
+    """Tune on all, kept, dropped, random and length-matched rows; measure refusals, over-refusal and loss."""
+    from hf_safefilter.effect import measure_effect
+
+    saved, is_safe = _decision(scored, by, {"drop_fraction": drop_fraction, "drop_count": drop_count,
+                                            "threshold": threshold})  # fmt: skip
+    reader = next((step for step in saved.steps if hasattr(step, "describe")), None)
+    if model is None:
+        if reader is None:
+            raise OptionError("which model is to be tuned?", fix="say it: --model")
+        model, revision = reader.model, revision or reader.revision
+    tuning = _tuning(model, tune, learning_rate, steps=min(steps, _QUICK_STEPS) if quick else steps, batch=batch,
+                     micro_batch=micro_batch, rank=rank, targets=tuple(target or ("all-linear",)),
+                     max_length=max_length)  # fmt: skip
+    questions = _questions(model, harmful, over_refusal, benign)
+    report = measure_effect(
+        saved.rows, is_safe, model, questions.first(_QUICK_QUESTIONS) if quick else questions, output,
+        tuning=tuning, arms=[one.strip() for one in arms.split(",") if one.strip()], seeds=range(seeds),
+        freeze=_blocks(freeze), known_prompts=_reference_prompts(saved), judge=judge, max_new_tokens=reply_tokens,
+        revision=revision, dtype=dtype, device=device,
+        chat_template=chat_template or getattr(reader, "chat_template", None),
+        columns=pairs_of(column, "--column") or dict(getattr(reader, "columns", None) or ()) or None,
+        on_run=_teller(context.obj),
+    )  # fmt: skip
+    voice = context.obj
+    voice.table("Tuned on; harmful prompts refused, harmless ones refused, no text, benign loss", report.table())
+    for contrast in report.contrasts:
+        voice.say(contrast.sentence)
+    counts = report.counts
+    left_out = sum(counts[name] for name in counts if name.endswith("_left_out"))
+    voice.say(f"{left_out} questions were left out: they stand in the rows or among the references.")
+    voice.report(
+        {"output": str(output), "plot": str(output / "effect.png"), "effect": report.to_json()},
+        ids=[json.dumps(line) for line in report.table()],
+        hint=f"hf-safefilter card DECIDED --effect {output} --license LICENSE --source SOURCE --output out",
+    )
+
+
+def _decision(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved, IsSafe]:
+    """The scored rows and the decision: one that select has written, or one made here."""
+    from hf_safefilter.decision import DECISION, read_decision
+    from hf_safefilter.pipeline import decide_threshold
+    from hf_safefilter.recipe import Selection
+    from hf_safefilter.select import IsSafe
+    from hf_safefilter.trail import load_rows_with_steps
+
+    given = {name: value for name, value in ways.items() if value is not None}
+    if (folder / DECISION).is_file():
+        if by is not None or given:
+            raise OptionError(f"{folder} holds a decision already", fix="leave --by and the threshold out")
+        return read_decision(folder)
+    saved = load_rows_with_steps(folder)
+    if by is None:
+        scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
+        raise OptionError("which score decides?", found=", ".join(scores) or "no scores", fix="say it: --by larf_score")
+    return saved, IsSafe(by, decide_threshold(saved.rows, by, Selection.checked(**given), saved.steps))
+
+
+def _tuning(model: str, method: str | None, rate: float | None, **options: Any) -> Tuning:
+    from hf_safefilter.effect import Tuning
+    from hf_safefilter.model.source import TOY
+
+    if model == TOY:
+        method, rate = method or "full", rate or _TOY_RATE
+    return Tuning(method=method or "lora", learning_rate=rate, **options)
+
+
+def _questions(model: str, harmful: str | None, over_refusal: str | None, benign: str | None) -> Questions:
+    """The questions in the files given; the others are the toy's own for the toy, else the starter sets."""
+    from hf_safefilter.effect import Questions
+    from hf_safefilter.inputs import load_rows
+    from hf_safefilter.model.source import TOY
+
+    questions = Questions.toy() if model == TOY else Questions.starter()
+    given = {"harmful": harmful, "over_refusal": over_refusal, "benign": benign}
+    loaded = {kind: load_rows(place) for kind, place in given.items() if place is not None}
+    return questions.replaced(**{kind: (one.rows, f"{one.name} ({one.revision})") for kind, one in loaded.items()})
+
+
+def _reference_prompts(saved: Saved) -> list[str]:
+    """What the rows were compared with must not be asked: the score has seen it."""
+    from hf_safefilter.references import references
+    from hf_safefilter.rows import Conversation, prompt_of
+
+    digests = dict.fromkeys(
+        step.references for step in saved.steps if isinstance(getattr(step, "references", None), str)
+    )
+    rows = (row for digest in digests for side in ("unsafe", "safe") for row in references(digest).rows(side))
+    return [prompt_of(Conversation(row.messages)) for row in rows]
+
+
+def _blocks(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    first, sign, last = given.partition(":")
+    if not (sign and first.isdigit() and last.isdigit()):
+        raise OptionError(f"--freeze {given!r} is no range of blocks", fix="use e.g. --freeze 2:4")
+    return int(first), int(last)
+
+
+def _teller(voice: Voice) -> Callable[[Run, int, int], None]:
+    """Says after each run how it went and how long the rest will take."""
+    begin = time.monotonic()
+
+    def tell(run: Run, number: int, count: int) -> None:
+        left = (time.monotonic() - begin) / number * (count - number)
+        voice.say(
+            f"{number} of {count}: {run.arm}, seed {run.seed}: {run.measured.harmful.refusal:.1%} of harmful prompts "
+            f"refused ({run.seconds:.0f} s; about {left:.0f} s left)"
+        )
+
+    return tell

@@ -1,0 +1,69 @@
+"""A small study on the toy model: every arm, few steps, few questions."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_safefilter.effect import Questions, Tuning, measure_effect
+from hf_safefilter.effect.material import read_material
+from hf_safefilter.model import load
+from hf_safefilter.model.source import ModelKey
+from hf_safefilter.select import IsSafe
+from hf_safefilter.toy.corpus import mixed_rows
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def scored() -> Dataset:
+    """80 rows, a fifth of them planted; the score knows which."""
+    rows = mixed_rows(80, 0.2, 3)
+    return Dataset.from_list([{**row, "some_score": float(row["label"] == "unsafe")} for row in rows])
+
+
+@pytest.fixture(scope="session")
+def is_safe() -> IsSafe:
+    return IsSafe("some_score", 0.5)
+
+
+@pytest.fixture(scope="session")
+def key() -> ModelKey:
+    return ModelKey("toy", load.resolve_revision("toy", None), "float32")
+
+
+@pytest.fixture
+def model(key):
+    return load.fresh_causal_lm(key, CPU)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(key):
+    return load.tokenizer(key)
+
+
+@pytest.fixture(scope="session")
+def material(scored, is_safe, key):
+    return read_material(scored, is_safe, key, None, None, None)
+
+
+@pytest.fixture(scope="session")
+def questions() -> Questions:
+    return Questions.toy(12)
+
+
+@pytest.fixture(scope="session")
+def small() -> Tuning:
+    return Tuning(steps=2, batch=4, learning_rate=1e-3, method="full")
+
+
+@pytest.fixture(scope="session")
+def study(scored, is_safe, questions, small):
+    """Runs a study with small defaults; keywords change them."""
+
+    def run(output, **change):
+        data = change.pop("scored", scored)
+        asked = change.pop("questions", questions)
+        options = {"tuning": small, "seeds": (0, 1), "device": "cpu"} | change
+        return measure_effect(data, is_safe, "toy", asked, output, **options)
+
+    return run

@@ -1,0 +1,112 @@
+"""Means, intervals and words: what a study may say, and what it must not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hf_safefilter.effect.ledger import Run
+from hf_safefilter.effect.measures import Measured, Replies
+from hf_safefilter.effect.plot import draw
+from hf_safefilter.effect.report import EffectReport, Mean, read_card_part
+from hf_safefilter.errors import IntegrityError, MissingError, PublishError
+from hf_safefilter.publish.card import render
+from hf_safefilter.publish.gather import gather
+
+REFUSED = {"all": (40, 45, 38), "kept": (80, 79, 85), "dropped": (5, 2, 9), "random": (60, 12, 33),
+           "length_matched": (90, 88, 93)}  # fmt: skip
+INPUTS = {
+    "model": "a/model", "revision": "0" * 40, "column": "length_score", "threshold_hex": (200.0).hex(),
+    "tuning": {"method": "full", "steps": 10, "batch": 4, "learning_rate": 1e-3}, "seeds": [0, 1, 2],
+    "questions": {"source": "<b>my|file</b>"},
+}  # fmt: skip
+COUNTS = {"rows": 60, "harmful": 100, "over_refusal": 50, "benign": 10}
+
+
+def run(arm: str, seed: int, refused: int) -> Run:
+    measured = Measured(Replies(refused, 98 - refused, 2), Replies(5, 44, 1), 1.5 + seed / 10)
+    return Run(arm, seed, 60, 10, 32.0, (2.0, 1.0), measured, 1.0)
+
+
+@pytest.fixture
+def report() -> EffectReport:
+    runs = tuple(run(arm, seed, count) for arm, counts in REFUSED.items() for seed, count in enumerate(counts))
+    return EffectReport(INPUTS, COUNTS, run("before", 0, 97), runs)
+
+
+def test_intervals_are_students(report):
+    values = np.array(REFUSED["random"]) / 100
+    found = report.mean("random", "refusal")
+    expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((0.0, expected[1]))  # a share does not go below nought
+    free = Mean.of(values)
+    assert (free.low, free.high) == pytest.approx(expected)
+    assert Mean.of([0.3]) == Mean(0.3, None, None)
+
+
+def test_contrasts_are_paired_by_seed(report):
+    by_name = {(one.first, one.second): one for one in report.contrasts}
+    assert list(by_name) == [("kept", "all"), ("dropped", "random"), ("dropped", "length_matched")]
+    kept = by_name["kept", "all"].difference
+    test = stats.ttest_rel(np.array(REFUSED["kept"]) / 100, np.array(REFUSED["all"]) / 100)
+    assert (kept.low, kept.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert "above all by" in by_name["kept", "all"].sentence
+    assert "below length_matched by" in by_name["dropped", "length_matched"].sentence
+    assert "not told apart from random" in by_name["dropped", "random"].sentence
+    single = replace(report, runs=tuple(one for one in report.runs if one.seed == 0))
+    assert all("on a single seed" in one.sentence for one in single.contrasts)
+
+
+def test_a_difference_that_never_varies_around_nought_is_no_difference(report):
+    same = replace(report, runs=tuple(replace(one, measured=report.runs[0].measured) for one in report.runs))
+    assert all("not told apart" in one.sentence for one in same.contrasts)
+
+
+def test_the_table_and_the_plot(report, tmp_path):
+    table = report.table()
+    assert [line["arm"] for line in table] == ["before tuning", *REFUSED]
+    assert table[0]["refusal"] == "97.0%"
+    assert table[2]["refusal"].startswith("81.3% [")
+    assert table[1]["degenerate"].startswith("2.0%")
+    for name in ("one", "two"):
+        draw(report, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_is_read_back_for_the_card(report, tmp_path):
+    report.write(tmp_path)
+    assert read_card_part(tmp_path) == json.loads(json.dumps(report.for_card()))
+    (tmp_path / "effect.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="damaged"):
+        read_card_part(tmp_path)
+    with pytest.raises(MissingError, match="no finished study"):
+        read_card_part(tmp_path / "nowhere")
+
+
+def test_the_card_shows_the_effect_of_this_decision_only(report, tmp_path):
+    from datasets import Dataset
+
+    from hf_safefilter.scores.controls import LengthScore
+    from hf_safefilter.select import IsSafe
+
+    rows = [{"prompt": f"Question {number}?", "response": "word " * (10 + number)} for number in range(60)]
+    step = LengthScore()
+    scored = Dataset.from_list(rows).map(step, batched=True)
+    facts = {"license": "mit", "source": "a test", "steps": [step]}
+    effect = report.for_card()
+    provenance = gather(scored, IsSafe("length_score", 200.0), effect=effect, **facts)
+    card = render(provenance, None)
+    assert "### What it does to a model" in card
+    assert "| kept | 60 | 32 | 81.3%" in card
+    assert "refusals of kept: above all by" in card
+    assert "<b>" not in card
+    assert json.loads(provenance.to_json())["effect"]["column"] == "length_score"
+    plain = render(gather(scored, IsSafe("length_score", 200.0), **facts), None)
+    assert "What it does to a model" not in plain
+    for threshold, change in ((201.0, {}), (200.0, {"rows": 61}), (200.0, {"column": "random_score"})):
+        with pytest.raises(PublishError, match="another decision"):
+            gather(scored, IsSafe("length_score", threshold), effect={**effect, **change}, **facts)

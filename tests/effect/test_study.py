@@ -1,0 +1,245 @@
+"""The study: equal work for every arm, nothing done twice, nothing lost, no figure where there is nothing to see."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_safefilter.effect import Questions, Tuning
+from hf_safefilter.effect import study as study_module
+from hf_safefilter.effect.arms import ARMS
+from hf_safefilter.effect.report import metric
+from hf_safefilter.errors import DataError, ModelError, OptionError
+from hf_safefilter.toy.corpus import heldout_rows
+
+
+@pytest.fixture(scope="module")
+def done(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "out"
+    return study(folder), folder
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """Which arms are tuned, as (rows, steps' rows, seed), while the test runs."""
+    seen = []
+    real = study_module.tune
+
+    def counted(model, tokenizer, rows, order, options, *, seed, frozen=None):
+        seen.append((len(np.unique(order)), len(order), seed))
+        return real(model, tokenizer, rows, order, options, seed=seed, frozen=frozen)
+
+    monkeypatch.setattr(study_module, "tune", counted)
+    return seen
+
+
+def figures(report) -> dict:
+    return {(run.arm, run.seed): (run.rows, run.steps, run.losses, run.measured) for run in report.runs}
+
+
+def test_every_arm_gets_as_many_steps_and_seeds(done):
+    report, _ = done
+    assert report.arms == list(ARMS)
+    assert {(run.arm, run.seed) for run in report.runs} == {(arm, seed) for arm in ARMS for seed in (0, 1)}
+    assert {run.steps for run in report.runs} == {2}
+    rows = {arm: {run.rows for run in report.of(arm)} for arm in ARMS}
+    assert rows == {"all": {80}, "kept": {64}, "dropped": {16}, "random": {16}, "length_matched": {16}}
+    length = {arm: report.of(arm)[0].mean_length for arm in ARMS}
+    assert abs(length["length_matched"] - length["dropped"]) < abs(length["kept"] - length["dropped"]) / 2
+    assert report.counts == {
+        "rows": 80, "kept": 64, "dropped": 16, "unreadable": 0, "held_out": 0, "harmful": 12, "over_refusal": 12,
+        "benign": 12, "harmful_left_out": 0, "over_refusal_left_out": 0, "benign_left_out": 0,
+    }  # fmt: skip
+    assert report.before.measured.harmful.refusal > 0.9
+
+
+def test_what_is_on_disk_is_the_report(done):
+    report, folder = done
+    assert {path.name for path in folder.iterdir()} == {
+        "runs",
+        "inputs.json",
+        "effect.json",
+        "effect.png",
+        "effect.svg",
+    }
+    body = json.loads((folder / "effect.json").read_text())
+    for arm in ARMS:
+        by_hand = np.mean([run["measured"]["harmful"]["refused"] / 12 for run in body["runs"] if run["arm"] == arm])
+        assert body["arms"][arm]["refusal"]["mean"] == pytest.approx(by_hand)
+    assert body["card"]["threshold_hex"] == (0.5).hex()
+    text = "".join(path.read_text() for path in folder.rglob("*.json"))
+    assert Questions.toy(1).harmful[0] not in text  # harmful words are not spread
+
+
+def test_a_second_call_tunes_nothing_and_says_the_same(done, study, tuned):
+    report, folder = done
+    told = []
+    again = study(folder, on_run=lambda run, number, count: told.append((number, count)))
+    assert tuned == []
+    assert figures(again) == figures(report)
+    assert told == [(number, 10) for number in range(1, 11)]
+
+
+def test_only_what_depends_on_a_change_is_done_again(done, study, scored, tuned, caplog):
+    """One more planted row is dropped: the arm of all rows is what it was, every other arm is not."""
+    from shutil import copytree
+
+    report, folder = done
+    copy = copytree(folder, folder.parent / "changed")
+    first = scored["some_score"][:].index(0.0)
+    other = scored.map(lambda row, at: {"some_score": 1.0 if at == first else row["some_score"]}, with_indices=True)
+    with caplog.at_level(logging.WARNING):
+        changed = study(copy, scored=other)
+    assert len(tuned) == 8
+    assert 80 not in {rows for rows, _, _ in tuned}
+    assert figures(changed)["all", 0] == figures(report)["all", 0]
+    assert "rows: " in caplog.text
+    assert "done anew" in caplog.text
+    caplog.clear()
+    tuned.clear()
+    more = Tuning(steps=3, batch=4, learning_rate=1e-3, method="full")
+    study(copy, scored=other, tuning=more, seeds=(0,), arms=("kept",))
+    assert [length for _, length, _ in tuned] == [12]
+    assert "tuning: " in caplog.text
+
+
+def test_a_damaged_run_is_done_again(done, study, tuned):
+    from shutil import copytree
+
+    report, folder = done
+    copy = copytree(folder, folder.parent / "damaged")
+    for name, text in (("kept-seed0", "{"), ("dropped-seed1", '{"inputs": "x"}')):
+        (copy / "runs" / f"{name}.json").write_text(text)
+    body = json.loads((copy / "runs" / "random-seed0.json").read_text())
+    body["run"].pop("measured")
+    (copy / "runs" / "random-seed0.json").write_text(json.dumps(body))
+    assert figures(study(copy)) == figures(report)
+    assert len(tuned) == 3
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from hf_safefilter.effect import Questions, Tuning, measure_effect
+from hf_safefilter.select import IsSafe
+from datasets import Dataset
+from hf_safefilter.toy.corpus import mixed_rows
+rows = [{**row, "some_score": float(row["label"] == "unsafe")} for row in mixed_rows(80, 0.2, 3)]
+tuning = Tuning(steps=2, batch=4, learning_rate=1e-3, method="full")
+measure_effect(Dataset.from_list(rows), IsSafe("some_score", 0.5), "toy", Questions.toy(12), sys.argv[1],
+               tuning=tuning, seeds=(0, 1), device="cpu")
+"""
+
+
+def test_a_killed_study_goes_on_where_it_was(done, study, tmp_path, tuned):
+    report, _ = done
+    command = [sys.executable, "-c", _KILLED, str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finished = tmp_path / "out" / "runs"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and len(list(finished.glob("*-seed*.json"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    there = len([path for path in finished.glob("*.json") if not path.name.startswith(("before", "."))])
+    assert 3 <= there < 10
+    assert not (tmp_path / "out" / "effect.json").exists()
+    again = study(tmp_path / "out")
+    assert len(tuned) == 10 - there
+    assert figures(again) == figures(report)  # exactly what a study that nobody disturbed has found
+
+
+def test_questions_that_stand_in_the_rows_or_references_are_left_out(study, scored, questions, tmp_path):
+    prompt = next(row["prompt"] for row in scored if row["some_score"])
+    asked = questions.replaced(harmful=([prompt.upper(), *questions.harmful[:4]], "a test"))
+    report = study(tmp_path / "out", questions=asked, known_prompts=[questions.harmful[0]], arms=("all",), seeds=(0,))
+    assert (report.counts["harmful"], report.counts["harmful_left_out"]) == (3, 2)
+    with pytest.raises(DataError, match="no harmful questions"):
+        study(tmp_path / "none", questions=asked, known_prompts=asked.harmful, arms=("all",), seeds=(0,))
+
+
+def test_without_benign_rows_some_kept_ones_are_held_out_of_every_arm(study, questions, tmp_path):
+    asked = questions.replaced(benign=([], "none"))
+    report = study(tmp_path / "out", questions=asked, arms=("all", "kept", "dropped"), seeds=(0,))
+    assert (report.counts["held_out"], report.counts["benign"]) == (6, 6)  # a tenth of 64
+    assert [run.rows for run in report.runs] == [74, 58, 16]
+
+
+def test_unreadable_rows_are_in_no_arm(study, scored, tmp_path):
+    rows = [{**row, "response": ""} if at < 3 else row for at, row in enumerate(scored)]
+    report = study(tmp_path / "out", scored=Dataset.from_list(rows), arms=("all",), seeds=(0,))
+    assert (report.counts["unreadable"], report.runs[0].rows) == (3, 77)
+
+
+def test_a_row_without_a_score_is_dropped(study, scored, tmp_path):
+    rows = [{**row, "some_score": None} if at == 0 else row for at, row in enumerate(scored)]
+    report = study(tmp_path / "out", scored=Dataset.from_list(rows), arms=("kept",), seeds=(0,))
+    assert report.counts["dropped"] == 16 + (scored[0]["some_score"] == 0.0)
+
+
+def test_a_model_that_refuses_nothing_has_nothing_to_lose(study, questions, tmp_path, tuned):
+    answered = questions.replaced(harmful=([row["prompt"] for row in heldout_rows("benign", 6, 9)], "benign ones"))
+    with pytest.raises(DataError, match="nothing to lose"):
+        study(tmp_path / "out", questions=answered, judge=lambda reply: False)
+    assert tuned == []
+
+
+def test_any_judge_may_stand_in_for_phrases(study, tmp_path):
+    report = study(tmp_path / "out", judge=_always, arms=("all",), seeds=(0,))
+    run = report.runs[0]
+    assert metric(run, "refusal") == run.measured.harmful.refused / 12
+    assert run.measured.harmful.answered == 0
+    assert report.inputs["judge"]["name"].endswith("_always")
+
+
+def _always(reply: str) -> bool:
+    return True
+
+
+def test_an_empty_arm_is_refused_before_anything_is_tuned(study, scored, tmp_path, tuned):
+    nothing = scored.map(lambda row: {"some_score": 0.0})
+    with pytest.raises(DataError, match="'dropped' has no rows"):
+        study(tmp_path / "out", scored=nothing)
+    assert tuned == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_runs_stay_when_a_later_one_fails(study, tmp_path, monkeypatch, tuned):
+    counted = study_module.tune
+
+    def failing(model, *rest, **options):
+        if len(tuned) == 1:
+            model.get_input_embeddings().weight.data.fill_(float("nan"))
+        return counted(model, *rest, **options)
+
+    monkeypatch.setattr(study_module, "tune", failing)
+    arms = ("all", "kept", "dropped")
+    with pytest.raises(ModelError, match="became nan"):
+        study(tmp_path / "out", arms=arms, seeds=(0,))
+    runs = {path.stem for path in (tmp_path / "out" / "runs").iterdir()}
+    assert runs == {"before-seed0", "all-seed0"}
+    monkeypatch.setattr(study_module, "tune", counted)
+    tuned.clear()
+    assert study(tmp_path / "out", arms=arms, seeds=(0,)).arms == list(arms)
+    assert len(tuned) == 2
+
+
+def test_a_folder_of_somebody_else_is_left_alone(study, tmp_path):
+    (tmp_path / "thesis.txt").write_text("my thesis")
+    with pytest.raises(OptionError, match="other files"):
+        study(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}, {"arms": ("al",)}])
+def test_wrong_calls_are_refused(study, tmp_path, change):
+    with pytest.raises(OptionError):
+        study(tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
