@@ -101,6 +101,8 @@ def measure_effect(
     chosen = arms_of(arms, freeze)
     if not seeds or len(set(seeds)) < len(seeds):
         raise OptionError(f"seeds {list(seeds)}: none, or one twice", fix="use e.g. seeds=(0, 1, 2)")
+    if freeze is not None:
+        _require_blocks(model, revision, freeze, tuning)
     ledger = Ledger(Path(output))
     if tuning.method == "full" and dtype == "auto":
         dtype = "float32"
@@ -233,6 +235,16 @@ def _key(model: str, revision: str | None, dtype: str, device: Any) -> ModelKey:
     pinned = load.resolve_revision(model, revision)
     config = load.model_config(ModelKey(str(model), pinned, "float32")).get_text_config()
     return ModelKey(str(model), pinned, load.pick_dtype(dtype, device, getattr(config, "dtype", None)))
+
+
+def _require_blocks(model: str, revision: str | None, freeze: tuple[int, int], tuning: Tuning) -> None:
+    """Raise for a range of blocks that cannot be frozen, before anything is tuned."""
+    from hf_safefilter.freeze import freezing_plan, lora_settings
+
+    if tuning.method == "full":
+        freezing_plan(model, *freeze, revision=revision)
+    else:
+        lora_settings(model, *freeze, revision=revision)
 
 
 def _inputs(

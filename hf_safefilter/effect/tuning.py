@@ -17,7 +17,7 @@ from hf_safefilter.errors import MissingError, ModelError, OptionError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from hf_safefilter.model.tokens import Tokens
 
@@ -119,13 +119,13 @@ def tune(
 
     require_memory(model, options)
     with _seeded(seed), fit_threads(model), tempfile.TemporaryDirectory() as scratch, _explained(options):
-        model = _trainable(model, options, frozen)
+        model, checks = _trainable(model, options, frozen)
         trainer = SFTTrainer(
             model,
             args=_arguments(scratch, options, model.device, seed),
             train_dataset=_dataset(rows, order),
             processing_class=copy.deepcopy(tokenizer),
-            callbacks=[watch := _watch()],
+            callbacks=[watch := _watch(), *checks],
         )
         _silence(trainer)
         trainer.train()
@@ -146,14 +146,17 @@ def _dataset(rows: Sequence[Tokens], order: np.ndarray) -> Any:
     return made.select(np.searchsorted(used, order))
 
 
-def _trainable(model: PreTrainedModel, options: Tuning, frozen: tuple[int, int] | None) -> PreTrainedModel:
+def _trainable(
+    model: PreTrainedModel, options: Tuning, frozen: tuple[int, int] | None
+) -> tuple[PreTrainedModel, list[TrainerCallback]]:
+    """The model with what trains switched on, and what checks that the frozen blocks stay as they are."""
     if options.method == "full":
         model.requires_grad_(True)
-        if frozen is not None:
-            from hf_safefilter.freeze import freeze_safety_blocks
+        if frozen is None:
+            return model, []
+        from hf_safefilter.freeze import FrozenBlocks, freeze_safety_blocks
 
-            freeze_safety_blocks(model, *frozen)
-        return model
+        return model, [FrozenBlocks(freeze_safety_blocks(model, *frozen))]
     from peft import LoraConfig, get_peft_model
 
     targets: Any = list(options.targets) if options.targets != ("all-linear",) else "all-linear"
@@ -165,7 +168,7 @@ def _trainable(model: PreTrainedModel, options: Tuning, frozen: tuple[int, int] 
 
         config = lora_without(model, config, *frozen)
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, config), []
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
         raise OptionError(

@@ -238,6 +238,20 @@ def test_a_folder_of_somebody_else_is_left_alone(study, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_freezing_and_filtering_and_both_are_compared(study, tmp_path):
+    report = study(tmp_path / "out", arms=("all", "kept"), freeze=(1, 3), seeds=(0,))
+    assert report.arms == ["all", "kept", "all+frozen", "kept+frozen"]
+    named = {(one.first, one.second) for one in report.contrasts}
+    assert named == {("kept", "all"), ("all+frozen", "all"), ("kept+frozen", "all"), ("kept+frozen", "kept"),
+                     ("kept+frozen", "all+frozen")}  # fmt: skip
+    losses = {run.arm: run.losses for run in report.runs}
+    assert losses["all"][0] == pytest.approx(losses["all+frozen"][0], rel=1e-5)  # the same rows in the same order
+    assert losses["all"][1] != losses["all+frozen"][1]
+    with pytest.raises(OptionError, match="no range of this model"):
+        study(tmp_path / "none", freeze=(4, 9))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}, {"arms": ("al",)}])
 def test_wrong_calls_are_refused(study, tmp_path, change):
     with pytest.raises(OptionError):

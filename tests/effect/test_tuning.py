@@ -76,6 +76,20 @@ def test_lora_leaves_the_weights_below_as_they_were(model, tokenizer, material, 
     assert all(torch.equal(value, base[name]) for name, value in before.items() if name in base)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_frozen_blocks_stay_as_they_were_and_the_others_move(model, tokenizer, material, order, method):
+    before = weights(model)
+    options = Tuning(steps=3, batch=4, learning_rate=1e-2, method=method, weight_decay=0.1)
+    tuned, _ = tune(model, tokenizer, material.tokens, order, options, seed=0, frozen=(1, 3))
+    if method == "lora":
+        tuned = tuned.merge_and_unload()
+    after = tuned.state_dict()
+    for name, value in before.items():
+        if name.endswith(("q_proj.weight", "down_proj.weight")):
+            block = int(name.split("layers.")[1].split(".")[0])
+            assert torch.equal(value, after[name]) == (1 <= block <= 3), name
+
+
 def test_nothing_outside_is_changed(model, tokenizer, material, order):
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
