@@ -44,6 +44,11 @@ def score_column(method: str) -> str:
     return f"{method}{SCORE_SUFFIX}"
 
 
+def reason_column(method: str) -> str:
+    """Name of the column in which a method that reads text itself says why a row has no score (string, "" = scored)."""
+    return f"{method}_unscored"
+
+
 def embedding_feature(dim: int) -> List:
     """Feature of an embedding column: `dim` float16 values a row, fixed size."""
     from datasets import List, Value

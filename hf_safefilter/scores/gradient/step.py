@@ -1,0 +1,65 @@
+"""GradientScore: does a row's gradient point where harmful answers would take the model?"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+
+import numpy as np
+
+from hf_safefilter.batch import Batch
+from hf_safefilter.columns import reason_column, score_column
+from hf_safefilter.rows import conversations
+from hf_safefilter.scores.controls import Pairs, as_pairs
+from hf_safefilter.scores.gradient.anchor import GradientAnchor
+from hf_safefilter.step import Step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GradientScore(Step):
+    """Dot product of the row's unit gradient with the anchor gradient; within [-2, 2] for one safe set.
+
+    Reads the text, not the embedded vectors: the loss is the mean negative log likelihood of the response and of the
+    token after it, by the anchor's own model. Short responses have large gradients and long ones resemble each other:
+    compare with `LengthScore`. `gradient_unscored` says why a row has no score.
+
+    Args:
+        anchor: what `fit_gradient` returned, or its digest.
+        columns: where prompt and response are, for rows of no known shape.
+        device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None.
+
+    Raises:
+        MissingError: the anchor is not in the store.
+
+    Source: He et al., arXiv 2404.01099, gradient matching.
+    """
+
+    anchor: GradientAnchor | str
+    _: KW_ONLY
+    columns: Mapping[str, str] | Pairs | None = None
+    device: str | None = None
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "anchor", GradientAnchor.of(self.anchor).digest)
+        object.__setattr__(self, "columns", as_pairs(self.columns))
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`gradient_score` and `gradient_unscored`."""
+        return (score_column("gradient"), reason_column("gradient"))
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,) and strings (n,)."""
+        from hf_safefilter.model.load import pick_device
+
+        read = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
+        scores, reasons = GradientAnchor.of(self.anchor).score(read, pick_device(self.device, rank))
+        for reason, count in Counter(filter(None, reasons)).items():
+            logger.warning("%d rows have no gradient score: %s", count, reason)
+        column, reason = self.produces()
+        return {column: scores.astype(np.float32), reason: np.array(reasons, dtype=object)}
