@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 
+from hf_safefilter.cache.lookup import recall
 from hf_safefilter.cache.reading import Reading
-from hf_safefilter.cache.recall import recall
 from hf_safefilter.cache.space import Space
 from hf_safefilter.cache.store import flush
 from hf_safefilter.errors import OptionError

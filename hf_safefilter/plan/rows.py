@@ -1,0 +1,88 @@
+"""How long the rows are: told, or measured on a sample with the model's tokenizer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_safefilter.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+SAMPLE = 512
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Rows and their tokens.
+
+    Attributes:
+        rows: how many.
+        mean: tokens of a row.
+        squared: mean of the squares of the tokens, which attention takes.
+        sampled: rows this was measured on; 0: it was told.
+    """
+
+    rows: int
+    mean: float
+    squared: float
+    sampled: int = 0
+
+    @classmethod
+    def told(cls, rows: int, mean: float) -> Lengths:
+        """`rows` rows of `mean` tokens each, all alike."""
+        if rows < 1 or not 1 <= mean < float("inf"):
+            raise OptionError(f"{rows} rows of {mean} tokens are no rows to plan for", fix="use 1 or more of both")
+        return cls(rows, mean, mean**2)
+
+
+def spread_sample(rows: Dataset | DatasetDict, size: int = SAMPLE) -> Dataset:
+    """`size` rows drawn at random, always the same; of all splits together."""
+    from datasets import concatenate_datasets
+
+    parts = list(rows.values()) if isinstance(rows, Mapping) else [rows]
+    whole = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    chosen = np.random.default_rng(_SEED).permutation(len(whole))[:size]
+    return whole.select(np.sort(chosen))
+
+
+def sample_lengths(
+    rows: Dataset | DatasetDict,
+    model: str,
+    *,
+    revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    position: str = "last",
+    max_length: int | None = None,
+    chat_template: str | None = None,
+) -> Lengths:
+    """Tokens of a sample of `rows`, as `EmbedLayers` with these options would read them.
+
+    Raises:
+        DataError: no row of the sample can be read.
+        ModelError: no such model, or no tokenizer or template.
+    """
+    from hf_safefilter.model.tokens import tokenise
+    from hf_safefilter.plan.work import pretrained, read_config
+    from hf_safefilter.rows import as_conversations
+
+    config: Any = read_config(model, revision).get_text_config()
+    sample = spread_sample(rows)
+    found = tokenise(
+        pretrained("AutoTokenizer", model, revision),
+        as_conversations(sample, columns),
+        position=position,
+        max_length=max_length or getattr(config, "max_position_embeddings", None),
+        chat_template=chat_template,
+    )
+    # a row that cannot be read costs nothing, and so counts as one of no tokens
+    tokens = np.array([len(one.ids) for one in found], dtype=float)
+    if not tokens.any():
+        raise DataError("no row of the sample can be read", found=found[0].reason if found else "no rows")
+    total = sum(map(len, rows.values())) if isinstance(rows, Mapping) else len(rows)
+    return Lengths(total, float(tokens.mean()), float((tokens**2).mean()), len(tokens))
