@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hf_safefilter.errors import SafefilterError
+
+_MANY_COLUMNS = 9  # more than these do not fit a terminal with a line between them
 
 
 class Format(StrEnum):
@@ -42,7 +45,9 @@ class Voice:
         """Rows of equal keys as a table, for a person; the other listeners get them in `report`."""
         if self.format is not Format.HUMAN or not rows:
             return
-        table = Table(title=escape(title), title_justify="left")
+        tight = len(rows[0]) > _MANY_COLUMNS
+        frame = {"box": SIMPLE_HEAD, "padding": (0, 0, 0, 1), "pad_edge": False} if tight else {}
+        table = Table(title=escape(title), title_justify="left", **frame)
         for name in rows[0]:
             table.add_column(escape(str(name)), justify="left" if isinstance(rows[0][name], str) else "right")
         for row in rows:

@@ -77,11 +77,14 @@ class SafetyLayers:
         return self
 
     def shown(self) -> list[dict[str, Any]]:
-        """The table for printing: numbers rounded, what was found marked."""
+        """The table for printing: numbers rounded, an interval in one column, what was found marked."""
         rows = []
         for row in self.table:
             one = {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-            rows.append(one | {"found": "<" if self._is_found(row) else ""})
+            if "low" in one:  # differences of two columns that stand there are left to the file
+                one = {name: value for name, value in one.items() if "-" not in name}
+                one["interval"] = f"{one.pop('low'):+.2f} {one.pop('high'):+.2f}"
+            rows.append(one | {"": "<" if self._is_found(row) else ""})
         return rows
 
     def _is_found(self, row: Mapping[str, Any]) -> bool:
