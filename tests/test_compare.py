@@ -122,6 +122,23 @@ def test_a_method_that_lacks_something_is_left_out_with_its_reason(rows, referen
         compare_methods(rows, ["larf", "larf"], EmbedLayers("toy", [5]), references)
 
 
+def test_seal_needs_its_selector_and_is_compared_with_it(rows, references):
+    from hf_safefilter.rows import as_conversations, row_id
+    from hf_safefilter.scores.seal import SealSelector
+
+    embed = EmbedLayers("toy", [5])
+    without = compare_methods(rows, ["larf", "seal"], embed, references, cost_rows=8)
+    assert "selector" in without.skipped["seal"]
+    ids = [row_id(one) for one in as_conversations(rows)]
+    selector = SealSelector.of_logits(
+        {one: -float(label == "unsafe") for one, label in zip(ids, rows["label"], strict=True)}
+    )
+    seal = MethodChoice(name="seal", options={"selector": selector.digest})
+    done = compare_methods(rows, ["larf", seal], embed, references, label="label", cost_rows=8)
+    found = next(one for one in done.entries if one.method == "seal")
+    assert (found.separation.auroc, found.layer, found.embed_seconds) == (1.0, None, None)
+
+
 def test_rows_that_cannot_be_read_are_counted_and_every_split_is_scored(rows, references):
     broken = rows.select(range(30)).map(
         lambda row, at: {"response": "" if at == 4 else row["response"]}, with_indices=True

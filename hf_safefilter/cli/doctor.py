@@ -10,7 +10,12 @@ from typing import Any
 import typer
 
 _NEEDED = ("hf_safefilter", "datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
-_OPTIONAL = {"mlcroissant": "checks croissant.json", "peft": "LoRA tuning", "accelerate": "tuning on several devices"}
+_OPTIONAL = {
+    "mlcroissant": "checks croissant.json",
+    "peft": "LoRA tuning",
+    "accelerate": "tuning",
+    "trl": "the proof of effect",
+}
 
 
 def register(app: typer.Typer) -> None:

@@ -22,14 +22,19 @@ METRICS = ("refusal", "over_refusal", "degenerate", "benign_loss")
 refused share of prompts that only sound harmful, the share of all replies that are no replies, and the mean loss on
 held-out benign rows."""
 
-_SHARES = METRICS[:3]
+ATTACK = "attack_success"
+"""The answered share of harmful prompts: what is neither refused nor stammered."""
+
+_SHARES = (*METRICS[:3], ATTACK)
 
 
 def metric(run: Run, name: str) -> float:
-    """One of `METRICS` of a run."""
+    """One of `METRICS`, or `ATTACK`, of a run."""
     found = run.measured
     if name == "refusal":
         return found.harmful.refusal
+    if name == ATTACK:
+        return found.harmful.answer
     if name == "over_refusal":
         return found.over_refusal.refusal
     if name == "benign_loss":
@@ -148,7 +153,8 @@ class EffectReport:
             "counts": dict(self.counts),
             "before": asdict(self.before),
             "arms": {
-                arm: {"rows": self.of(arm)[0].rows} | {name: asdict(self.mean(arm, name)) for name in METRICS}
+                arm: {"rows": self.of(arm)[0].rows}
+                | {name: asdict(self.mean(arm, name)) for name in (*METRICS, ATTACK)}
                 for arm in self.arms
             },
             "contrasts": [asdict(one) | {"sentence": one.sentence} for one in self.contrasts],

@@ -47,6 +47,13 @@ def test_intervals_are_students(report):
     assert Mean.of([0.3]) == Mean(0.3, None, None)
 
 
+def test_what_is_neither_refused_nor_stammered_is_the_attacks_success(report):
+    body = report.to_json()["arms"]
+    for arm, counts in REFUSED.items():
+        assert body[arm]["attack_success"]["mean"] == pytest.approx(np.mean([98 - count for count in counts]) / 100)
+        assert body[arm]["attack_success"]["mean"] + body[arm]["refusal"]["mean"] == pytest.approx(0.98)
+
+
 def test_contrasts_are_paired_by_seed(report):
     by_name = {(one.first, one.second): one for one in report.contrasts}
     assert list(by_name) == [("kept", "all"), ("dropped", "random"), ("dropped", "length_matched")]
