@@ -46,7 +46,10 @@ def seal(
     revision: Revision = None,
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Of the model.")] = 1e-5,
-    selector_learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 5e-3,
+    selector_optimiser: Annotated[str, typer.Option(help="adam (as published) or sgd (ours: less noise).")] = "adam",
+    selector_learning_rate: Annotated[
+        float | None, typer.Option(help="Of the weights: 5e-3 for adam, 1 for sgd.")
+    ] = None,
     upper_weight: Annotated[float, typer.Option(help="Share of the trusted rows in the model's loss, 0 to 1.")] = 1.0,
     upper_weight_decay: Annotated[float, typer.Option(help="Taken off it after each epoch.")] = 0.03,
     batch_size: Annotated[int, typer.Option(help="Rows of a step, all processes together.")] = 64,
@@ -80,7 +83,7 @@ def seal(
 
     options = SealOptions(
         activation=activation, auxiliary=auxiliary, epochs=epochs, learning_rate=learning_rate,
-        selector_learning_rate=selector_learning_rate, upper_weight=upper_weight,
+        selector_optimiser=selector_optimiser, selector_learning_rate=selector_learning_rate, upper_weight=upper_weight,
         upper_weight_decay=upper_weight_decay, batch_size=batch_size, micro_batch=micro_batch, max_length=max_length,
         dtype=dtype, seed=seed,
     )  # fmt: skip

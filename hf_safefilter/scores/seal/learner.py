@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_safefilter.errors import ModelError
-from hf_safefilter.scores.seal.adam import adam, clip, put_state, state_of
+from hf_safefilter.scores.seal.optimisers import adam, clip, put_state, state_of
 from hf_safefilter.scores.seal.processes import Processes
 
 Losses = Callable[[torch.nn.Module, Sequence[Any]], torch.Tensor]

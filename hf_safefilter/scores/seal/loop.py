@@ -54,7 +54,7 @@ def learn(job: Job, kept: Checkpoints, processes: Processes) -> Learned:
     plan = Plan(len(rows), len(safe), options.batch_size, options.epochs, options.seed)
     with _surroundings(job.device, job.key), _memory(options.micro_batch):
         model, *auxiliary = learners(job.key, job.device, options, job.lora, job.compute, processes)
-        weights = RowWeights(len(rows), options.activation, options.selector_learning_rate)
+        weights = RowWeights(len(rows), options.activation, options.selector_learning_rate, options.selector_optimiser)
         both = Bilevel(model, weights, processes, next(iter(auxiliary), None), job.device)
         trusted = torch.ones(len(safe), dtype=torch.bool)
         curves, start = Curves(options), 0

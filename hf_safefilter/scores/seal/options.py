@@ -9,6 +9,9 @@ from typing import Any
 from hf_safefilter.errors import OptionError
 
 ACTIVATIONS = ("softmax", "sigmoid")
+SELECTOR_RATES = {"adam": 5e-3, "sgd": 1.0}
+"""Optimiser of the logits -> its rate, unless another is given."""
+
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -22,7 +25,10 @@ class SealOptions:
             that one does on it (Algorithm 1, twice the work); without it, by the loss itself (Algorithm 2).
         epochs: passes over the rows. The safe rows are repeated as often as it takes.
         learning_rate: of the model.
-        selector_learning_rate: of the logits.
+        selector_optimiser: of the logits. "adam" as published: a logit that is not in the batch rises by the same step
+            whatever its gradient, so the order of visits drowns most of the ranking in a short run. "sgd" is ours: the
+            same gradient followed plainly, so that logits rank rows by the losses that were seen.
+        selector_learning_rate: of the logits; None: 5e-3 for "adam", 1.0 for "sgd".
         upper_weight: u, share of the safe loss in the model's loss, in 0..1; at 1 the rows never touch the model.
         upper_weight_decay: taken off u after each epoch; u never falls below 0.
         batch_size: rows, and as many safe rows, of an optimiser step; all processes together.
@@ -40,7 +46,8 @@ class SealOptions:
     auxiliary: bool = False
     epochs: int = 3
     learning_rate: float = 1e-5
-    selector_learning_rate: float = 5e-3
+    selector_optimiser: str = "adam"
+    selector_learning_rate: float | None = None
     upper_weight: float = 1.0
     upper_weight_decay: float = 0.03
     batch_size: int = 64
@@ -50,9 +57,11 @@ class SealOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
+        for name, known in (("activation", ACTIVATIONS), ("selector_optimiser", SELECTOR_RATES), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} {getattr(self, name)!r} is not known", fix=f"use one of {', '.join(known)}")
+        if self.selector_learning_rate is None:
+            object.__setattr__(self, "selector_learning_rate", SELECTOR_RATES[self.selector_optimiser])
         for name in ("epochs", "batch_size", "micro_batch"):
             _require(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) > 0, "1 or more")
         for name in ("learning_rate", "selector_learning_rate"):

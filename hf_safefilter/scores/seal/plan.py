@@ -14,13 +14,14 @@ _ROWS, _SAFE = 0, 1
 class Plan:
     """The order of a fit.
 
-    An epoch is one pass over the rows in a new order; its last batch may be smaller. The safe rows are an endless
-    sequence of shuffled passes from which each batch takes as many as it has rows. (The reference stops at the shorter
-    of two loaders, so with few safe rows most rows would never be weighed.)
+    An epoch is one pass over the rows in a new order, in batches that differ by one row at most: a small last batch
+    would push its rows harder than the others. The safe rows are an endless sequence of shuffled passes from which each
+    batch takes as many as it has rows. (The reference stops at the shorter of two loaders, so with few safe rows most
+    rows would never be weighed.)
 
     Attributes:
         rows, safe: how many there are of each.
-        batch: rows of a step.
+        batch: rows of a step, at most.
         epochs: passes over the rows.
         seed: another seed, another order.
     """
@@ -47,16 +48,19 @@ class Plan:
 
     def rows_at(self, step: int) -> np.ndarray:
         """Places of the rows of a step, int64 (m,)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        start = within * self.batch
-        return _shuffled(self.rows, self.seed, _ROWS, epoch)[start : start + self.batch]
+        epoch, start, stop = self._within(step)
+        return _shuffled(self.rows, self.seed, _ROWS, epoch)[start:stop]
 
     def safe_at(self, step: int) -> np.ndarray:
         """Places of the safe rows of a step, as many as it has rows."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        start = epoch * self.rows + within * self.batch
-        places = np.arange(start, start + len(self.rows_at(step)))
+        epoch, start, stop = self._within(step)
+        places = range(epoch * self.rows + start, epoch * self.rows + stop)
         return np.array([_shuffled(self.safe, self.seed, _SAFE, at // self.safe)[at % self.safe] for at in places])
+
+    def _within(self, step: int) -> tuple[int, int, int]:
+        """The epoch of a step, and where its batch starts and stops in it."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        return epoch, at * self.rows // self.steps_per_epoch, (at + 1) * self.rows // self.steps_per_epoch
 
 
 @lru_cache(maxsize=8)

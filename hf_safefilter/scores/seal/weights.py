@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_safefilter.scores.seal.adam import adam, clip, put_state, state_of
+from hf_safefilter.scores.seal.optimisers import adam, clip, put_state, sgd, state_of
 
 INITIAL = {"softmax": 0.1, "sigmoid": -1e-4}
 _CLIP = 10.0
@@ -30,14 +30,16 @@ class RowWeights:
     Args:
         n: number of rows.
         activation: "softmax": p = n softmax(logits), mean 1; "sigmoid": p = 2 sigmoid(logits).
-        learning_rate: of Adam (betas 0.9 and 0.95, no weight decay), constant.
+        learning_rate: constant.
+        optimiser: "adam" (betas 0.9 and 0.95, no weight decay) or "sgd".
     """
 
-    def __init__(self, n: int, activation: str, learning_rate: float) -> None:
+    def __init__(self, n: int, activation: str, learning_rate: float, optimiser: str = "adam") -> None:
         self.logits = torch.nn.Parameter(torch.full((n,), INITIAL[activation], dtype=torch.float64))
         self.active = torch.ones(n, dtype=torch.bool)
         self._softmax = activation == "softmax"
-        self._optimiser = adam([self.logits], learning_rate)
+        make = adam if optimiser == "adam" else sgd
+        self._optimiser = make([self.logits], learning_rate)
 
     def all(self) -> torch.Tensor:
         """p (n,), float64; 0 for excluded rows."""

@@ -170,6 +170,12 @@ def test_curves_say_what_happened(fitted):
     assert fitted.facts["rows"] == {"rows": 11, "duplicates": 0, "truncated": 0}
 
 
+def test_the_rate_of_the_selector_follows_its_optimiser():
+    assert SealOptions().selector_learning_rate == 5e-3
+    assert SealOptions(selector_optimiser="sgd").selector_learning_rate == 1.0
+    assert SealOptions(selector_optimiser="sgd", selector_learning_rate=0.1).selector_learning_rate == 0.1
+
+
 def test_u_never_turns_negative():
     options = SealOptions(upper_weight=0.5, upper_weight_decay=0.2)
     assert [round(options.upper_weight_at(epoch), 12) for epoch in range(5)] == [0.5, 0.3, 0.1, 0, 0]
@@ -234,6 +240,8 @@ def test_the_shared_model_and_the_random_state_are_left_alone(model):
     [
         ({"activation": "relu"}, "softmax, sigmoid"),
         ({"dtype": "float16"}, "auto, float32, bfloat16"),
+        ({"selector_optimiser": "lion"}, "adam, sgd"),
+        ({"selector_learning_rate": 0}, "selector_learning_rate"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"learning_rate": float("nan")}, "learning_rate"),

@@ -11,15 +11,17 @@ from rows_and_models import QUICK, fox_rows, safe_rows, small_llama
 
 from hf_safefilter.scores.seal import fit_seal
 
-CHANGE = {"batch_size": 5, "auxiliary": True}
-"""Batches of 5, 5 and 1: shares of unequal size, and in the end one process with none."""
+CHANGES = {
+    "shares of unequal size": {"batch_size": 5, "auxiliary": True},
+    "a process without a share": {"batch_size": 1, "selector_optimiser": "sgd"},
+}
 
 
-def two_processes(model, checkpoints=None):
+def two_processes(model, checkpoints, change):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = {"model": model, "checkpoints": checkpoints, "stop": None, "change": CHANGE, "lora": None}
+    job = {"model": model, "checkpoints": checkpoints, "stop": None, "change": change, "lora": None}
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = [start(job, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     said = [process.communicate(timeout=120) for process in running]
@@ -32,10 +34,11 @@ def model(tmp_path_factory):
     return str(small_llama(tmp_path_factory.mktemp("models") / "llama"))
 
 
-def test_two_processes_learn_what_one_does(model, tmp_path):
-    first, second = two_processes(model, str(tmp_path))
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_two_processes_learn_what_one_does(model, tmp_path, change):
+    first, second = two_processes(model, str(tmp_path), change)
     assert first == second  # both hold the same selector, whose digest covers the curves too
-    alone = fit_seal(model, fox_rows(), safe_rows(), options=replace(QUICK, **CHANGE), device="cpu")
+    alone = fit_seal(model, fox_rows(), safe_rows(), options=replace(QUICK, **change), device="cpu")
     assert list(first["logits"]) == [str(one, "ascii") for one in alone.row_ids]
     together = np.array([float.fromhex(one) for one in first["logits"].values()])
     np.testing.assert_allclose(together, alone.logits, rtol=0, atol=2e-5)

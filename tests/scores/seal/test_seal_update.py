@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from hf_safefilter.errors import ModelError
 from hf_safefilter.scores.seal.bilevel import Bilevel
@@ -64,6 +65,23 @@ def test_the_gradient_is_the_closed_form(size, seed):
     close(
         weights.logits.grad, expected * min(1, 10 / max(norm, 1e-9)), 2e-6 if norm > 10 else 1e-12
     )  # clipping adds 1e-6
+
+
+def test_plain_descent_follows_the_gradient_and_ranks_rows_by_their_loss():
+    losses = np.random.default_rng(0).gamma(20, 0.2, 30)
+    plain, published = RowWeights(30, "softmax", 0.1, "sgd"), RowWeights(30, "softmax", 5e-3)
+    before = plain.logits.detach().clone()
+    plain.step(places(0, 2), tensor(2, 0.5))
+    close(plain.logits, (before - 0.1 * plain.logits.grad).numpy(), 1e-15)
+    plain = RowWeights(30, "softmax", 0.1, "sgd")
+    for weights in (plain, published):
+        for start in (*range(0, 30, 3), *range(0, 30, 3)):
+            weights.step(torch.arange(start, start + 3), torch.from_numpy(losses[start : start + 3]))
+    agreement = [spearmanr(-one.logits.detach(), losses).statistic for one in (plain, published)]
+    assert agreement[0] > 0.999
+    assert agreement[1] < 0.9  # Adam's steps remember when a row was visited as well as how it did
+    assert plain.state().keys() == {"logits", "active"}
+    plain.restore(plain.state())
 
 
 def test_weights_of_the_softmax_have_mean_one():
