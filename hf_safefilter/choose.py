@@ -61,9 +61,14 @@ class LayerChoice:
     length_auroc: float
     candidates: tuple[Candidate, ...]
 
+    @property
+    def how(self) -> str:
+        """How the layer was found, in a sentence."""
+        return "cross-validation on the references alone (no label of these rows was used)"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as the card has them."""
-        body = asdict(self)
+        body = asdict(self) | {"how": self.how}
         return body | {"candidates": [dict(one) for one in body["candidates"]]}
 
     def shown(self) -> list[dict[str, Any]]:

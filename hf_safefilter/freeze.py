@@ -16,13 +16,13 @@ import torch
 from transformers import TrainerCallback
 
 from hf_safefilter.errors import IntegrityError, OptionError
+from hf_safefilter.locate.subject import without_weights
 from hf_safefilter.model.blocks import find_blocks
 from hf_safefilter.model.scaled import projection_names
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import nn
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def freezing_plan(
     model: str, first: int, last: int, *, include_norms: bool = False, revision: str | None = None
 ) -> Frozen:
     """What `freeze_safety_blocks` would freeze in a model that is only named: its weights are not loaded."""
-    built = _without_weights(model, revision)
+    built = without_weights(model, revision)
     return freeze_safety_blocks(built, first, last, include_norms)
 
 
@@ -99,7 +99,7 @@ def lora_settings(model: str | nn.Module, first: int, last: int, *, revision: st
 
     Equal in spirit to SPPFT, which the paper has for full fine-tuning only.
     """
-    built = _without_weights(model, revision) if isinstance(model, str) else model
+    built = without_weights(model, revision) if isinstance(model, str) else model
     stack = find_blocks(built)
     inside = _range(first, last, len(stack.blocks))
     others = [block for block in range(len(stack.blocks)) if block not in inside]
@@ -229,13 +229,3 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
         total.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
         total.update(plain.flatten().view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _without_weights(name: str, revision: str | None) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    from hf_safefilter.model.load import ModelKey, model_config, resolve_revision
-
-    config = model_config(ModelKey(name, resolve_revision(name, revision), "float32"))
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)

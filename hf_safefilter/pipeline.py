@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.auto_layer import searched, way_of
 from hf_safefilter.columns import TRUNCATED, UNSCORABLE, embedding_column, score_column
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.inputs import load_rows
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hf_safefilter.choose import LayerChoice
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.evaluation import Evaluation
+    from hf_safefilter.locate.found import SafetyLayers
     from hf_safefilter.publish.provenance import Provenance
     from hf_safefilter.references import ReferenceIndex
     from hf_safefilter.select import IsSafe
@@ -52,7 +54,7 @@ class Purified:
     provenance: Provenance
     scored: Dataset | DatasetDict
     is_safe: IsSafe
-    layer_choice: LayerChoice | None
+    layer_choice: LayerChoice | SafetyLayers | None
     evaluation: Evaluation | None
 
 
@@ -120,15 +122,15 @@ def embedder(recipe: Recipe, layers: Sequence[int | str], columns: Mapping[str, 
     )
 
 
-def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | None]:
-    """The reference index, if anything needs one, and the layer chosen on it, if that was left open."""
+def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | SafetyLayers | None]:
+    """The reference index, if anything needs one, and how the layer was found, if that was left open."""
     wanted = any("references" in options_of(method.name) for method in recipe.methods)
-    if not wanted and recipe.layer != "auto":
-        return None, None
-    layers = layers_of_model(embedder(recipe, [0])) if recipe.layer == "auto" else [recipe.layer]
-    index = load_references(recipe, layers)
     if recipe.layer != "auto":
-        return index, None
+        return load_references(recipe, [recipe.layer]) if wanted else None, None
+    if (way := way_of(recipe, wanted)) != "references":
+        found = searched(recipe, way)
+        return load_references(recipe, [found.layer]) if wanted else None, found
+    index = load_references(recipe, layers_of_model(embedder(recipe, [0])))
     from hf_safefilter.choose import COMPARABLE, choose_layer
 
     named = tuple(method.name for method in recipe.methods if method.name in COMPARABLE)

@@ -26,7 +26,7 @@ model:
   name: toy                   # Hub id or folder of the model you will tune; toy ships with this package
 references:
   path: starter               # or unsafe, safe, license and source of your own rows
-layer: auto                   # or a number: hidden_states[k]
+layer: auto                   # or a number: hidden_states[k]; locate: {method: gap} finds it without references
 methods: [larf, nearest]
 select:
   by: larf
@@ -132,6 +132,22 @@ class MethodChoice(_Part):
         return name
 
 
+class LocateChoice(_Part):
+    """How ``layer: auto`` finds the layer."""
+
+    method: Literal["auto", "references", "gap", "scaling", "bounds"] = "auto"
+    """references: cross-validation on the references; gap, scaling, bounds: a search for safety layers; auto:
+    references where a method compares with some, else scaling where generation is affordable, else gap."""
+    normal: str | None = None
+    """File or Hub id of everyday prompts, for gap and bounds; the starter set's if left out."""
+    malicious: str | None = None
+    """File or Hub id of harmful requests, for gap and bounds."""
+    over_refusal: str | None = None
+    """File or Hub id of prompts that only sound harmful, for scaling and bounds."""
+    refusals: Literal["broad", "larf", "qi2023", "safety_layers"] | None = None
+    """How refusals are told; the method's own way if left out."""
+
+
 class Selection(_Part):
     """How the threshold is found: exactly one way."""
 
@@ -189,7 +205,9 @@ class Recipe(_Part):
     model: ModelChoice
     references: ReferenceChoice = ReferenceChoice(path="starter")
     layer: Annotated[int, Field(ge=0)] | Literal["auto", "norm"] = "auto"
-    """What is read: hidden_states[k]; auto: chosen by cross-validation on the references alone."""
+    """What is read: hidden_states[k]; auto: found as `locate` says."""
+    locate: LocateChoice = LocateChoice()
+    """How a layer is found where it is left open."""
     methods: tuple[MethodChoice, ...] = (MethodChoice(name="larf"),)
     """Scores to compute."""
     select: Selection
@@ -299,7 +317,8 @@ class Recipe(_Part):
         """`to_dict` with local paths cut to their last part: what a card may show a stranger."""
         body = self.to_dict()
         for part, key in (("data", "path"), ("model", "name"), ("references", "path"), ("references", "unsafe"),
-                          ("references", "safe"), ("select", "known_good")):  # fmt: skip
+                          ("references", "safe"), ("select", "known_good"), ("locate", "normal"),
+                          ("locate", "malicious"), ("locate", "over_refusal")):  # fmt: skip
             value = body.get(part, {}).get(key)
             if value is not None and (Path(value).exists() or Path(value).is_absolute()):
                 body[part][key] = Path(value).resolve().name
@@ -340,5 +359,5 @@ def _sentences(error: ValidationError) -> list[str]:
 def _fields_at(loc: tuple[str | int, ...]) -> Mapping[str, Any]:
     """The fields of the part of the recipe that `loc` leads to."""
     homes = {"data": DataChoice, "model": ModelChoice, "references": ReferenceChoice, "methods": MethodChoice,
-             "select": Selection, "evaluate": Evaluation}  # fmt: skip
+             "select": Selection, "evaluate": Evaluation, "locate": LocateChoice}  # fmt: skip
     return (homes[str(loc[0])] if loc else Recipe).model_fields

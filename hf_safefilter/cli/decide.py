@@ -108,7 +108,7 @@ def carry_out(voice: Voice, recipe: Any, output: Path, include_text: bool = Fals
     done = purify(None, recipe)
     write_folder(output, done.scored, done.is_safe, done.provenance, include_text=include_text)
     if done.layer_choice is not None:
-        voice.table("Layer, chosen on the references alone (cross-validated AUROC)", done.layer_choice.shown())
+        voice.table(f"Layer {done.layer_choice.layer}: {done.layer_choice.how}", done.layer_choice.shown())
     if done.evaluation is not None:
         voice.table("How well each score separates the labels", done.evaluation.table())
     voice.table("Rows", [{"": name, "rows": number} for name, number in _flat(done.counts)])

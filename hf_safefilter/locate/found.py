@@ -62,6 +62,20 @@ class SafetyLayers:
         self.require()
         return self.layers[-1]
 
+    @property
+    def how(self) -> str:
+        """How the layer was found, in a sentence."""
+        ways = {
+            "gap": "the angular gap between normal and malicious prompts",
+            "scaling": "the block whose loudness refusals follow (LARF's scaling search)",
+            "bounds": "the blocks whose scaling moves refusals most (progressive localisation)",
+        }
+        asked = ", ".join(
+            f"{one['count']} {kind.replace('_', '-')}" for kind, one in self.facts.get("prompts", {}).items()
+        )
+        cost = f"; {asked} prompts, {self.facts['seconds']} s" if "seconds" in self.facts else ""
+        return f"{ways[self.method]}: blocks {self.first} to {self.last}{cost}"
+
     def require(self) -> SafetyLayers:
         """This result; raises where it holds no signal.
 
@@ -83,7 +97,7 @@ class SafetyLayers:
             one = {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
             if "low" in one:  # differences of two columns that stand there are left to the file
                 one = {name: value for name, value in one.items() if "-" not in name}
-                one["interval"] = f"{one.pop('low'):+.2f} {one.pop('high'):+.2f}"
+                one["interval"] = " ".join(f"{one.pop(end):+.2f}".replace("0.", ".") for end in ("low", "high"))
             rows.append(one | {"": "<" if self._is_found(row) else ""})
         return rows
 
@@ -104,6 +118,7 @@ class SafetyLayers:
             "blocks": list(self.blocks),
             "layers": list(self.layers),
             "layer": self.layers[-1] if self.signal else None,
+            "how": self.how,
             "model": dict(self.model),
             "facts": dict(self.facts),
             "table": [dict(row) for row in self.table],

@@ -111,3 +111,15 @@ class Subject:
             said = {"model": self.key.model, "revision": self.key.revision, "dtype": self.key.dtype}
         digest = template_digest(self.tokenizer, self.chat_template)
         return said | {"blocks": self.n_blocks(), "chat_template_digest": digest}
+
+
+def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
+    """A causal language model built from its configuration alone, on the meta device: for counting, not computing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hf_safefilter.model.load import ModelKey, model_config, resolve_revision
+
+    config = model_config(ModelKey(name, resolve_revision(name, revision), "float32"))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

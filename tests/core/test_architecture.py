@@ -26,6 +26,7 @@ FLOORS = [
     {"effect"},
     {"publish"},
     {"inputs", "recipe"},
+    {"auto_layer"},
     {"pipeline", "trail", "decision", "demo", "compare", "comparison"},
     {"shards", "workers", "plan"},
     {"cli"},
