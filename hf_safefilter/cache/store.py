@@ -28,7 +28,7 @@ SECONDS = 4.0
 """Work that a killed process may lose."""
 
 _WORTH_A_PART = 64  # rows: fewer, from small batches, wait for the next batch or the end of the process
-_MAPPED = 256  # parts held open at once
+_MAPPED = 2048  # parts held open at once: no file handles, but the system counts mappings
 _LOOK_AGAIN = 1.0  # seconds
 _TOUCH_AGAIN = 86_400  # seconds
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -49,8 +49,8 @@ class Measured:
 def calibrate(step: EmbedLayers, rows: Dataset | DatasetDict, work: Work) -> Measured:
     """Embed samples of `rows`, each twice as large as the one before, for some seconds or until all are read.
 
-    All of them count, as a neighbour's burst may fall on any one. The row cache is not asked. A sample is read like any batch, its rows in order of length; the first one, which
-    loads the model and settles on threads and backends, does not count.
+    All of them count, as a neighbour's burst may fall on any one; what comes before them, to load the model and settle
+    on threads and backends, does not. The row cache is not asked. A sample is read like any batch, in order of length.
 
     Raises:
         DataError: no row can be read.

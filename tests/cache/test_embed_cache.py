@@ -197,6 +197,24 @@ def test_a_changed_model_folder_never_gives_rows_of_the_old_one(store, tmp_path,
     assert len(work) == 70 and not np.array_equal(before["emb_layer_1"], after["emb_layer_1"])
 
 
+def test_a_folder_that_changes_under_a_job_stops_it_even_if_every_row_is_known(store, tmp_path):
+    """The step is pinned to the files it was made with; a process that starts later finds others."""
+    from small_models import save_small_model
+
+    from hf_safefilter import embed
+    from hf_safefilter.errors import IntegrityError
+
+    folder = save_small_model(tmp_path / "model")
+    step = EmbedLayers(str(folder), layers=[1])
+    step(columns(ROWS[:70]))
+    save_small_model(folder, seed=1)
+    another_process()
+    for table in (embed._space, load.tokenizer, load.model_config):
+        table.cache_clear()
+    with pytest.raises(IntegrityError, match="its files have changed"):
+        step(columns(ROWS[:70]))
+
+
 # Other processes
 
 HEAD = """

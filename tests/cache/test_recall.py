@@ -185,6 +185,18 @@ def test_a_store_that_may_not_be_written_is_done_without(store, monkeypatch, cap
     assert caplog.text.count("nothing is kept") == 1
 
 
+def test_few_parts_are_held_open_and_all_are_read(store, monkeypatch):
+    monkeypatch.setattr(stores, "_MAPPED", 3)
+    for start in range(0, 1000, 100):
+        recall(list(range(start, start + 100)))
+    another_process()
+    rows = np.random.default_rng(0).permutation(1000).tolist()
+    reading, asked = recall(rows)
+    same_as_the_model(reading, rows)
+    (held,) = (one._held for one in stores._open.values())
+    assert not asked and len(held) == 3
+
+
 # The index
 
 

@@ -31,6 +31,15 @@ def rows(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("command", ["merge", "plan", "cache ls", "cache verify", "cache prune"])
+def test_every_command_explains_itself_with_an_example(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "argv", ["hf-safefilter", *command.split(), "--help"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    out = " ".join(capsys.readouterr().out.split())
+    assert not done.value.code and "Usage: hf-safefilter" in out and f"Example: hf-safefilter {command}" in out
+
+
 def test_shards_are_merged_and_scored(call, rows, tmp_path):
     embed = ("embed", rows, "--model", "toy", "--layers", "4", "-o", tmp_path / "shards", "--num-shards", "2")
     for index, done_before in ((0, False), (1, False), (1, True)):
