@@ -182,6 +182,7 @@ def _scale_one(thing: nn.Module | nn.Parameter, by: float, undo: ExitStack) -> F
 
     def louder(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
         bias = getattr(module, "bias", None)
+        bias = bias() if callable(bias) else bias  # torch's own quantised layers keep it behind a method
         return (out - bias) * by + bias if isinstance(bias, torch.Tensor) else out * by
 
     undo.callback(thing.register_forward_hook(louder).remove)

@@ -93,6 +93,23 @@ def test_layers_out_of_reach_are_scaled_by_their_outputs(models):
         torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_are_scaled_by_their_outputs(models):
+    from torch.ao.quantization import quantize_dynamic
+
+    model = models("qwen2", num_hidden_layers=2)
+    biases = [0.1 * torch.arange(32.0), 0.1 * torch.arange(16.0)]
+    model.model.layers[1].self_attn.q_proj.bias.data, model.model.layers[1].self_attn.k_proj.bias.data = biases
+    small = quantize_dynamic(model, {torch.nn.Linear})
+    x = torch.randn(3, 32)
+    layer = small.model.layers[1].self_attn.q_proj
+    before = layer(x)
+    with scaled(small, 1, 1.3) as scaling:
+        assert scaling.form == "outputs"
+        torch.testing.assert_close(layer(x), (before - biases[0]) * 1.3 + biases[0])
+    assert torch.equal(layer(x), before)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
 def test_where_norms_would_cancel_it_the_branches_are_scaled(models, name):
     model = models(name)
