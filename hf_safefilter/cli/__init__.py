@@ -33,9 +33,9 @@ def _options(
 
 
 def _register() -> None:
-    from hf_safefilter.cli import cache, compare, data, decide, doctor, effect, locate, seal, share
+    from hf_safefilter.cli import cache, compare, data, decide, doctor, effect, locate, plan, seal, shards, share
 
-    for part in (data, compare, seal, decide, locate, effect, share, doctor, cache):
+    for part in (plan, data, shards, compare, seal, decide, locate, effect, share, doctor, cache):
         part.register(app)
 
 
