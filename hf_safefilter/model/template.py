@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 """Name of the template for models that have none and were not trained on chats: turns, a line each."""
 
-_PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+# The newline is an expression: one that follows a block is taken away by the way transformers sets Jinja up.
+_PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{{ '' if loop.last else '\\n' }}{% endfor %}"
 
 # Some templates write today's date into the system turn: without a pin, representations would change by the day.
 _PINNED_DATE = "01 Jan 2025"

@@ -22,6 +22,8 @@ METHODS: dict[str, str] = {
     "direction": "direction:DirectionScore",
     "saft": "saft:SaftScore",
     "seal": "seal:SealScore",
+    "gradient": "gradient:GradientScore",
+    "guard": "guard:GuardScore",
     "rank_average": "rank_average:RankAverage",
     "length": "controls:LengthScore",
     "random": "controls:RandomScore",

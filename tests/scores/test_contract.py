@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 from datasets import DatasetDict, List, Value
 from datasets.fingerprint import Hasher
-from stand_in import ROWS, UNREADABLE
+from small_models import save_small_model
+from stand_in import ROWS, UNREADABLE, safe_rows, unsafe_rows
+from trained_guard import save_trained_guard
 
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.scores import CONTROLS, METHODS, make, method
+from hf_safefilter.scores.gradient import fit_gradient
 from hf_safefilter.scores.rank_average import fit_rank_average
 from hf_safefilter.scores.saft import fit_saft
 from hf_safefilter.scores.seal import SealSelector
 
 COMPARING = ("larf", "anchor", "nearest", "direction")
 READING_VECTORS = (*COMPARING, "saft")
+READING_TEXT = ("length", "gradient", "guard")
 
 
 def column_of(name: str) -> str:
@@ -29,7 +33,19 @@ def column_of(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def steps(index, rows):
+def anchor(tmp_path_factory):
+    model = save_small_model(tmp_path_factory.mktemp("tuned") / "llama")
+    return fit_gradient(str(model), unsafe_rows(6), safe_rows(6), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory):
+    """A guard that has learned to tell the two kinds of rows apart."""
+    return str(save_trained_guard(tmp_path_factory.mktemp("guards") / "guard"))
+
+
+@pytest.fixture(scope="session")
+def steps(index, rows, anchor, guard):
     # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
     subspace = fit_saft(rows, 2, center=True)
     ranks = fit_rank_average(rows, ["first_score", "second_score"])
@@ -37,6 +53,10 @@ def steps(index, rows):
     made |= {"saft": make("saft", subspace=subspace), "rank_average": make("rank_average", ranks=ranks)}
     known = [row for row in rows.remove_columns("emb_layer_2") if not row["unscorable"]]
     made["seal"] = make("seal", selector=SealSelector.of_logits({row["row_id"]: -row["first_score"] for row in known}))
+    made |= {
+        "gradient": make("gradient", anchor=anchor, device="cpu"),
+        "guard": make("guard", model=guard, device="cpu"),
+    }
     return made | {name: make(name) for name in CONTROLS}
 
 
@@ -72,8 +92,8 @@ def test_one_float32_a_row_and_nan_where_a_row_cannot_be_read(name, step, scored
     found = scores_of(scored, name)
     assert scored.features[column_of(name)] == Value("float32")
     assert found.dtype == np.float32 and found.shape == (ROWS,)
-    # A row that has text but no vector still has a length.
-    expected = [7] if name == "length" else sorted(UNREADABLE)
+    # A row that has text but no vector can still be read.
+    expected = [7] if name in READING_TEXT else sorted(UNREADABLE)
     assert np.flatnonzero(np.isnan(found)).tolist() == expected
     assert set(step.produces()) == set(scored.column_names) - set(scored.column_names[:7])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hf_safefilter.model.logits import logits_at, right_padded
 from hf_safefilter.model.tokens import tokenise
 from hf_safefilter.rows import Conversation
 
@@ -77,30 +77,17 @@ def row_losses(model: PreTrainedModel, examples: Sequence[Example], mask: bool) 
         mask: whether padding must be masked: not where every token sees those before it alone.
     """
     device = model.get_input_embeddings().weight.device
-    lengths = torch.tensor([len(one.ids) for one in examples])
-    place = torch.arange(int(lengths.max()))
-    ids = torch.zeros(len(examples), len(place), dtype=torch.long)
-    for row, one in enumerate(examples):
-        ids[row, : len(one.ids)] = torch.from_numpy(one.ids.astype(np.int64))
+    ids, seen = right_padded([one.ids for one in examples])
     first = torch.tensor([one.first for one in examples])
-    labelled = (place >= first[:, None]) & (place < lengths[:, None])
+    labelled = (torch.arange(ids.shape[1]) >= first[:, None]) & seen.bool()
     start = int(first.min())
     labels = torch.where(labelled, ids, _IGNORED)[:, start:].to(device)
-    seen = (place < lengths[:, None]).long().to(device) if mask else None
-    logits = logits_at(model, ids.to(device), seen, torch.arange(start - 1, len(place) - 1, device=device))
+    places = torch.arange(start - 1, ids.shape[1] - 1, device=device)
+    logits = logits_at(model, ids.to(device), seen.to(device) if mask else None, places)
     each = functional.cross_entropy(
         _wide(logits).flatten(0, 1), labels.flatten(), reduction="none", ignore_index=_IGNORED
     )
     return each.view(labels.shape).sum(1) / labelled.sum(1).to(device)
-
-
-def logits_at(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor
-) -> torch.Tensor:
-    """Logits at some places of every row, (n, places, vocabulary); the head runs there alone where the model allows."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=places).logits
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, places]
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""Tiny guards in the published shapes: templates and words as the families have them, the wording and weights ours."""
+
+import torch
+import transformers
+from small_tokenizers import PLAIN_ADDED, SPECIAL, TEXTS
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+LLAMA_3 = (
+    "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('the user speaks first') }}{% endif %}"
+    "{{ bos_token }}<|head|>user<|/head|>\n\nTask: find unsafe content in "
+    "{{ 'Agent' if messages[-1]['role'] == 'assistant' else 'User' }} messages.\n\n"
+    "<BEGIN UNSAFE CONTENT CATEGORIES>\nS1: Harm.\n<END UNSAFE CONTENT CATEGORIES>\n\n<BEGIN CONVERSATION>\n\n"
+    "{% for m in messages %}{{ 'User: ' if m['role'] == 'user' else 'Agent: ' }}{{ m['content'] | trim }}\n\n"
+    "{% endfor %}<END CONVERSATION>\n\nJudge the last message.<|eot|><|head|>assistant<|/head|>"
+    "{# <|start_header_id|> #}"
+)
+LLAMA_4 = LLAMA_3.replace("<|start_header_id|>", "<|header_start|>").replace(
+    "{{ m['content'] | trim }}",
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}",
+)
+SHIELDGEMMA = (
+    "{{ bos_token }}You know policies.\n\n<turn>\nHuman Question: {{ messages[0]['content'] }}\n"
+    "{% if messages | length > 1 %}\nChatbot Response: {{ messages[1]['content'] }}\n{% endif %}</turn>\n\n"
+    "Our safety principle is defined in the below:\n\n{{ guideline }}\n\n===\n\nIs it violated? Yes or No?"
+    "{# <start_of_turn> #}{% if add_generation_prompt %}\n<turn>model\n{% endif %}"
+)
+QWEN = (
+    "<|start|>user\nSort into Safe, Controversial and Unsafe. Safety first.\n\n<BEGIN CONVERSATION>\n"
+    "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}\n{% endfor %}<END CONVERSATION><|end|>\n"
+    "{% if add_generation_prompt %}<|start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+TEMPLATES = {
+    "llama_guard_3": LLAMA_3,
+    "llama_guard_4": LLAMA_4,
+    "shieldgemma": SHIELDGEMMA,
+    "qwen3guard": QWEN,
+    "wildguard": None,
+}
+
+
+VERDICTS = ["unsafe safe bad good", " Unsafe Safe Controversial yes no bad good", "Yes", "No", "unsafe", "safe"]
+
+
+def tokenizer_of(template: str | None, verdicts: bool = True) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE as of Llama 3, Qwen and Gemma, to which verdicts are single tokens, if `verdicts`."""
+    backend = Tokenizer(models.BPE())
+    words = Regex(r"\s*\n+| ?\p{L}+| ?[^\s\p{L}]+|\s+")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700 if verdicts else 270,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*TEXTS, *(VERDICTS if verdicts else [])], trainer)
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+    made.add_tokens(PLAIN_ADDED)
+    made.chat_template = template
+    return made
+
+
+def save_guard(folder, preset: str, padding_side: str = "right", template=..., verdicts: bool = True) -> str:
+    """A random causal model with the tokenizer and template of a family."""
+    tokenizer = tokenizer_of(TEMPLATES[preset] if template is ... else template, verdicts)
+    tokenizer.padding_side = padding_side
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(11)
+    config = transformers.LlamaConfig(**sizes(len(tokenizer)))
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def save_classifier(folder, kind: str = "Llama", labels=("SAFE", "UNSAFE"), **changes) -> str:
+    """A random classifier; `kind` is the prefix of its classes."""
+    tokenizer = tokenizer_of(None)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(13)
+    options = sizes(len(tokenizer)) | {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {n: i for i, n in enumerate(labels)},
+    }
+    if kind == "Bert":
+        del options["num_key_value_heads"]
+    config = getattr(transformers, f"{kind}Config")(**options | changes)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def sizes(words: int) -> dict:
+    return {
+        "vocab_size": words,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+    }
