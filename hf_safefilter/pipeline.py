@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.auto_layer import searched, way_of
-from hf_safefilter.columns import TRUNCATED, UNSCORABLE, embedding_column, score_column
+from hf_safefilter.columns import EMBEDDING_PREFIX, TRUNCATED, UNSCORABLE, embedding_column, score_column
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.inputs import load_rows
 from hf_safefilter.recipe import MethodChoice, Recipe, Selection
@@ -226,14 +226,28 @@ def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> t
 
 def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers) -> Dataset | DatasetDict:
     """Add the columns of `embed`; raises rather than write over a column of the user's."""
-    require_free(ds, embed)
-    return ds.map(embed, batched=True, batch_size=ROWS_PER_CALL, desc="Embed")
+    return _beside(ds, embed, "Embed")
 
 
 def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
     """Add the columns of a score."""
+    return _beside(ds, step, type(step).__name__)
+
+
+def _beside(ds: Dataset | DatasetDict, step: Step, desc: str) -> Dataset | DatasetDict:
+    """`ds.map(step)`, but that only the new columns are written: old ones, vectors among them, are not copied."""
+    from datasets import DatasetDict, concatenate_datasets
+
     require_free(ds, step)
-    return ds.map(step, batched=True, batch_size=ROWS_PER_CALL, desc=type(step).__name__)
+    if isinstance(ds, DatasetDict):
+        return DatasetDict({name: _beside(part, step, desc) for name, part in ds.items()})
+    vectors = {name for name in ds.column_names if name.startswith(EMBEDDING_PREFIX)}
+    read = list(step.needs()) or [name for name in ds.column_names if name not in vectors]
+    # A selection of rows would have to be written out first; a missing column is the step's own to complain about.
+    if ds._indices is not None or not len(ds) or not set(read) <= set(ds.column_names):
+        return ds.map(step, batched=True, batch_size=ROWS_PER_CALL, desc=desc)
+    added = ds.select_columns(read).map(step, batched=True, batch_size=ROWS_PER_CALL, remove_columns=read, desc=desc)
+    return concatenate_datasets([ds, added], axis=1, info=None, split=ds.split)
 
 
 def require_free(ds: Any, step: Step) -> None:

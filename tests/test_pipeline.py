@@ -9,8 +9,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 import hf_safefilter as sf
 from hf_safefilter import demo
-from hf_safefilter.errors import DataError, OptionError, PublishError
-from hf_safefilter.pipeline import purify
+from hf_safefilter.errors import DataError, MissingError, OptionError, PublishError
+from hf_safefilter.pipeline import embed_rows, purify, score_rows
 from hf_safefilter.toy.corpus import heldout_rows, reference_rows
 
 FACTS = {"license": "cc0-1.0", "source": "a test"}
@@ -157,3 +157,23 @@ def test_a_published_set_can_be_run_again_from_its_card(hub, files, tmp_path):
     again = purify(None, read)
     assert again.kept["row_id"][:] == done.kept["row_id"][:]
     assert again.is_safe.threshold == done.is_safe.threshold
+
+
+def test_scores_are_laid_beside_the_rows_without_copying_them(files, rows, tmp_path):
+    embed = sf.EmbedLayers("toy", [3, 4])
+    unsafe, safe = reference_rows(20, 1)
+    step = sf.NearestScore(sf.ReferenceIndex.build(unsafe, safe, embed, license="mit", source="toy"), 4)
+    ds = load_dataset("json", data_files=files["rows"], split="train", cache_dir=str(tmp_path))
+    embedded = embed_rows(ds, embed)
+    laid = score_rows(embedded, step)
+    mapped = ds.map(embed, batched=True).map(step, batched=True)
+    assert laid.features == mapped.features and laid.column_names == mapped.column_names
+    assert laid.to_list() == mapped.to_list()
+    assert laid._fingerprint == score_rows(embed_rows(ds, embed), step)._fingerprint
+    # what was written for the score holds the score alone
+    new = {file["filename"] for file in laid.cache_files} - {file["filename"] for file in embedded.cache_files}
+    assert Dataset.from_file(new.pop()).column_names == list(step.produces()) and not new
+    picked = score_rows(embed_rows(ds.select([5, 3, 9]), embed), step)
+    assert picked["nearest_score"][:] == [mapped["nearest_score"][place] for place in (5, 3, 9)]
+    with pytest.raises(MissingError, match="emb_layer_4"):
+        score_rows(ds, step)
