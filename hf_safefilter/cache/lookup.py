@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -11,7 +12,7 @@ from hf_safefilter.cache.pace import Pace
 from hf_safefilter.cache.part import Rows, packed
 from hf_safefilter.cache.reading import Reading
 from hf_safefilter.cache.space import Space
-from hf_safefilter.cache.store import SECONDS, LayerStore, open_layer
+from hf_safefilter.cache.store import SECONDS, open_layer
 from hf_safefilter.columns import Layer
 
 Read = Callable[[list[int], list[Layer]], Reading]
@@ -43,18 +44,16 @@ def recall(space: Space, reading: Reading, ids: Sequence[str], sizes: Sequence[i
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))
     for piece in _pace(space).pieces(np.asarray(sizes)[rows[missing]]):
         at = missing[piece]
+        began = time.monotonic()
         fresh = read(rows[at].tolist(), list(lacking))
         for layer, store in lacking.items():
             reading.put(rows[at], layer, fresh.vectors[layer], fresh.truncated, fresh.reasons)
-            _keep(store, keys[at], layer, fresh, ~known[layer][at])
+            new = ~known[layer][at]
+            store.add(Rows(keys[at][new], fresh.vectors[layer][new], fresh.truncated[new], fresh.reasons[new]), began)
             store.settle()
     for store in lacking.values():
         store.settle(call_ends=True)
     reading.repeat(copies)
-
-
-def _keep(store: LayerStore, keys: np.ndarray, layer: Layer, fresh: Reading, new: np.ndarray) -> None:
-    store.add(Rows(keys[new], fresh.vectors[layer][new], fresh.truncated[new], fresh.reasons[new]))
 
 
 @lru_cache(maxsize=8)

@@ -25,7 +25,7 @@ from hf_safefilter.errors import IntegrityError, SafefilterError
 logger = logging.getLogger(__name__)
 
 SECONDS = 4.0
-"""Work that a killed process may lose."""
+"""Work that a killed process may lose, about: pieces take as long, and what took half as long is written after them."""
 
 _WORTH_A_PART = 64  # rows: fewer, from small batches, wait for the next batch or the end of the process
 _MAPPED = 2048  # parts held open at once: no file handles, but the system counts mappings
@@ -136,19 +136,19 @@ class LayerStore:
         self._index.add(found)
         return bool(found)
 
-    def add(self, rows: part.Rows) -> None:
-        """Keep rows that were just read; they are written once enough work has gone into them."""
+    def add(self, rows: part.Rows, began: float) -> None:
+        """Keep rows whose reading `began` then (`time.monotonic`); written once enough work has gone into them."""
         if not len(rows.ids) or self._read_only:
             return
         if not self._waiting:
-            self._since = time.monotonic()
+            self._since = began
         self._waiting_at |= {key: (len(self._waiting), row) for row, key in enumerate(map(bytes, rows.ids))}
         self._waiting.append(rows)
 
     def settle(self, *, call_ends: bool = False) -> None:
-        """Write what is waiting if it took `SECONDS`, or if a call ends with enough of it."""
+        """Write what is waiting if it took seconds, or if a call ends with enough of it."""
         worth = call_ends and len(self._waiting_at) >= _WORTH_A_PART
-        if self._waiting and (worth or time.monotonic() - self._since >= SECONDS):
+        if self._waiting and (worth or time.monotonic() - self._since >= SECONDS / 2):
             self.flush()
 
     def flush(self) -> None:
@@ -200,9 +200,13 @@ def flush() -> None:
 
 
 def _flush_when_this_process_ends() -> None:
-    from multiprocess.util import Finalize  # runs in the workers of Dataset.map too, which leave without atexit
+    # workers of Dataset.map (multiprocess) and of a DataLoader (multiprocessing) leave without atexit
+    import multiprocessing.util
 
-    Finalize(None, _flush_at_the_end, exitpriority=10)
+    import multiprocess.util
+
+    for library in (multiprocess, multiprocessing):
+        library.util.Finalize(None, _flush_at_the_end, exitpriority=10)
 
 
 def _flush_at_the_end() -> None:

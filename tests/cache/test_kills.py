@@ -18,5 +18,5 @@ def test_killed_jobs_lose_nothing_that_they_had_finished(store):
     assert found["reported rows lost"] == 0
     assert 0 < max(found["rows kept after each pair"]) <= 1500
     # a row that was read in another batch is rounded otherwise: one unit in the last place of float16, here and there
-    assert found["largest difference from an uninterrupted run"] < 4e-3
+    assert found["largest relative difference from one run"] < 2e-3
     assert found["share of values that differ"] < 1e-2

@@ -1,6 +1,7 @@
 """What is known is looked up, what is not is read once; nothing else may be seen from outside."""
 
 import hashlib
+import importlib
 import os
 
 import numpy as np
@@ -137,12 +138,32 @@ def test_work_of_some_seconds_is_written_at_once(store, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(stores.time, "monotonic", lambda: now[0])
     recall([1])
-    now[0] = stores.SECONDS - 0.1
+    now[0] = stores.SECONDS / 2 - 0.1
     recall([2])
     assert not list(store.rglob("*.arrow"))
-    now[0] = stores.SECONDS
+    now[0] = stores.SECONDS / 2
     recall([3])
     assert len(list(store.rglob("*.arrow"))) == 1
+
+
+def test_a_slow_model_is_written_piece_by_piece(store, monkeypatch):
+    """A piece that took its seconds is on disk before the next one begins."""
+    now, kept = [0.0], []
+    for clock in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(stores.time, clock, lambda: now[0])
+
+    class Slow(Model):
+        def __call__(self, at, layers):
+            kept.append(len(list(store.rglob("*.arrow"))))
+            now[0] += 0.3 * len(at)
+            return super().__call__(at, layers)
+
+    reading = Reading.blank([""] * 64, [1], WIDTH)
+    cache.recall(
+        Space.of({"model": "slow"}, "slow"), reading, [name(row) for row in range(64)], [10] * 64, Slow(list(range(64)))
+    )
+    assert kept == [0, 1, 2, 3]
+    same_as_the_model(reading, list(range(64)))
 
 
 def test_what_another_process_wrote_is_seen(store, monkeypatch):
@@ -152,7 +173,7 @@ def test_what_another_process_wrote_is_seen(store, monkeypatch):
     fresh = Model(list(range(40)))(range(40), [1])
     reading = Reading.blank([""] * 40, [1], WIDTH)
     assert not mine.fetch(ids, reading, np.arange(40)).any()
-    theirs.add(part.Rows(ids, fresh.vectors[1], fresh.truncated, fresh.reasons))
+    theirs.add(part.Rows(ids, fresh.vectors[1], fresh.truncated, fresh.reasons), 0.0)
     theirs.flush()
     assert not mine.fetch(ids, reading, np.arange(40)).any(), "the folder is not listed for every batch"
     monkeypatch.setattr(stores, "_LOOK_AGAIN", 0.0)
@@ -170,6 +191,17 @@ def test_a_forked_child_does_not_write_what_its_parent_will(store):
     assert not list(store.rglob("*.arrow"))
     cache.flush()
     assert len(list(store.rglob("*.arrow"))) == 1
+
+
+@pytest.mark.parametrize("library", ["multiprocess", "multiprocessing"])
+def test_a_worker_writes_what_waits_as_it_ends(store, library):
+    """Of either library: `datasets` starts the one, a DataLoader the other, and neither runs atexit."""
+    context = importlib.import_module(library).get_context("fork")
+    worker = context.Process(target=recall, args=([1, 2, 3],))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0 and len(list(store.rglob("*.arrow"))) == 1
+    assert not recall([1, 2, 3])[1]
 
 
 def test_a_store_that_may_not_be_written_is_done_without(store, monkeypatch, caplog):
