@@ -98,9 +98,8 @@ class LayerStore:
             try:
                 self._held[number] = part.open_part(path, self._mark, self._width)
                 _touch(path)
-            except (FileNotFoundError, IntegrityError) as error:
-                if isinstance(error, IntegrityError):
-                    part.set_aside(path, error)
+            except (OSError, IntegrityError) as error:
+                _give_up(path, error)
                 self._index.forget(number)
                 return None
             if len(self._held) > _MAPPED:
@@ -116,7 +115,7 @@ class LayerStore:
         try:
             with os.scandir(self._folder) as entries:
                 new = [entry.name for entry in entries if entry.name.endswith(part.PART)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # the first write will say so
             return False
         return self._take_in([name for name in new if name not in self._seen])
 
@@ -126,10 +125,8 @@ class LayerStore:
             self._seen.add(name)
             try:
                 ids = part.ids_of(self._folder / name, self._mark, self._width)
-            except FileNotFoundError:
-                continue
-            except IntegrityError as error:
-                part.set_aside(self._folder / name, error)
+            except (OSError, IntegrityError) as error:
+                _give_up(self._folder / name, error)
                 continue
             found[len(self._names)] = ids
             self._names.append(name)
@@ -214,6 +211,14 @@ def _flush_at_the_end() -> None:
         flush()
     except SafefilterError as error:  # nobody is left to catch it, and no result depends on it
         logger.warning("%s", error)
+
+
+def _give_up(path: Path, error: OSError | IntegrityError) -> None:
+    """Do without a part in this process: for good if it is damaged, in silence if it is gone."""
+    if isinstance(error, IntegrityError):
+        part.set_aside(path, error)
+    elif not isinstance(error, FileNotFoundError):
+        logger.warning("a part of the row cache cannot be opened, its rows are read again: %s", error)
 
 
 def _touch(path: Path) -> None:

@@ -106,6 +106,19 @@ def test_a_part_that_vanishes_while_it_is_read_goes_on_being_read(written):
     assert not asked
 
 
+def test_a_part_that_cannot_be_opened_just_now_is_done_without_and_left_alone(written, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as busy:
+        busy.setattr(part.pa, "memory_map", refuse)
+        reading, asked = recall(ROWS)
+        same_as_the_model(reading, ROWS)
+        assert len(asked) == 300 and "Too many open files" in caplog.text
+    another_process()
+    assert written.exists() and not recall(ROWS)[1]
+
+
 def test_half_written_files_are_not_looked_at(written):
     (written.parent / "tmpabc.tmp").write_bytes(written.read_bytes()[:500])
     assert not recall(ROWS)[1]

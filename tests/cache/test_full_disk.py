@@ -11,6 +11,7 @@ from processes import answer, start
 from test_recall import another_process, recall, same_as_the_model
 
 from hf_safefilter.cache import part
+from hf_safefilter.cache import store as stores
 from hf_safefilter.errors import SafefilterError
 
 ROWS = list(range(300))
@@ -77,6 +78,14 @@ def test_every_step_of_a_write_may_fail(store, monkeypatch, when, code):
     assert not asked, "what waited in memory was written once there was room"
 
 
+def test_a_store_that_is_no_folder(tmp_path, store, monkeypatch):
+    (tmp_path / "file").write_text("I am a file.")
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SafefilterError, match="Not a directory|File exists"):
+        recall(ROWS)
+    stores._open.clear()
+
+
 @pytest.fixture
 def small_disk(tmp_path, monkeypatch, store):
     """A file system of 64 KB under the store."""
@@ -101,8 +110,6 @@ def test_a_disk_that_fills_up(small_disk):
         for kept in range(0, 100_000, 200):
             recall(list(range(kept, kept + 200)))
     assert kept > 0 and not list(small_disk.rglob("*.tmp"))
-    from hf_safefilter.cache import store as stores
-
     stores._open.clear()
     reading, asked = recall(list(range(kept)))
     same_as_the_model(reading, list(range(kept)))
