@@ -6,8 +6,8 @@
 The rows come from the toy corpus. Planted rows are chosen so that the lengths of their responses follow those of
 benign ones: no method can live on length (`--kind obedient` plants harmless lists answered in total obedience
 instead, as the corpus has them, lengths and all). References are rows of the same domain that stand in no set. Each
-method drops as many rows as were planted. Studies of one set share the arms that do not depend on the method. A run
-that was stopped goes on when the same command is given again.
+method drops as many rows as were planted. Studies of one set share the runs that are the same for several methods. What
+was stopped goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def seal_choice(rows: Dataset, safe: list[Row], folder: Path) -> MethodChoice:
 
 
 def study(scored: Dataset, column: str, share: float, folder: Path, given: argparse.Namespace) -> EffectReport:
-    """The effect of dropping `share` of the rows by `column`; arms that another method has tuned are taken over."""
-    for other in sorted(folder.parent.glob("*/runs")):
-        for run in other.glob("*.json"):
-            if run.name.startswith(("before", "all", "random")) and not (folder / "runs" / run.name).exists():
+    """The effect of dropping `share` of the rows by `column`; runs that another method has had too are taken over."""
+    for inputs in sorted(folder.parent.glob("*/inputs.json")):
+        for run in (inputs.parent / "runs").glob("*.json"):
+            if not (folder / "runs" / run.name).exists():  # a run of other rows is known as such, and done anew
                 (folder / "runs").mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run, folder / "runs" / run.name)
-                shutil.copyfile(other.parent / "inputs.json", folder / "inputs.json")
+                shutil.copyfile(inputs, folder / "inputs.json")
     is_safe = IsSafe(column, threshold_for(scored, column, drop_count=round(share * len(scored))))
     blocks = tuple(map(int, given.freeze.split(":"))) if given.freeze else None
     return measure_effect(

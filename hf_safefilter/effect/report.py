@@ -131,7 +131,7 @@ class EffectReport:
             if {first, second} <= set(self.arms):
                 pairs = zip(self.of(first), self.of(second), strict=True)
                 gaps = [metric(one, "refusal") - metric(other, "refusal") for one, other in pairs]
-                found.append(Contrast(first, second, Mean.of(gaps)))
+                found.append(Contrast(first, second, Mean.of(gaps, (-1.0, 1.0))))
         return found
 
     def table(self) -> list[dict[str, Any]]:

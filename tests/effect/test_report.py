@@ -60,6 +60,7 @@ def test_contrasts_are_paired_by_seed(report):
     kept = by_name["kept", "all"].difference
     test = stats.ttest_rel(np.array(REFUSED["kept"]) / 100, np.array(REFUSED["all"]) / 100)
     assert (kept.low, kept.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert all(-1 <= one.difference.low <= one.difference.high <= 1 for one in report.contrasts)
     assert "above all by" in by_name["kept", "all"].sentence
     assert "below length_matched by" in by_name["dropped", "length_matched"].sentence
     assert "not told apart from random" in by_name["dropped", "random"].sentence
