@@ -86,7 +86,7 @@ def purify(
         )
         ds, source_revision = loaded.rows, loaded.revision
     references, choice = _references(recipe)
-    layer = choice.layer if choice is not None else recipe.layer
+    layer = choice.layer if choice is not None else _named_layer(recipe)
     embed = embedder(recipe, [layer], recipe.data.columns)
     streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
     embedded = None if streaming else embed_rows(ds, embed)
@@ -125,8 +125,8 @@ def embedder(recipe: Recipe, layers: Sequence[int | str], columns: Mapping[str, 
 def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | SafetyLayers | None]:
     """The reference index, if anything needs one, and how the layer was found, if that was left open."""
     wanted = any("references" in options_of(method.name) for method in recipe.methods)
-    if recipe.layer != "auto":
-        return load_references(recipe, [recipe.layer]) if wanted else None, None
+    if recipe.layer != "auto" or not _reads_a_layer(recipe):
+        return load_references(recipe, [_named_layer(recipe)]) if wanted else None, None
     if (way := way_of(recipe, wanted)) != "references":
         found = searched(recipe, way)
         return load_references(recipe, [found.layer]) if wanted else None, found
@@ -142,6 +142,15 @@ def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | Sa
             fix="use other reference rows, or an aligned (instruction-tuned) model; or name the layer yourself",
         )
     return index, choice
+
+
+def _reads_a_layer(recipe: Recipe) -> bool:
+    return any("layer" in options_of(method.name) for method in recipe.methods)
+
+
+def _named_layer(recipe: Recipe) -> int | str:
+    """The layer that the recipe names; the cheapest that can hold references, where no method reads one."""
+    return 1 if recipe.layer == "auto" else recipe.layer
 
 
 def layers_of_model(embed: EmbedLayers) -> list[int]:
@@ -194,23 +203,30 @@ def make_score(
     columns: Mapping[str, str] | None,
     embedded: Dataset | DatasetDict | None,
 ) -> Step:
-    """The step of a method; SAFT's subspace is fitted on the embedded rows here."""
-    from hf_safefilter.scores import make
+    """The step of a method; what is fitted to the rows or to references is fitted here."""
+    from hf_safefilter.scores import fitted_to, make
 
-    takes = options_of(method.name)
-    given = {"references": references, "layer": layer, "columns": columns}
+    source = fitted_to(method.name, method.options)
+    takes = _fields_of(method.name) | {source}
+    given = {"references": references, "layer": layer, "columns": columns, "rows": embedded}
     options = {name: value for name, value in given.items() if name in takes} | method.options
-    if method.name == "saft":
-        if embedded is None:
-            raise OptionError("saft is fitted on all rows and cannot be used while streaming", fix="streaming: false")
-        options["rows"] = embedded
+    if source == "rows" and embedded is None:
+        raise OptionError(
+            f"{method.name} is fitted on all rows and cannot be used while streaming", fix="streaming: false"
+        )
     if "references" in takes and references is None:
         raise OptionError(f"{method.name} compares with references", fix="say which: --references FOLDER")
     return make(method.name, **options)
 
 
 def options_of(method: str) -> set[str]:
-    """Names of the fields of a method's step."""
+    """What a method takes: the fields of its step, and what that is fitted to."""
+    from hf_safefilter.scores import fitted_to
+
+    return _fields_of(method) | ({fitted_to(method, {})} - {None})
+
+
+def _fields_of(method: str) -> set[str]:
     from hf_safefilter.scores import method as step_of
 
     return {field.name for field in fields(step_of(method))}  # type: ignore[arg-type]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -27,6 +28,9 @@ from hf_safefilter.cli.options import (
     pairs_of,
 )
 from hf_safefilter.errors import OptionError
+
+if TYPE_CHECKING:
+    from hf_safefilter.trail import Saved
 
 reference = typer.Typer(help="Make, look at and publish reference sets.", no_args_is_help=True)
 
@@ -109,8 +113,12 @@ def _embed_part(context: typer.Context, loaded: Any, step: Any, output: Any, par
 
 def score(
     context: typer.Context,
-    embedded: Folder,
-    method: Annotated[str, typer.Option(help="larf, anchor, nearest, direction, saft, length or random.")],
+    embedded: Annotated[
+        Path, typer.Argument(help="Folder written by an earlier command; rows, for guard, length and random.")
+    ],
+    method: Annotated[
+        str, typer.Option(help="larf, anchor, nearest, direction, saft, gradient, guard, length or random.")
+    ],
     output: Output,
     layer: Annotated[str | None, typer.Option(help="Which embedded layer to use; the only one if left out.")] = None,
     references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
@@ -118,24 +126,25 @@ def score(
 ) -> None:
     """Add the score column of one method."""
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.pipeline import make_score, open_references, require_same_reading, score_rows
+    from hf_safefilter.pipeline import make_score, open_references, options_of, require_same_reading, score_rows
     from hf_safefilter.recipe import MethodChoice
-    from hf_safefilter.trail import load_rows_with_steps, save_rows
+    from hf_safefilter.trail import save_rows
 
-    saved = load_rows_with_steps(embedded)
+    reads_vectors = "layer" in options_of(method)
+    saved = _saved(embedded, reads_vectors)
     reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
-    if reader is None:
+    if reader is None and reads_vectors:
         raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
-    chosen = _layer(layer, reader.layers)
+    chosen = _layer(layer, reader.layers) if reads_vectors else 0
     index = open_references(references) if references is not None else None
-    if index is not None:
+    if index is not None and reader is not None:
         require_same_reading(index, reader)
     options = {name: yaml.safe_load(value) for name, value in (pairs_of(option, "--option") or {}).items()}
     step = make_score(
         MethodChoice.checked(name=method, options=options),
         index,
         chosen,
-        dict(reader.columns or ()) or None,
+        dict(reader.columns or ()) or None if reader is not None else None,
         saved.rows,
     )
     scored = score_rows(saved.rows, step)
@@ -146,6 +155,17 @@ def score(
         ids=[str(output)],
         hint=f"hf-safefilter select {output} --by {column} --drop-fraction 0.02 --output decided",
     )
+
+
+def _saved(place: Path, reads_vectors: bool) -> Saved:
+    """Rows of an earlier command; for a method that reads the text itself, any rows."""
+    from hf_safefilter.inputs import load_rows
+    from hf_safefilter.trail import TRAIL, Saved, load_rows_with_steps
+
+    if reads_vectors or (place / TRAIL).is_file():
+        return load_rows_with_steps(place)
+    loaded = load_rows(str(place))
+    return Saved(loaded.rows, [], loaded.name, loaded.revision)
 
 
 def _layer(given: str | None, there: tuple[int | str, ...]) -> int | str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.batch import Batch
-from hf_safefilter.columns import ROW_ID, UNSCORABLE
+from hf_safefilter.columns import ROW_ID, SCORE_SUFFIX, UNSCORABLE, reason_column
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -21,11 +21,14 @@ NO_NUMBER = "score is not a number"
 
 def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
     """Why each row was dropped; "" where it was kept."""
-    columns = [name for name in (is_safe.column, UNSCORABLE) if name in part.column_names]
+    own = reason_column(is_safe.column.removesuffix(SCORE_SUFFIX))
+    columns = [name for name in (is_safe.column, own, UNSCORABLE) if name in part.column_names]
     view = Batch(part.select_columns(columns).with_format("arrow")[:]) if len(part) else None
     if view is None:
         return []
-    unread = view.cells(UNSCORABLE) if UNSCORABLE in columns else [""] * view.n
+    # a method that reads the text itself knows best why it could not
+    said = next((name for name in (own, UNSCORABLE) if name in columns), None)
+    unread = view.cells(said) if said else [""] * view.n
     finite = np.isfinite(view.numbers(is_safe.column))
     return [
         "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER

@@ -4,7 +4,8 @@
 own gradient, scaled to length one. Neither ever builds the flat vector of all parameters.
 """
 
-from hf_safefilter.scores.gradient.anchor import GradientAnchor, fit_gradient
+from hf_safefilter.scores.gradient.anchor import GradientAnchor
+from hf_safefilter.scores.gradient.fit import fit_gradient, fit_to_references
 from hf_safefilter.scores.gradient.step import GradientScore
 
-__all__ = ["GradientAnchor", "GradientScore", "fit_gradient"]
+__all__ = ["GradientAnchor", "GradientScore", "fit_gradient", "fit_to_references"]

@@ -8,7 +8,8 @@ import transformers
 from small_models import ARCHITECTURES, small_tokenizer
 
 from hf_safefilter.scores.gradient.examples import Example
-from hf_safefilter.scores.gradient.tuned import Parts, Tuned, choose, with_adapters
+from hf_safefilter.scores.gradient.parts import Parts
+from hf_safefilter.scores.gradient.tuned import Tuned, choose, with_adapters
 
 PAD = 0
 

@@ -8,11 +8,11 @@ import torch
 from small import PAD, by_definition, flat_gradient, made_up, random_anchor, small
 
 from hf_safefilter.scores.gradient import batched, measure
-from hf_safefilter.scores.gradient.anchor import combined
 from hf_safefilter.scores.gradient.examples import Example
+from hf_safefilter.scores.gradient.fit import combined
 from hf_safefilter.scores.gradient.meters import Exact, by_token
+from hf_safefilter.scores.gradient.parts import Parts
 from hf_safefilter.scores.gradient.plain import measure_row, streamed
-from hf_safefilter.scores.gradient.tuned import Parts
 
 X = [[1, 2, 3], [2, 0, -1], [-1, 1, 0], [0, 3, 1]]
 HARM, SAFE_1, SAFE_2 = [[1, 0, 1], [0, 2, 2]], [[0, 1, 0], [-1, 0, 1]], [[1, 1, 0], [0, 0, -1]]

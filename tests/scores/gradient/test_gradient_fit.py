@@ -36,7 +36,7 @@ def flat_of(fitted, rows, most=None):
     examples = read_examples(
         tokenizer_of(fitted), as_conversations(rows), max_length=256, chat_template=None, most=most
     )
-    tuned = anchor._tuned(fitted.facts, torch.device("cpu"))
+    tuned = anchor.tuned_of(fitted.facts, torch.device("cpu"))
     tuned.model.double()
     try:
         return [flat_gradient(tuned, one) for one in examples], list(tuned.parameters)

@@ -10,9 +10,9 @@ from small import by_definition, flat_gradient, made_up, small
 
 from hf_safefilter.scores.gradient import measure
 from hf_safefilter.scores.gradient.meters import Projected
+from hf_safefilter.scores.gradient.parts import Parts
 from hf_safefilter.scores.gradient.plain import measure_row
 from hf_safefilter.scores.gradient.projection import BLOCK, project, project_tokens, signs
-from hf_safefilter.scores.gradient.tuned import Parts
 
 CPU = torch.device("cpu")
 DIGEST = """
