@@ -15,6 +15,7 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model.last_block import at_one_position, can_read_one_position
 from hf_safefilter.model.load import Trunk, depth_for
+from hf_safefilter.model.packed import batches, can_pack, read_packed
 from hf_safefilter.model.threads import pick_threads, threads
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = {"cpu": 512, "mps": 8192, "cuda": 32768}
 """Tokens a batch may hold, padding included, by kind of device. It decides speed and memory, never the vectors."""
+
+PACKED_BUDGET = 1024
+"""The same where rows are packed without padding."""
 
 
 class _Read(Exception):
@@ -65,8 +69,10 @@ def read_layers(
     first = [rows[0] for rows in copies]
     first.sort(key=lambda row: -len(tokens[row].ids))
     most = torch.get_num_threads()
+    packs = can_pack(trunk, max((len(tokens[row].ids) for row in first), default=0))
+    ways = _packed if packs else _batches_that_fit
     with threads(pick_threads(trunk.hidden_size, most) if trunk.device.type == "cpu" else most):
-        for batch, read in _batches_that_fit(trunk, tokens, first, tuple(layers), token_budget):
+        for batch, read in ways(trunk, tokens, first, tuple(layers), token_budget):
             for layer in layers:
                 vectors[layer][batch] = read[layer].numpy(force=True)
     for rows in copies:
@@ -82,6 +88,15 @@ def _copies(tokens: Sequence[Tokens]) -> list[list[int]]:
         if not item.reason:
             groups.setdefault((item.ids.tobytes(), item.start, item.stop), []).append(row)
     return list(groups.values())
+
+
+def _packed(
+    trunk: Trunk, tokens: Sequence[Tokens], rows: list[int], layers: tuple[Layer, ...], token_budget: int | None
+) -> Iterator[tuple[list[int], dict[Layer, torch.Tensor]]]:
+    """Read `rows` without padding; on a CPU running out of memory ends the process, so there is no smaller try."""
+    for batch in batches([tokens[row].ids for row in rows], token_budget or PACKED_BUDGET):
+        numbers = [rows[place] for place in batch]
+        yield numbers, read_packed(trunk, [tokens[row] for row in numbers], layers)
 
 
 def _batches_that_fit(

@@ -41,14 +41,14 @@ def at_one_position(
         return getattr(attention, norm)(split) if hasattr(attention, norm) else split
 
     cosines, sines = (values.expand(len(states), -1, -1).unsqueeze(2) for values in rotary)
-    keys = _turned(heads(attention.k_proj(normed), "k_norm"), cosines, sines)
+    keys = turned(heads(attention.k_proj(normed), "k_norm"), cosines, sines)
     values = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim))
     query = heads(attention.q_proj(normed[rows, positions]), "q_norm")
-    query = _turned(query, cosines[rows, positions], sines[rows, positions])
+    query = turned(query, cosines[rows, positions], sines[rows, positions])
 
     distance = positions[:, None] - torch.arange(states.shape[1], device=states.device)
     seen = distance >= 0
-    if (window := _window(attention)) is not None:
+    if (window := window_of(attention)) is not None:
         seen &= distance < window
     mixed = nn.functional.scaled_dot_product_attention(
         query.unsqueeze(2),
@@ -62,13 +62,14 @@ def at_one_position(
     return here + block.mlp(block.post_attention_layernorm(here))
 
 
-def _turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding: the two halves of a head are the parts of complex numbers turned by an angle."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
-def _window(attention: nn.Module) -> int | None:
+def window_of(attention: nn.Module) -> int | None:
+    """How far back a token sees; None: to the beginning."""
     if type(attention).__name__ == "MistralAttention":  # the one that keeps it in its configuration only
         return attention.config.sliding_window
     return getattr(attention, "sliding_window", None)

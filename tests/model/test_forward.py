@@ -62,6 +62,12 @@ def folders(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def padded(monkeypatch):
+    """The plain way, which every model can go."""
+    monkeypatch.setattr(forward, "can_pack", lambda trunk, longest: False)
+
+
 def opened(folder, depth=4, dtype="float32", plain=True):
     return trunk(ModelKey(str(folder), resolve_revision(str(folder), None), dtype), depth, CPU, plain=plain)
 
@@ -81,8 +87,11 @@ def one_by_one(folder, tokens, layers):
     return {layer: np.array(found) for layer, found in vectors.items()}
 
 
+@pytest.mark.parametrize("way", ["padded", None])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_layer_is_what_transformers_computes_row_by_row(name, folders):
+def test_every_layer_is_what_transformers_computes_row_by_row(name, way, folders, request):
+    if way:
+        request.getfixturevalue(way)
     layers = [0, 1, 2, 3, 4] + ([] if name in WITHOUT_FINAL_NORM else ["norm"])
     tokens = rows()
     expected = one_by_one(folders(name), tokens, layers)
@@ -105,8 +114,11 @@ def test_a_truncated_model_reads_the_same(name, folders):
 
 
 @pytest.mark.parametrize("layers", [[1], [3], [4], [1, 0], [2, 1, 0], [4, "norm"]], ids=str)
+@pytest.mark.parametrize("way", ["padded", None])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_one_position_a_row_reads_the_same(name, layers, folders):
+def test_one_position_a_row_reads_the_same(name, way, layers, folders, request):
+    if way:
+        request.getfixturevalue(way)
     if "norm" in layers and name in WITHOUT_FINAL_NORM:
         layers = [4]
     random = np.random.default_rng(6)
@@ -119,7 +131,7 @@ def test_one_position_a_row_reads_the_same(name, layers, folders):
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
-def test_the_deepest_block_computes_one_position_only(name, folders):
+def test_the_deepest_block_computes_one_position_only(name, folders, padded):
     tokens = [row([9, 8, 7, 11]), row([9, 8])]
     opened_trunk = opened(folders(name))
     shapes = []
@@ -143,7 +155,7 @@ def test_only_causal_stacks_go_without_a_mask(folders):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "bert"])
-def test_a_deep_trunk_stops_early_and_leaves_no_hooks(name, folders):
+def test_a_deep_trunk_stops_early_and_leaves_no_hooks(name, folders, padded):
     opened_trunk = opened(folders(name))
     ran = []
     handles = [
@@ -170,7 +182,7 @@ def test_the_batch_does_not_matter(name, folders):
     np.testing.assert_allclose(backwards[3][::-1], alone[3], rtol=1e-4, atol=1e-5)
 
 
-def test_batches_keep_to_the_budget(folders, monkeypatch):
+def test_batches_keep_to_the_budget(folders, monkeypatch, padded):
     shapes = []
     run = forward.run
     monkeypatch.setattr(
@@ -180,7 +192,7 @@ def test_batches_keep_to_the_budget(folders, monkeypatch):
     assert shapes == [[40], [17, 17], [9, 3, 1]]
 
 
-def test_equal_rows_are_computed_once(folders, monkeypatch):
+def test_equal_rows_are_computed_once(folders, monkeypatch, padded):
     counted = []
     run = forward.run
     monkeypatch.setattr(forward, "run", lambda t, batch, layers: counted.extend(batch) or run(t, batch, layers))
@@ -218,7 +230,7 @@ def test_a_layer_that_is_not_there(folders):
 
 
 def test_bfloat16_keeps_the_order_of_rows(folders):
-    tokens = rows(3, lengths=[*range(5, 45)])
+    tokens = rows(3, lengths=[*range(31, 71)])
     exact = read_layers(opened(folders("llama")), tokens, [3])[3]
     rough = read_layers(opened(folders("llama"), dtype="bfloat16"), tokens, [3])[3]
     assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
@@ -251,7 +263,7 @@ def out_of_memory_above(tokens_that_fit, run, calls):
     return fake
 
 
-def test_out_of_memory_halves_the_budget_and_goes_on(folders, monkeypatch, caplog):
+def test_out_of_memory_halves_the_budget_and_goes_on(folders, monkeypatch, caplog, padded):
     tokens, opened_trunk = rows(4, lengths=[16] * 3 + [15] * 13), opened(folders("llama"))
     tokens[2].start, tokens[2].stop = 1, 5
     expected = read_layers(opened_trunk, tokens, [2])
@@ -266,7 +278,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(folders, monkeypatch, caplo
     assert max(calls) <= 64, "what fitted is remembered"
 
 
-def test_a_row_too_long_for_the_memory_is_named(folders, monkeypatch):
+def test_a_row_too_long_for_the_memory_is_named(folders, monkeypatch, padded):
     load._trunks.clear()
     monkeypatch.setattr(forward, "run", out_of_memory_above(30, forward.run, []))
     with pytest.raises(ModelError, match="a single row of 40 tokens"):
