@@ -23,7 +23,7 @@ from torch import nn
 from torch.func import vjp, vmap
 
 from hf_safefilter.scores.gradient.examples import Example, row_losses
-from hf_safefilter.scores.gradient.meters import Exact, Meter
+from hf_safefilter.scores.gradient.meters import Exact, Meter, widen
 from hf_safefilter.scores.gradient.plain import measure_row
 from hf_safefilter.scores.gradient.tuned import Tuned
 
@@ -144,7 +144,7 @@ def _hook(rule: Rule, own: Mapping[str, str]) -> Callable[..., None]:
         if module in batch.seen or len(fed) != 1 or not isinstance(out, torch.Tensor):
             raise NotByRow(f"{type(module).__name__} is called twice, or with more than one tensor")
         batch.seen.add(module)
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and own["weight"] in batch.shared:
             batch.ids = fed[0]
         if not out.requires_grad:  # no parameter does, so the graph starts at the first module that counts
             out.requires_grad_()
@@ -154,7 +154,7 @@ def _hook(rule: Rule, own: Mapping[str, str]) -> Callable[..., None]:
 
 
 def _linear(batch: _Batch, module: nn.Module, own: Mapping[str, str], fed: torch.Tensor, back: torch.Tensor) -> None:
-    fed, back = _by_row(fed, batch.rows), _by_row(back, batch.rows)
+    fed, back = (widen(_by_row(states, batch.rows)) for states in (fed, back))
     if "bias" in own:
         batch.meter.add(own["bias"], back.sum(1))
     if "weight" not in own:
@@ -170,8 +170,7 @@ def _embedding(batch: _Batch, module: nn.Module, own: Mapping[str, str], ids: to
     name = own["weight"]
     if ids.shape[0] != batch.rows or ids.dim() != 2:
         raise NotByRow("the embedding is not fed row by row")
-    back = back.float() if back.dtype != torch.float64 else back
-    back = back * getattr(module, "embed_scale", 1.0)
+    back = widen(back) * getattr(module, "embed_scale", 1.0)
     if module.padding_idx is not None:  # torch leaves this token's vector as it is
         back = back.masked_fill((ids == module.padding_idx)[..., None], 0)
     batch.meter.add_tokens(name, ids, back)
