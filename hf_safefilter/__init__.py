@@ -34,6 +34,7 @@ _HOMES = {
     "Questions": "effect",
     "RandomScore": "scores.controls",
     "RankAverage": "scores.rank_average",
+    "RayEngine": "engine.ray",
     "Recipe": "recipe",
     "ReferenceIndex": "references",
     "RefusalMatcher": "locate.refusals",

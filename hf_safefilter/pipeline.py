@@ -13,12 +13,15 @@ from hf_safefilter.columns import EMBEDDING_PREFIX, TRUNCATED, UNSCORABLE, embed
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.inputs import load_rows
 from hf_safefilter.recipe import MethodChoice, Recipe, Selection
+from hf_safefilter.step import ROWS_PER_CALL
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.choose import LayerChoice
     from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.engine import Engine
+    from hf_safefilter.engine.streamed import Streamed
     from hf_safefilter.evaluation import Evaluation
     from hf_safefilter.locate.found import SafetyLayers
     from hf_safefilter.publish.provenance import Provenance
@@ -29,26 +32,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_CALL = 1024
-"""Rows a step is handed at once: enough to sort by length, little enough to hold."""
-
 
 @dataclass(frozen=True, slots=True)
 class Purified:
     """What `purify` gives back.
 
     Attributes:
-        kept: rows that may be tuned on, with the columns that were added.
+        kept: rows that may be tuned on, with the columns that were added; a stream where an engine scored a stream.
         dropped: the others.
         counts: rows in, kept, dropped, and dropped by reason.
         provenance: all that a card states.
-        scored: the rows with their score columns, before the decision.
+        scored: the rows with their score columns, before the decision. Of a stream that an engine scored, `scored` and
+            `dropped` hold ids, scores and reasons, and not the rows themselves.
         is_safe: the decision.
         layer_choice: how the layer was found, when the recipe said ``layer: auto``.
         evaluation: how well each score separates the labels, when the recipe named some.
     """
 
-    kept: Dataset | DatasetDict
+    kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
     dropped: Dataset | DatasetDict
     counts: Mapping[str, Any]
     provenance: Provenance
@@ -63,6 +64,7 @@ def purify(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
     source_revision: str | None = None,
+    engine: Engine | None = None,
 ) -> Purified:
     """Embed, score, decide and describe, as the recipe says.
 
@@ -70,6 +72,8 @@ def purify(
         ds: the rows; None: the ones at ``data.path`` of the recipe.
         recipe: a `Recipe`, a mapping, or the path of a YAML file.
         source_revision: commit or digest of `ds`, when it was loaded by the caller.
+        engine: where rows are embedded and scored, e.g. a `RayEngine`; None: in this process. Vectors are kept only
+            where a method is fitted to them. A stream is never written down: it is read a second time when `kept` is.
 
     Raises:
         SafefilterError: what the stages raise; nothing is written and `ds` is never changed.
@@ -89,19 +93,29 @@ def purify(
     layer = choice.layer if choice is not None else _named_layer(recipe)
     embed = embedder(recipe, [layer], recipe.data.columns)
     streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
-    embedded = None if streaming else embed_rows(ds, embed)
+    embedded = streamed = None
+    if not streaming and (engine is None or _fitted_to_rows(recipe)):
+        embedded = embed_rows(ds, embed) if engine is None else engine.add(ds, [embed])
     scores = [make_score(method, references, layer, recipe.data.columns, embedded) for method in recipe.methods]
-    if streaming:
-        scored = _stream_scored(ds, embed, scores)
-    else:
+    steps: list[Step] = [embed, *scores]
+    if embedded is not None:
         scored = embedded
         for step in scores:
             scored = score_rows(scored, step)
-    steps: list[Step] = [embed, *scores]
+    elif engine is None:
+        scored = _stream_scored(ds, embed, scores)
+    else:
+        scored, streamed = _scored_by(engine, ds, steps, recipe)
     if recipe.decided_by == "rank_average":
         scored, rank = add_rank_average(scored, [score_column(method.name) for method in recipe.methods])
         steps.append(rank)
-    return _decide(scored, recipe, steps, references, choice, source_revision)
+    return _decide(scored, recipe, steps, choice, source_revision, streamed)
+
+
+def _fitted_to_rows(recipe: Recipe) -> bool:
+    from hf_safefilter.scores import fitted_to
+
+    return any(fitted_to(method.name, method.options) == "rows" for method in recipe.methods)
 
 
 def embedder(recipe: Recipe, layers: Sequence[int | str], columns: Mapping[str, str] | None = None) -> EmbedLayers:
@@ -302,7 +316,23 @@ def _stream_scored(rows: IterableDataset, embed: EmbedLayers, scores: Sequence[S
     return materialise(rows.remove_columns([embedding_column(layer) for layer in embed.layers]))
 
 
-def _decide(scored, recipe, steps, references, choice, source_revision) -> Purified:
+def _scored_by(engine: Engine, rows: Any, steps: Sequence[Step], recipe: Recipe) -> tuple[Any, Streamed | None]:
+    """The rows with the columns of `steps` but for vectors; of a stream, only what a decision needs."""
+    from datasets import IterableDataset, IterableDatasetDict
+
+    for step in steps:
+        require_free(rows, step)
+    if not isinstance(rows, (IterableDataset, IterableDatasetDict)):
+        vectors = [name for step in steps for name in step.produces() if name.startswith(EMBEDDING_PREFIX)]
+        return engine.add(rows, steps, without=vectors), None
+    from hf_safefilter.engine.streamed import score_stream
+
+    labels = [recipe.select.label, recipe.evaluate.label if recipe.evaluate is not None else None]
+    streamed = score_stream(engine, rows, steps, labels=labels, columns=recipe.data.columns)
+    return streamed.scored, streamed
+
+
+def _decide(scored, recipe, steps, choice, source_revision, streamed) -> Purified:
     from hf_safefilter.publish.gather import gather
     from hf_safefilter.select import IsSafe, split
 
@@ -325,8 +355,10 @@ def _decide(scored, recipe, steps, references, choice, source_revision) -> Purif
         recipe=recipe.portable(),
         layer_choice=choice.to_json() if choice is not None else None,
         evaluation=evaluation.to_json() if evaluation is not None else None,
+        witnesses=streamed.witnesses() if streamed is not None else None,
     )
-    return Purified(parts.kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation)
+    kept = parts.kept if streamed is None else streamed.kept(scored, is_safe, steps)
+    return Purified(kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation)
 
 
 def decide_threshold(scored: Dataset | DatasetDict, column: str, rule: Selection, steps: Sequence[Step]) -> Threshold:

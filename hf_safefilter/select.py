@@ -124,11 +124,24 @@ def materialise(stream: IterableDataset | IterableDatasetDict) -> Dataset | Data
     Raises:
         DataError: the stream holds no rows.
     """
-    from datasets import Dataset, DatasetDict, IterableDatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
 
     if isinstance(stream, IterableDatasetDict):
         return DatasetDict({name: materialise(part) for name, part in stream.items()})
-    tables = iter(stream.with_format("arrow").iter(1024))
+    return lay_down(stream.with_format("arrow").iter(1024), stream.split)
+
+
+def lay_down(tables: Iterable[pa.Table], split: Any = None) -> Dataset:
+    """Write tables of like columns to disk as they come, and open them memory-mapped as one data set.
+
+    The file lives as long as this process.
+
+    Raises:
+        DataError: there are no tables.
+    """
+    from datasets import Dataset
+
+    tables = iter(tables)
     first = next(tables, None)
     if first is None:
         raise DataError("the stream holds no rows", fix="check its source and split")
@@ -141,7 +154,7 @@ def materialise(stream: IterableDataset | IterableDatasetDict) -> Dataset | Data
     folder = Path(_scratch().name)
     path = folder / f"stream-{len(list(folder.iterdir()))}.arrow"
     _write(path, first.schema, alike())
-    return Dataset.from_file(str(path))
+    return Dataset.from_file(str(path), split=split)
 
 
 def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

@@ -16,6 +16,9 @@ from hf_safefilter.batch import Batch
 from hf_safefilter.columns import embedding_column
 from hf_safefilter.errors import MissingError
 
+ROWS_PER_CALL = 1024
+"""Rows a step is handed at once by whoever carries out many: enough to sort by length, little enough to hold."""
+
 _made: dict[str, list[Step]] = {}
 
 

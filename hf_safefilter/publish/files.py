@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_safefilter.errors import IntegrityError, PublishError
+from hf_safefilter.publish.again import write_stream
 from hf_safefilter.publish.reasons import reasons_of, row_ids
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, IterableDataset
 
     from hf_safefilter.publish.provenance import Provenance
     from hf_safefilter.select import IsSafe
@@ -44,23 +45,30 @@ class Published:
     splits: dict[str, SplitSize]
 
 
-def write_kept(folder: Path, kept: Mapping[str, Dataset], columns_added: list[str]) -> None:
+def write_kept(folder: Path, kept: Mapping[str, Dataset | IterableDataset], provenance: Provenance) -> None:
     """Write the kept rows of each split, with the user's own columns only, as ``data/<split>-<i>-of-<n>.parquet``.
 
     Raises:
-        PublishError: nothing was kept, or a split whose name cannot be a file name.
+        PublishError: nothing was kept, not as much as was decided, or a split whose name cannot be a file name.
     """
-    if not sum(map(len, kept.values())):
-        raise PublishError("no row was kept: there is nothing to publish", fix="choose another threshold")
     (folder / "data").mkdir()
+    written = streamed = 0
     for split, part in kept.items():
         if not _SPLIT.fullmatch(split):
             raise PublishError(f"{split!r} cannot be the name of a split", fix="rename it: letters, digits, _ and .")
-        own = part.remove_columns([name for name in part.column_names if name in columns_added])
+        if not hasattr(part, "data"):
+            streamed += write_stream(folder / "data", split, part, provenance.columns_added, _SHARD_BYTES)
+            continue
+        own = part.remove_columns([name for name in part.column_names if name in provenance.columns_added])
         shards = max(1, math.ceil(own.data.nbytes / _SHARD_BYTES))
         for number in range(shards):
             name = f"{split}-{number:05d}-of-{shards:05d}.parquet"
             own.shard(shards, number, contiguous=True).to_parquet(str(folder / "data" / name))
+        written += len(own)
+    if not written + streamed:
+        raise PublishError("no row was kept: there is nothing to publish", fix="choose another threshold")
+    if streamed and streamed != provenance.counts.kept:
+        raise PublishError(f"the stream gave {streamed} rows of {provenance.counts.kept} to keep", fix="run it again")
 
 
 def write_dropped(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.artifacts import atomic_folder
+from hf_safefilter.errors import OptionError
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.croissant import croissant
 from hf_safefilter.publish.files import read_published, write_dropped, write_kept
@@ -29,6 +30,7 @@ def write_folder(
     provenance: Provenance,
     *,
     include_text: bool = False,
+    kept: Any = None,
 ) -> None:
     """Write kept rows, dropped list, card, provenance, Croissant record and plots to `out`.
 
@@ -40,9 +42,10 @@ def write_folder(
         is_safe: the decision.
         provenance: what `gather` found about them.
         include_text: whether the dropped rows themselves go into ``dropped.parquet``.
+        kept: the kept rows, if they are at hand; they must be where `scored` has not the rows themselves.
 
     Raises:
-        OptionError: `out` holds something else.
+        OptionError: `out` holds something else, or the text of rows is asked for that is not there.
         PublishError: nothing was kept, or the record may not be published.
     """
     from hf_safefilter.select import split
@@ -50,8 +53,11 @@ def write_folder(
 
     provenance.checked()
     parts = split(scored, is_safe)
+    rows = by_split(parts.kept if kept is None else kept)
+    if include_text and not all(hasattr(part, "data") for part in rows.values()):
+        raise OptionError("of a stream the dropped rows are not kept", fix="leave their text out")
     with atomic_folder(Path(out), marker=PROVENANCE) as folder:
-        write_kept(folder, by_split(parts.kept), provenance.columns_added)
+        write_kept(folder, rows, provenance)
         write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)
         published = read_published(folder)

@@ -43,6 +43,7 @@ def gather(
     evaluation: Mapping[str, Any] | None = None,
     effect: Mapping[str, Any] | None = None,
     check_rows: int = 8,
+    witnesses: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
 ) -> Provenance:
     """Everything a card states about a decision.
 
@@ -59,6 +60,8 @@ def gather(
         evaluation: `Evaluation.to_json()`.
         effect: `EffectReport.for_card()` of a study of this very decision.
         check_rows: how many rows are read and scored again from their text.
+        witnesses: rows to do that with, each set with its places among the scored, where those have no text; `steps`
+            are then given.
 
     Raises:
         PublishError: no licence or source; no rows; steps that are not known, or that do not give the scores there; an
@@ -75,7 +78,7 @@ def gather(
     if steps is None:
         steps, check = _that_ran(scored, is_safe.column, scores, check_rows)
     else:
-        check = _check(scored, steps, is_safe.column, scores, check_rows)
+        check = _check(witnesses or _spread(scored, check_rows), steps, is_safe.column, scores, check_rows)
     added = [column for step in steps for column in step.produces()]
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
     ids = {name: row_ids(part, _mapping(steps)) for name, part in parts.items()}
@@ -132,7 +135,7 @@ def _that_ran(scored: Any, column: str, scores: np.ndarray, rows: int) -> tuple[
     refused: SafefilterError | None = None
     for chain in islice(chains_behind(column), _MOST_CHAINS):
         try:
-            return chain, _check(scored, chain, column, scores, rows)
+            return chain, _check(_spread(scored, rows), chain, column, scores, rows)
         except SafefilterError as error:
             refused = error
     raise PublishError(
@@ -215,29 +218,47 @@ def _controls(scored: Any, scores: np.ndarray, columns: Mapping[str, str] | None
     return {name: spearman(scores, values) for name, values in found.items()}
 
 
-def _check(scored: Any, steps: Sequence[Step], column: str, scores: np.ndarray, rows: int) -> Check:
+def _spread(scored: Any, rows: int) -> list[tuple[Dataset, list[int]]]:
+    """Some rows of each split, spread evenly over all, with their places."""
+    parts = by_split(scored).values()
+    total = sum(map(len, parts))
+    places = np.unique(np.linspace(0, total - 1, min(rows, total)).round().astype(int)).tolist()
+    start, found = 0, []
+    for part in parts:
+        here = [place for place in places if start <= place < start + len(part)]
+        found.append((part.select([place - start for place in here]), here))
+        start += len(part)
+    return found
+
+
+def _check(
+    witnesses: Sequence[tuple[Dataset, Sequence[int]]],
+    steps: Sequence[Step],
+    column: str,
+    scores: np.ndarray,
+    rows: int,
+) -> Check:
     """Read and score a few rows again from their text, by the steps that the card is about to name."""
     tolerance = max(1e-3, 0.02 * float(np.nanstd(np.where(np.isfinite(scores), scores, np.nan))))
-    worst = 0.0
-    places = np.unique(np.linspace(0, len(scores) - 1, min(rows, len(scores))).round().astype(int))
-    start = 0
-    for part in by_split(scored).values():
-        here = [int(place) - start for place in places if start <= place < start + len(part)]
+    worst, checked = 0.0, 0
+    every = -(-sum(len(places) for _, places in witnesses) // rows)  # of those there are, so many are passed over
+    for part, places in witnesses:
+        here = list(range(0, len(places), max(1, every)))
         if here:
             again = _rescored(part.select(here), steps, column)
-            there = scores[[start + place for place in here]]
+            there = scores[[places[at] for at in here]]
             if not np.array_equal(np.isfinite(again), np.isfinite(there)):
                 worst = np.inf
             both = np.isfinite(again) & np.isfinite(there)
             worst = max(worst, float(np.abs(again - there)[both].max(initial=0.0)))
-        start += len(part)
+            checked += len(here)
     if worst > tolerance:
         raise PublishError(
             f"the steps named do not give the scores in column {column!r}",
             found=f"rows scored again differ by up to {worst:.3g} (tolerance {tolerance:.3g})",
             fix="pass steps=[...]: the ones that really ran, in order",
         )
-    return Check(rows=len(places), largest_difference=worst, tolerance=tolerance)
+    return Check(rows=checked, largest_difference=worst, tolerance=tolerance)
 
 
 def _rescored(sample: Dataset, steps: Sequence[Step], column: str) -> np.ndarray:

@@ -26,6 +26,7 @@ FLOORS = [
     {"effect"},
     {"publish"},
     {"inputs", "recipe"},
+    {"engine"},
     {"auto_layer"},
     {"pipeline", "trail", "decision", "demo", "compare", "comparison"},
     {"shards", "workers", "plan"},

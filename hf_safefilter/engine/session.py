@@ -1,0 +1,108 @@
+"""Ray for the length of a run: found or started, quiet, its failures in words, stopped if it was started here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from hf_safefilter.errors import MissingError, SafefilterError
+
+logger = logging.getLogger(__name__)
+
+_ADDRESS = "RAY_ADDRESS"
+_HUSHED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+_INIT_DEATHS = 3
+
+
+def import_ray() -> Any:
+    """The module `ray`, with `ray.data` loaded.
+
+    Raises:
+        MissingError: it is not installed; ends with the command that installs it.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingError(
+            "this needs Ray Data, which is not installed", found=str(error), fix='pip install "hf_safefilter[ray]"'
+        ) from error
+    return ray
+
+
+@contextmanager
+def running(actors: int, cpus_per_actor: int) -> Iterator[Any]:
+    """The module `ray`, connected.
+
+    Raises:
+        SafefilterError: what a step raised, as it raised it; or Ray lost its workers again and again.
+    """
+    ray = import_ray()
+    with ExitStack() as quiet:
+        if not ray.is_initialized():
+            quiet.enter_context(_environment(_HUSHED))
+            _start(ray, actors * cpus_per_actor)
+            quiet.callback(ray.shutdown)
+        quiet.enter_context(_settings(ray))
+        try:
+            yield ray
+        except ray.exceptions.RayTaskError as error:
+            raise getattr(error, "cause", None) or error from error
+        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
+            raise SafefilterError(
+                "workers of Ray died again and again",
+                found="most often they are killed by the system, for want of memory",
+                fix="use fewer actors or a smaller max_length, and run the same command again: it goes on from here",
+            ) from error
+
+
+def _start(ray: Any, cpus: int) -> None:
+    where = {"address": os.environ[_ADDRESS]} if os.environ.get(_ADDRESS) else {"num_cpus": cpus}
+    local = {} if "address" in where else {"include_dashboard": False}
+    try:
+        ray.init(**where, **local, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SafefilterError(
+            "Ray does not start", found=str(error).splitlines()[0], fix=f"check {_ADDRESS}, or leave it out"
+        ) from error
+    logger.info("Ray: %s", where)
+
+
+@contextmanager
+def _settings(ray: Any) -> Iterator[None]:
+    """Of Ray Data, for the length of a run: no bars, no plans, errors as they were raised, a piece stays a block."""
+    context = ray.data.DataContext.get_current()
+    ours = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "raise_original_map_exception": True,
+        "target_max_block_size": 1,
+        "max_consecutive_actor_init_deaths": _INIT_DEATHS,
+    }
+    before = {name: getattr(context, name) for name in ours}
+    talk = logging.getLogger("ray.data")
+    level = talk.level
+    try:
+        for name, value in ours.items():
+            setattr(context, name, value)
+        talk.setLevel(logging.CRITICAL)  # an error is raised, and told of there
+        yield
+    finally:
+        talk.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables that are not set are set inside the block."""
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
