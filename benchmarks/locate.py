@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens generated (32)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
@@ -94,6 +97,10 @@ def main() -> None:
             print(f"{block:>5}" + "".join(f"{counts[Cell((block,), scale)]:>6}" for scale in SCALES))
     off = np.abs([theirs[cell] - ours[cell] for cell in cells])
     print(f"\nlargest difference of a count: {off.max()}; cells that differ: {(off > 0).sum()} of {len(cells)}")
+    if given.json:
+        figures = {"model": given.model, "prompts": len(prompts), "cells": len(cells), "ratios": ratios,
+                   "ratio": statistics.median(ratios), "largest_difference": int(off.max())}  # fmt: skip
+        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(f"ratio: {statistics.median(ratios):.1f} (median of {', '.join(f'{ratio:.1f}' for ratio in ratios)})")
 
 

@@ -176,9 +176,13 @@ def own_bytes() -> int:
 
 def work(name: str, path: Path) -> None:
     """Run one measure and print seconds and the most memory it took beyond what the process began with."""
-    import torch  # noqa: F401  (loaded before the clock starts)
+    import scipy.linalg  # noqa: F401  (loaded before the clock starts)
+    import torch  # noqa: F401
 
     import hf_safefilter.pipeline  # noqa: F401
+    import hf_safefilter.scores.nearest  # noqa: F401
+    import hf_safefilter.scores.saft  # noqa: F401
+    import hf_safefilter.select  # noqa: F401
 
     opened(path)
     begin_bytes = most = own_bytes()
