@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.artifacts import atomic_folder
 from hf_safefilter.errors import IntegrityError, MissingError
-from hf_safefilter.trail import Saved, load_rows_with_steps, save_rows
+from hf_safefilter.trail import Saved, files_for, load_rows_with_steps, save_rows
 
 if TYPE_CHECKING:
     from hf_safefilter.select import IsSafe
@@ -32,8 +32,8 @@ def write_decision(folder: Path, saved: Saved, is_safe: IsSafe) -> Decided:
     parts = split(saved.rows, is_safe)
     decision = {"column": is_safe.column, "threshold": float(is_safe.threshold).hex(), "rule": is_safe.rule}
     with atomic_folder(folder, marker=DECISION) as scratch:
-        parts.kept.save_to_disk(str(scratch / "kept"))
-        parts.dropped.save_to_disk(str(scratch / "dropped"))
+        for name, part in (("kept", parts.kept), ("dropped", parts.dropped)):
+            part.save_to_disk(str(scratch / name), num_shards=files_for(part))
         save_rows(saved.rows, scratch / "scored", saved.steps, name=saved.name, revision=saved.revision)
         (scratch / DECISION).write_text(json.dumps(decision, indent=1) + "\n", encoding="utf-8")
     return Decided(_count(parts.kept), _count(parts.dropped))

@@ -76,11 +76,11 @@ class Trail:
         if self.shard is not None:
             said["shard"] = self.shard
         with atomic_folder(folder, marker=TRAIL) as scratch:
-            rows.save_to_disk(str(scratch), num_shards=_files(rows))
+            rows.save_to_disk(str(scratch), num_shards=files_for(rows))
             (scratch / TRAIL).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
-def _files(rows: Dataset | DatasetDict) -> Any:
+def files_for(rows: Dataset | DatasetDict) -> Any:
     """How many files to write: as `datasets` likes, but one where there are no rows, or nothing could be loaded."""
     if isinstance(rows, Mapping):
         return {name: None if len(split) else 1 for name, split in rows.items()}

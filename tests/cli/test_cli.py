@@ -75,6 +75,9 @@ def test_the_whole_chain_by_hand(call, rows, tmp_path):
     assert code == 0, err
     assert json.loads(out)["dropped"] >= 12
     assert len(load_from_disk(at["decided"] / "kept")) == json.loads(out)["kept"]
+    # a decision that drops nothing can be read again too
+    assert call("select", at["both"], "--by", "larf_score", "--threshold", "9", "-o", tmp_path / "all")[0] == 0
+    assert len(load_from_disk(tmp_path / "all" / "dropped")) == 0
     code, _, err = call("card", at["decided"], "--license", "cc0-1.0", "--source", "a test", "-o", at["out"])
     assert code == 0, err
     card = (at["out"] / "README.md").read_text()
