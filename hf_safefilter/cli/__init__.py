@@ -22,6 +22,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 @app.callback()
 def _options(
     context: typer.Context,
@@ -43,16 +46,17 @@ _register()
 
 
 def main() -> None:
-    """Entry point: exit code 0 for done, 1 for an error, 2 for a wrong call."""
+    """Entry point: exit code 0 for done, 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
     voice = Voice(_format_asked())
     try:
         app(prog_name="hf-safefilter")
     except SafefilterError as error:
         voice.error(error)
         sys.exit(2 if isinstance(error, OptionError) else 1)
-    except KeyboardInterrupt:
-        voice.error(RuntimeError("stopped; what was finished is kept, run the same command again to go on"))
-        sys.exit(1)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            voice.error(RuntimeError("stopped; what was finished is kept, run the same command again to go on"))
+        raise
     except Exception as error:  # the last stop: a person gets a sentence, a developer asks for the traceback
         if os.environ.get("HF_SAFEFILTER_DEBUG"):
             raise

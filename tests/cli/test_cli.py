@@ -174,3 +174,19 @@ def test_reference_sets_go_to_the_hub_and_come_back(call, tmp_path, hub):
     code, out, err = call("--format", "json", "reference", "show", repo)
     assert code == 0, err
     assert json.loads(out)["unsafe"] == 110
+
+
+def test_ctrl_c_is_answered_in_words(tmp_path):
+    code = """
+import hf_safefilter.cli.doctor as doctor, sys
+from hf_safefilter import cli
+def stop(*_): raise KeyboardInterrupt
+command = next(one for one in cli.app.registered_commands if one.callback.__name__ == "doctor")
+command.callback = lambda: stop()
+sys.argv = ["hf-safefilter", "doctor"]
+command.name = "doctor"
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "what was finished is kept" in done.stderr and "Traceback" not in done.stderr
