@@ -83,6 +83,8 @@ def locate(
     shown: dict[str, Any] = {"output": str(output), "signal": found.signal, "seconds": found.facts["seconds"]}
     if found.signal:
         shown |= {"first_block": first, "last_block": last, "layer": found.layer}
+    if counts := found.facts.get("unscaled"):  # all or none of them refused: nothing could be seen to move
+        shown["unscaled"] = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
     voice.report(
         shown | {"found": found.to_json()},
         ids=[str(found.layer)] if found.signal else [],
