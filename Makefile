@@ -14,7 +14,7 @@ demo: install
 	$(VENV)/bin/hf-safefilter demo --output out/demo
 
 test: install check
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist loadgroup
 
 check: install
 	$(VENV)/bin/ruff check .

@@ -124,6 +124,8 @@ class Sample:
 
     def offer(self, start: int, places: list[int], rows: pa.Table) -> None:
         """Take `some_rows` of the piece from `start` on, or not."""
+        if not self._stays(start):
+            return
         self._kept[start] = [start + place for place in places], rows
         while len(self._kept) > _PIECES:
             self._stride *= 2
@@ -133,7 +135,7 @@ class Sample:
         """What an engine gives back: `rows`, and this sample."""
         from datasets import Dataset
 
-        chosen = [self._kept[start] for start in sorted(self._kept) if self._stays(start)]
+        chosen = [self._kept[start] for start in sorted(self._kept)]
         table = pa.concat_tables([some for _, some in chosen], promote_options="permissive")
         return NewColumns(rows, Dataset(table), [place for places, _ in chosen for place in places])
 
