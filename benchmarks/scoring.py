@@ -141,6 +141,8 @@ def parted(path: Path) -> None:
     """Split by a threshold into two flat sets."""
     from hf_safefilter.select import IsSafe, split
 
+    for made in path.parent.glob("safefilter-*.arrow"):  # an equal split is not written twice
+        made.unlink()
     split(opened(path), IsSafe("larf_score", 0.9))
 
 

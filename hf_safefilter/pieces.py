@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 
 PIECE = 512
-"""Rows a piece: at 1,024 float32 values a row, 2 MB."""
+"""Most rows of a piece ..."""
+_NUMBERS = PIECE * 1024  # ... and about its most numbers: 2 MB of float32 stay in a core's cache
 
 Result = TypeVar("Result")
 
@@ -27,11 +28,13 @@ def by_piece(vectors: np.ndarray, work: Callable[[np.ndarray], Result]) -> list[
     Called at least once, with an empty piece where there are no rows, so that results can always be concatenated.
     """
 
+    step = max(64, min(PIECE, _NUMBERS // max(1, vectors.shape[1])))
+
     def one(start: int) -> Result:
         with np.errstate(over="ignore", invalid="ignore"):  # rows with infinities end as NaN, which says it all
-            return work(widen(vectors[start : start + PIECE]))
+            return work(widen(vectors[start : start + step]))
 
-    return list(_threads(os.getpid()).map(one, range(0, max(len(vectors), 1), PIECE)))
+    return list(_threads(os.getpid()).map(one, range(0, max(len(vectors), 1), step)))
 
 
 def widen(values: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_safefilter.errors import IntegrityError
+from hf_safefilter.pieces import lengths, unit
 
 _FLAT_INNER_PRODUCT = b"IxFI"
 _HEADER_BYTES = 64
@@ -54,16 +55,23 @@ def from_bytes(content: bytes, vectors: np.ndarray, name: str) -> Any:
     return index
 
 
-def search(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` largest inner products of each float32 query (n, d), and where: (n, k) float32, (n, k) int64.
+def search(index: Any, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` largest of the inner products of each row of `vectors` (n, d), scaled to length one, and where.
 
-    A query with NaN yields NaN at place -1. To be called from one of our own threads (`by_piece`).
+    Returns (n, k) float32 and (n, k) int64; NaN at place -1 for a row that is zero or not finite. To be called from one
+    of our own threads (`by_piece`).
     """
     import faiss
 
     # Many threads search at once, so one core each is enough; the setting holds for the calling thread only.
     faiss.omp_set_num_threads(1)
-    bad = np.isnan(queries).any(axis=1)
-    similarity, place = index.search(np.where(bad[:, None], np.float32(0), queries), k)
-    similarity[bad], place[bad] = np.nan, -1
+    if vectors.dtype != np.float32:
+        vectors = unit(vectors).astype(np.float32)
+    size = lengths(vectors)
+    bad = np.isnan(size)
+    if bad.any():
+        vectors = np.where(bad[:, None], np.float32(0), vectors)
+    similarity, place = index.search(np.ascontiguousarray(vectors), k)
+    similarity /= size[:, None]  # k numbers a row are scaled in place of all d
+    place[bad] = -1
     return similarity, place

@@ -196,7 +196,7 @@ class ReferenceIndex(Kept):
         vectors = np.atleast_2d(vectors)
         if vectors.shape[1] != index.d:
             raise DataError(f"vectors of length {vectors.shape[1]} cannot be compared with references of {index.d}")
-        found = by_piece(vectors, lambda piece: search(index, unit(piece).astype(np.float32, copy=False), k))
+        found = by_piece(vectors, lambda piece: search(index, piece, k))
         similarity, position = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Neighbours(similarity, position, self.rows(side))
 

@@ -52,7 +52,7 @@ class AnchorScore(Step):
         index = references(self.references)
         unsafe = index.index(self.layer, "unsafe")
         rows = vectors_beside(batch, index, self.layer)
-        return {self.produces()[0]: score(rows, lambda piece: search(unsafe, unit(piece), self.top)[0].mean(axis=1))}
+        return {self.produces()[0]: score(rows, lambda piece: search(unsafe, piece, self.top)[0].mean(axis=1))}
 
 
 def anchor(rows: np.ndarray, unsafe: np.ndarray, top: int = 1) -> np.ndarray:

@@ -62,7 +62,7 @@ class LarfScore(Step):
             toward = _direction(self.references, self.layer)
             return {self.produces()[0]: score(rows, lambda piece: np.vecdot(piece, toward) / lengths(piece))}
         pairs = _pairs(self.references, self.layer)
-        return {self.produces()[0]: score(rows, lambda piece: search(pairs, unit(piece), self.top)[0].mean(axis=1))}
+        return {self.produces()[0]: score(rows, lambda piece: search(pairs, piece, self.top)[0].mean(axis=1))}
 
 
 def larf(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, top: int | None = None) -> np.ndarray:

@@ -60,9 +60,8 @@ class NearestScore(Step):
         ids = np.array([*(row.row_id for row in index.rows("unsafe")), ""], dtype=object)
 
         def one_piece(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            directions = unit(piece)
-            near, places = search(unsafe, directions, self.k)
-            return near.mean(axis=1) - search(safe, directions, self.k)[0].mean(axis=1), ids[places]
+            near, places = search(unsafe, piece, self.k)
+            return near.mean(axis=1) - search(safe, piece, self.k)[0].mean(axis=1), ids[places]
 
         scores, nearest = zip(*by_piece(vectors_beside(batch, index, self.layer), one_piece), strict=True)
         return dict(zip(self.produces(), (np.concatenate(scores), np.concatenate(nearest)), strict=True))

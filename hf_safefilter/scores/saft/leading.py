@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
 from hf_safefilter.errors import DataError
 
 _MOST_HELD = 2048
 _SMALLEST_SHARE = 1e-6
+_FEW, _LARGE = 16, 512
 
 
 class Moments:
@@ -80,8 +83,17 @@ class Moments:
 
 
 def _top(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` largest eigenvalues of a symmetric matrix, largest first, and their vectors."""
     from scipy.linalg import eigh
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     size = len(matrix)
+    if k <= _FEW and size >= _LARGE:
+        # A few directions of a large matrix: Lanczos multiplies by it some dozen times, where eigh takes it apart.
+        start = np.random.default_rng(0).standard_normal(size)
+        with suppress(ArpackNoConvergence):
+            values, vectors = eigsh(matrix, k, which="LA", v0=start)
+            order = np.argsort(-values)
+            return values[order], vectors[:, order]
     values, vectors = eigh(matrix, subset_by_index=[max(size - k, 0), size - 1])
     return values[::-1], vectors[:, ::-1]
