@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -176,8 +177,10 @@ def own_bytes() -> int:
     return 0
 
 
-def work(name: str, path: Path) -> None:
+def work(name: str, path: Path, threads: int) -> None:
     """Run one measure and print seconds and the most memory it took beyond what the process began with."""
+    if hasattr(os, "sched_setaffinity"):  # every library counts its threads by the processors it may use
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import scipy.linalg  # noqa: F401  (loaded before the clock starts)
     import torch  # noqa: F401
 
@@ -205,46 +208,56 @@ def work(name: str, path: Path) -> None:
     print(json.dumps({"seconds": seconds, "bytes": most - begin_bytes}))
 
 
-def ask(name: str, path: Path) -> dict[str, float]:
+def ask(name: str, path: Path, threads: int) -> dict[str, float]:
     """One measure in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scoring", "--worker", name, "--file", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--threads", str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(names: list[str], path: Path, rounds: int) -> dict[str, dict[str, float]]:
+def measured(names: list[str], path: Path, rounds: int, threads: int) -> dict[str, dict[str, float]]:
     """Medians over interleaved rounds."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
             print(f"round {number + 1} of {rounds}: {name:<30}", end="\r", file=sys.stderr, flush=True)
-            found[name].append(ask(name, path))
+            found[name].append(ask(name, path, threads))
     return {
         name: {key: statistics.median(one[key] for one in every) for key in ("seconds", "bytes")}
         for name, every in found.items()
     }
 
 
-def figures(rows: int, width: int, fit_rows: int, fit_width: int, rounds: int) -> dict[str, Any]:
+def figures(rows: int, width: int, fit_rows: int, fit_width: int, rounds: int, threads: int) -> dict[str, Any]:
     """All measures."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sizes = [max(1, rows // 100), max(1, rows // 10), rows]
-        found: dict[str, Any] = {"rows": rows, "width": width, "fit_rows": fit_rows, "fit_width": fit_width}
+        found: dict[str, Any] = {
+            "threads": threads,
+            "rows": rows,
+            "width": width,
+            "fit_rows": fit_rows,
+            "fit_width": fit_width,
+        }
         memory: dict[str, list[float]] = {"larf": [], "nearest": [], "split": []}
         for size in sizes:
             write_rows(folder / f"{size}.arrow", size, width)
             write_rows(folder / f"text-{size}.arrow", size, width, text=True)
             for name in memory:
                 file = folder / (f"text-{size}.arrow" if name == "split" else f"{size}.arrow")
-                memory[name].append(ask(name, file)["bytes"])
+                memory[name].append(ask(name, file, threads)["bytes"])
         found |= {"sizes": sizes, "memory": memory}
-        found["scores"] = measured(["limit", "larf", "nearest"], folder / f"{rows}.arrow", rounds)
-        found["splits"] = measured(["split", "filter + flatten_indices"], folder / f"text-{rows}.arrow", rounds)
+        found["scores"] = measured(["limit", "larf", "nearest"], folder / f"{rows}.arrow", rounds, threads)
+        found["splits"] = measured(
+            ["split", "filter + flatten_indices"], folder / f"text-{rows}.arrow", rounds, threads
+        )
         write_rows(folder / "fit.arrow", fit_rows, fit_width)
-        found["fits"] = measured(["fit_saft", "numpy svd"], folder / "fit.arrow", rounds)
+        found["fits"] = measured(["fit_saft", "numpy svd"], folder / "fit.arrow", rounds, threads)
     return found
 
 
@@ -252,7 +265,9 @@ def table(found: dict[str, Any]) -> str:
     """The figures as text."""
     scores, fits, splits = found["scores"], found["fits"], found["splits"]
     floor = scores["limit"]["seconds"]
-    lines = [f"{found['rows']:,} rows of {found['width']} float16 numbers, {2 * REFERENCES} references; medians"]
+    lines = [
+        f"{found['rows']:,} rows of {found['width']} float16 numbers, {2 * REFERENCES} references; {found['threads']} threads; medians"
+    ]
     for name in ("limit", "larf", "nearest"):
         one = scores[name]
         lines.append(f"  {name:<26}{one['seconds']:8.2f} s   {one['seconds'] / floor:5.2f} of the limit"
@@ -281,14 +296,16 @@ def main() -> None:
     parser.add_argument("--fit-rows", type=int, default=20_000, help="rows a subspace is fitted to (20000)")
     parser.add_argument("--fit-width", type=int, default=1024, help="their width (1024)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    parser.add_argument("--threads", type=int, default=threads, help="processors of every measure (half)")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--worker", choices=list(MEASURES), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        work(given.worker, given.file)
+        work(given.worker, given.file, given.threads)
         return
-    found = figures(given.rows, given.width, given.fit_rows, given.fit_width, given.rounds)
+    found = figures(given.rows, given.width, given.fit_rows, given.fit_width, given.rounds, given.threads)
     print(table(found))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -63,4 +63,6 @@ def mean_of_largest(values: np.ndarray, count: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _threads(process: int) -> ThreadPoolExecutor:
     # Keyed by process: a forked child inherits the pool but none of its threads.
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="safefilter")
+    # What this process may use, which under a scheduler is less than what the machine has.
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(8, there), thread_name_prefix="safefilter")
