@@ -265,9 +265,8 @@ def table(found: dict[str, Any]) -> str:
     """The figures as text."""
     scores, fits, splits = found["scores"], found["fits"], found["splits"]
     floor = scores["limit"]["seconds"]
-    lines = [
-        f"{found['rows']:,} rows of {found['width']} float16 numbers, {2 * REFERENCES} references; {found['threads']} threads; medians"
-    ]
+    size = f"{found['rows']:,} rows of {found['width']} float16 numbers"
+    lines = [f"{size}, {2 * REFERENCES} references; {found['threads']} threads; medians"]
     for name in ("limit", "larf", "nearest"):
         one = scores[name]
         lines.append(f"  {name:<26}{one['seconds']:8.2f} s   {one['seconds'] / floor:5.2f} of the limit"
