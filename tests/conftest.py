@@ -1,6 +1,9 @@
 """Every test runs against a Hub of its own on the loopback interface; nothing reaches further."""
 
 import os
+import sys
+
+import pytest
 
 # Test models are tiny and the workers many: threads of their own would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,3 +14,23 @@ from hub import early  # noqa: E402  (the variables above and below are read whe
 
 early.start()
 pytest_plugins = ["hub.fixtures"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
+        capsys.readouterr()
+        from hf_safefilter.cli import main
+
+        try:
+            main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 
 import pytest
@@ -10,23 +9,18 @@ from test_recall import SPACE, another_process, recall, same_as_the_model
 
 from hf_safefilter.cache import Space
 from hf_safefilter.cache.upkeep import kept, prune, size_of
-from hf_safefilter.cli import main
 from hf_safefilter.errors import OptionError
 
 OTHER = Space.of({"model": "another"}, "another")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call):
+    """The same, with what it says to programs read."""
+
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", "--format", "json", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, json.loads(said.out or "null"), said.err
+        code, out, err = call("--format", "json", *words)
+        return code, json.loads(out or "null"), err
 
     return run
 

@@ -8,30 +8,11 @@ import sys
 import pytest
 from datasets import load_from_disk
 
-from hf_safefilter.cli import main
 from hf_safefilter.toy.corpus import mixed_rows
 
 COMMANDS = [
     "embed", "reference", "score", "compare", "evaluate", "select", "effect", "run", "demo", "card", "push", "doctor",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process; gives (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,10 @@
 """`hf-safefilter compare` as a person and a program use it."""
 
 import json
-import sys
 
 import pytest
 
 from hf_safefilter import demo
-from hf_safefilter.cli import main
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

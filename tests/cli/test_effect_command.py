@@ -1,30 +1,12 @@
 """`hf-safefilter effect` and the card it goes into, as a person and a program use them."""
 
 import json
-import sys
 
 import pytest
 
-from hf_safefilter.cli import main
 from hf_safefilter.toy.corpus import heldout_prompts, mixed_rows
 
 SMALL = ("--steps", "2", "--batch", "4", "--seeds", "1", "--device", "cpu", "--arms", "all,kept,dropped")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

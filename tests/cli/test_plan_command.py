@@ -1,28 +1,11 @@
 """hf-safefilter plan, for a person and for a program."""
 
 import json
-import sys
 
 import pytest
 
-from hf_safefilter.cli import main
 from hf_safefilter.model import load
 from hf_safefilter.toy.corpus import mixed_rows
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

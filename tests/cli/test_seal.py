@@ -1,13 +1,11 @@
 """hf-safefilter seal: fit, score and report in one go; the same command again goes on, or just reports."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from datasets import load_from_disk
 
-from hf_safefilter.cli import main
 from hf_safefilter.scores.seal import SealSelector
 from hf_safefilter.scores.seal.checkpoint import Checkpoints
 from hf_safefilter.toy.corpus import heldout_rows, mixed_rows
@@ -20,24 +18,6 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path_factory.mktemp("store")))
         yield
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process; gives (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

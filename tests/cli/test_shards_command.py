@@ -10,16 +10,12 @@ from hf_safefilter.toy.corpus import mixed_rows
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call):
+    """The same, with what it says to programs read."""
+
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf-safefilter", "--format", "json", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = done.code or 0
-        said = capsys.readouterr()
-        return code, json.loads(said.out or "null"), said.err
+        code, out, err = call("--format", "json", *words)
+        return code, json.loads(out or "null"), err
 
     return run
 
