@@ -4,9 +4,9 @@
     RAY_ADDRESS=auto python examples/ray_cluster.py rows.jsonl out 16 1        # on a node of a cluster: 16 GPUs
 
 The rows are streamed: of each row only its id, its scores and why it could not be read are kept until the decision is
-made; then they are read a second time, and the kept ones are written. On a cluster, HF_HOME should name a folder that
-all machines see: models, references and finished vectors are shared by it. Where the machine that runs this has no GPU,
-name the number format too (model: {..., dtype: bfloat16}): it is settled here.
+made; then they are read a second time, and the kept ones are written. On a cluster, every machine needs this package,
+and HF_HOME should name a folder that all of them see: models, references and finished vectors are shared by it. Where
+the machine that runs this has no GPU, name the number format too (model: {..., dtype: bfloat16}): it is settled here.
 """
 
 from __future__ import annotations

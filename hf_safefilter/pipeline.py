@@ -320,9 +320,9 @@ def _scored_by(engine: Engine, rows: Any, steps: Sequence[Step], recipe: Recipe)
     """The rows with the columns of `steps` but for vectors; of a stream, only what a decision needs."""
     from datasets import IterableDataset, IterableDatasetDict
 
-    for step in steps:
-        require_free(rows, step)
     if not isinstance(rows, (IterableDataset, IterableDatasetDict)):
+        for step in steps:
+            require_free(rows, step)
         vectors = [name for step in steps for name in step.produces() if name.startswith(EMBEDDING_PREFIX)]
         return engine.add(rows, steps, without=vectors), None
     from hf_safefilter.engine.streamed import score_stream

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from ray_steps import Deadly, RowIds
 from typer.testing import CliRunner
@@ -38,17 +39,17 @@ LAYER = 2
 
 @pytest.fixture(scope="module", autouse=True)
 def session():
-    """One Ray for the whole file, of two processors."""
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED")}
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), before["PYTHONPATH"] or ""])
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-    for name, value in before.items():
-        os.environ.pop(name)
-        if value is not None:
-            os.environ[name] = value
+    """One Ray for the whole file, of two processors; one thread here and there, as two round differently."""
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+            patch.setenv(name, value)
+        torch.set_num_threads(1)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +113,12 @@ def in_row_order(table: pa.Table, ids: list[str]) -> pa.Table:
     return table.take(np.argsort([at[one] for one in table["row_id"].to_pylist()]))
 
 
-@pytest.mark.parametrize("as_actors", [False, True], ids=["tasks", "actors"])
-def test_steps_go_into_map_batches_as_they_are(rows, steps, plain, as_actors):
+def test_steps_go_into_map_batches_as_they_are_as_tasks_and_in_actors(rows, steps, plain):
     own = ray.data.from_arrow([pa.Table.from_pylist(rows[:300]), pa.Table.from_pylist(rows[300:500])])
-    if as_actors:
-        pool = {"compute": ray.data.ActorPoolStrategy(size=1), "fn_constructor_args": tuple(steps)}
-        done = own.map_batches(engine_of_ray.StepActor, batch_format="pyarrow", batch_size=128, **pool)
-    else:
-        done = own.map_batches(steps[0], batch_format="pyarrow").map_batches(steps[1], batch_format="pyarrow")
+    done = own.map_batches(steps[0], batch_format="pyarrow").map_batches(
+        engine_of_ray.StepActor, batch_format="pyarrow", batch_size=128,
+        fn_constructor_args=(steps[1],), compute=ray.data.ActorPoolStrategy(size=1),
+    )  # fmt: skip
     table = pa.concat_tables(ray.get(done.to_arrow_refs()))
     whole = plain.scored.select(range(500)).with_format("arrow")[:]
     assert sorted(table["row_id"].to_pylist()) == sorted(whole["row_id"].to_pylist())
@@ -207,7 +206,7 @@ def test_the_kept_rows_are_written_to_several_shards(streamed, plain, tmp_path, 
 
 def test_a_stream_that_reads_other_rows_the_second_time_is_refused(streamed, rows):
     other = [*rows[:5], {**rows[5], "response": "Something else."}, *rows[6:]]
-    for changed, place in ((other, 5), ([*rows, rows[0]], len(rows))):
+    for changed, place in ((other, 5), ([*rows, rows[0]], len(rows)), (rows[:1500], 1500), (rows[:1024], 1024)):
         stream = Dataset.from_list(changed).to_iterable_dataset()
         kept = kept_again(stream, streamed.scored, streamed.is_safe, ["nearest_score"])
         with pytest.raises(DataError, match=f"row {place} of the stream"):
@@ -235,6 +234,14 @@ def test_nothing_to_read_and_rows_of_no_known_shape(rows):
         sf.RayEngine().columns(IterableDataset.from_generator(lambda: iter(())), [RowIds()], ["row_id"])
     with pytest.raises(DataError, match="no known shape"):
         sf.RayEngine().add(Dataset.from_list([{"a": "b"}]), [RowIds()])
+
+
+def test_a_column_of_the_users_is_never_written_over(recipe, rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "row_id": "mine"}) + "\n" for row in rows[:9]))
+    for streaming in (False, True):  # a stream of JSON does not say what columns it has
+        data = {"path": str(tmp_path / "rows.jsonl"), "streaming": streaming, **FACTS}
+        with pytest.raises(DataError, match="already have a column 'row_id'"):
+            purify(None, recipe | {"data": data}, engine=sf.RayEngine())
 
 
 def test_a_method_fitted_to_the_rows_gets_their_vectors_and_cannot_stream(recipe, rows):

@@ -57,6 +57,8 @@ class RayEngine:
     A cluster that this process is connected to, or that ``RAY_ADDRESS`` names, is used; else Ray is started on this
     machine, without dashboard or usage reports, and stopped afterwards.
 
+    Values are those of the plain way to the last bit where device and number of threads are the same, else to rounding.
+
     Held in memory here: pieces that came before their turn. On disk here: the new columns. An actor holds its model and
     a few pieces. Artefacts and row cache are found by the actors at the same paths as here: on a cluster, let
     ``HF_SAFEFILTER_CACHE`` be a folder that all machines see.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.columns import EMBEDDING_PREFIX, score_column
 from hf_safefilter.engine.second_pass import kept_again
+from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -87,18 +88,26 @@ def score_stream(
         steps: of the recipe.
         labels: columns that are needed for the decision.
         columns: where prompt and response stand, for rows of no known shape.
+
+    Raises:
+        DataError: the rows have a column of a name that a step uses.
     """
     from hf_safefilter.scores import CONTROLS, make
 
     there = {name for step in steps for name in step.produces()}
     controls = [make(name, columns=columns) for name in CONTROLS if score_column(name) not in there]
     every = [*steps, *controls]
-    bring = [name for step in every for name in step.produces() if not name.startswith(EMBEDDING_PREFIX)]
+    new = [name for step in every for name in step.produces()]
+    bring = [name for name in new if not name.startswith(EMBEDDING_PREFIX)]
     wanted = [name for name in (*labels, *_COUNTED_BY) if name is not None]
     splits = dict(rows) if isinstance(rows, Mapping) else {"": rows}
     found = {}
     for name, part in splits.items():
         own = _names(part)
+        if taken := sorted(set(own) & set(new)):
+            raise DataError(
+                f"the rows already have a column {taken[0]!r}", fix="rename or remove it: it would be written over"
+            )
         found[name] = engine.columns(part, every, [*bring, *dict.fromkeys(one for one in wanted if one in own)])
     return Streamed(rows, found, columns)
 
