@@ -28,6 +28,7 @@ VARIANTS = {
     "reference": "LARF's loop: one row, whole model, head",
     "padded": "padded batches of 16, output_hidden_states",
     "ours": "EmbedLayers",
+    "bfloat16": "EmbedLayers, bfloat16 (share: of the float32 peak)",
 }
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -237,7 +238,7 @@ def work(options: argparse.Namespace) -> None:
         rounds(peak_of_matrix_multiply, lambda: {})
         return
     rows = json.loads((options.folder / "rows.json").read_text(encoding="utf-8"))
-    variant = {"reference": Reference, "padded": Padded, "ours": Ours}[options.worker](options.folder, options.layer)
+    variant = VARIANT_OF[options.worker](options.folder, options.layer)
     variant.read(rows[:2])
     before = memory_mb(reset=True)
     found: dict[str, np.ndarray] = {}
@@ -344,11 +345,13 @@ class Padded(Reference):
 class Ours:
     """`EmbedLayers`, as `Dataset.map(batched=True)` calls it."""
 
+    dtype = "float32"
+
     def __init__(self, folder: Path, layer: int) -> None:
         from hf_safefilter.embed import EmbedLayers
 
         self.layer = layer
-        self.step = EmbedLayers(str(folder), layers=[layer], device="cpu")
+        self.step = EmbedLayers(str(folder), layers=[layer], device="cpu", dtype=self.dtype)
 
     def read(self, rows: list[dict[str, Any]]) -> np.ndarray:
         """The float16 column."""
@@ -361,6 +364,15 @@ class Ours:
     def lengths(self, rows: list[dict[str, Any]]) -> list[int]:
         """Not counted twice."""
         return []
+
+
+class OursInBfloat16(Ours):
+    """The same in bfloat16: fine for ranking rows, not for equality."""
+
+    dtype = "bfloat16"
+
+
+VARIANT_OF = {"reference": Reference, "padded": Padded, "ours": Ours, "bfloat16": OursInBfloat16}
 
 
 if __name__ == "__main__":
