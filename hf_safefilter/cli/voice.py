@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -46,7 +45,7 @@ class Voice:
         if self.format is not Format.HUMAN or not rows:
             return
         tight = len(rows[0]) > _MANY_COLUMNS
-        frame = {"box": SIMPLE_HEAD, "padding": (0, 0, 0, 1), "pad_edge": False} if tight else {}
+        frame = {"box": None, "padding": (0, 0, 0, 1), "pad_edge": False} if tight else {}
         table = Table(title=escape(title), title_justify="left", **frame)
         for name in rows[0]:
             table.add_column(escape(str(name)), justify="left" if isinstance(rows[0][name], str) else "right")

@@ -132,6 +132,8 @@ def find_sensitive(
         why = "no block's refusals rise with its loudness"
     elif score[best] <= 0 or chance > options.level:
         why = f"the largest difference, {score[best]:+.3f} at block {best}, may be chance (p = {chance:.2f})"
+    if why and (plain.all() or not plain.any()) and refused.any():
+        why += f"; unscaled it refuses {'all' if plain.all() else 'none'} of the prompts, so there is little to see"
     return Sensitivity(score, low, high, None if why else best, top, chance, share, why)
 
 

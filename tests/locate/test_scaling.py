@@ -61,6 +61,13 @@ def test_a_model_that_never_or_always_refuses_has_no_signal(value, said):
     assert found.best is None and said in found.why
 
 
+def test_saturated_refusals_are_said_to_be():
+    refused = np.ones((3, 6, 20), bool)
+    refused[0, 0, :4] = False  # quieter still, block 0 lets four through: too few to tell
+    found = find_sensitive(refused, np.ones(20, bool), ScalingOptions(level=0.001))
+    assert found.best is None and "refuses all of the prompts" in found.why
+
+
 @pytest.mark.parametrize("scales", [(), (1.2,), (0.8, 1.0, 1.2), (0.8, 0.9), (0.8, 0.8, 1.2, 1.3), (0, 1.2)])
 def test_scales_that_are_no_pairs_are_refused(scales):
     with pytest.raises(OptionError):
