@@ -46,7 +46,7 @@ def session():
         for name, value in {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}.items():
             patch.setenv(name, value)
         torch.set_num_threads(1)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield
         ray.shutdown()
         torch.set_num_threads(threads)
@@ -305,6 +305,19 @@ def test_the_command_refuses_what_makes_no_sense(recipe, tmp_path, options):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     said = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "out"), *options])
     assert said.exit_code != 0 and not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_is_not_there_is_named(rows, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", no_cluster)
+    with pytest.raises(SafefilterError, match="check RAY_ADDRESS"):
+        sf.RayEngine().add(Dataset.from_list(rows[:2]), [RowIds()])
+    assert ray.data.DataContext.get_current().target_max_block_size > 1
+
+
+def no_cluster(address, **_):
+    raise ConnectionError(f"Could not find any running Ray instance at {address}")
 
 
 def test_the_example_starts_ray_and_stops_it_and_is_quiet(files, tmp_path):

@@ -60,13 +60,16 @@ def running(actors: int, cpus_per_actor: int) -> Iterator[Any]:
 
 
 def _start(ray: Any, cpus: int) -> None:
-    where = {"address": os.environ[_ADDRESS]} if os.environ.get(_ADDRESS) else {"num_cpus": cpus}
-    local = {} if "address" in where else {"include_dashboard": False}
+    address = os.environ.get(_ADDRESS)
+    # "local": else Ray would connect to a cluster that somebody else runs, or once ran, on this machine
+    where = {"address": address} if address else {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(**where, **local, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SafefilterError(
-            "Ray does not start", found=str(error).splitlines()[0], fix=f"check {_ADDRESS}, or leave it out"
+            "Ray does not start",
+            found=str(error).splitlines()[0],
+            fix=f"check {_ADDRESS} and the cluster's access token, or leave {_ADDRESS} out to use this machine alone",
         ) from error
     logger.info("Ray: %s", where)
 
