@@ -70,6 +70,7 @@ class Trunk:
         hidden_size: width of the states between blocks.
         device: where it lies.
         token_budget: the most tokens a batch may hold that has not run out of memory; None as long as all have fitted.
+        packs: whether it was found to read packed rows right; None as long as nobody asked.
     """
 
     model: PreTrainedModel
@@ -79,6 +80,7 @@ class Trunk:
     hidden_size: int
     device: torch.device
     token_budget: int | None = None
+    packs: bool | None = None
 
 
 def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = False) -> Trunk:

@@ -94,7 +94,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     import transformers
 
     from hf_safefilter.model.blocks import find_blocks
-    from hf_safefilter.model.last_block import can_read_one_position
+    from hf_safefilter.model.last_block import can_read_positions
     from hf_safefilter.model.load import depth_for
 
     text = config.get_text_config()
@@ -106,7 +106,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     weights = [sum(_multiplied(block, text).values()) for block in blocks]
     pair = 2 * _attention_width(text)
     per_row = per_read = 0
-    if blocks and position != "mean_response" and "norm" not in layers and can_read_one_position(blocks[-1]):
+    if blocks and position != "mean_response" and can_read_positions(blocks[-1]):
         matrices = _multiplied(blocks[-1], text)
         every = sum(n for name, n in matrices.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
         per_row, weights[-1], per_read = weights[-1] - every, every, pair

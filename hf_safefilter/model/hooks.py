@@ -1,0 +1,133 @@
+"""Reading states on their way through a model: hooks that reduce them to the read positions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_safefilter.columns import Layer
+from hf_safefilter.model.attention import Packed, on
+from hf_safefilter.model.last_block import at_positions, can_read_positions
+
+if TYPE_CHECKING:
+    from hf_safefilter.model.blocks import Stack
+
+
+class _Read(Exception):
+    """The deepest wanted layer has been read: nothing further down the model need run."""
+
+
+@dataclass(slots=True)
+class Reads:
+    """Where rows are read: places among all tokens of a forward.
+
+    Attributes:
+        places: int64 for each row; states count row by row where there are several, padding included.
+        device: where the states are.
+        packed: the rows, if they are packed; then the deepest block may be computed where it is read alone.
+    """
+
+    places: Sequence[np.ndarray]
+    device: torch.device
+    packed: Packed | None = None
+    _index: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._index = on(self.device, np.concatenate(self.places))
+
+    @property
+    def one_each(self) -> bool:
+        """Whether each row is read at one place."""
+        return all(len(places) == 1 for places in self.places)
+
+    def mean(self, states: torch.Tensor) -> torch.Tensor:
+        """Float32 mean over each row's places: `(..., d)` -> `(n, d)`."""
+        found = states.reshape(-1, states.shape[-1])[self._index].float()
+        if self.one_each:
+            return found
+        return torch.stack([part.mean(0) for part in found.split([len(places) for places in self.places])])
+
+
+def read(
+    stack: Stack, layers: Sequence[Layer], reads: Reads, forward: Callable[[], object]
+) -> dict[Layer, torch.Tensor]:
+    """Run `forward` as far as the deepest of `layers`: float32 `(n, hidden_size)` for each, on the states' device."""
+    reader = _Reader(reads, stack, layers)
+    with torch.inference_mode(), reader.hooked(), suppress(_Read):
+        forward()
+    return reader.vectors
+
+
+class _Reader:
+    def __init__(self, reads: Reads, stack: Stack, layers: Sequence[Layer]) -> None:
+        self.reads, self.stack = reads, stack
+        n_blocks = len(stack.blocks)
+        # hooks of one module run in the order they came, so they must come in the order of the forward
+        self.layers = sorted(layers, key=lambda layer: n_blocks + 1 if layer == "norm" else layer)
+        self.vectors: dict[Layer, torch.Tensor] = {}
+
+    def keep(self, layer: Layer, vectors: torch.Tensor) -> None:
+        self.vectors[layer] = vectors
+        if len(self.vectors) == len(self.layers):
+            raise _Read
+
+    def before(self, layer: Layer) -> Callable:
+        return lambda _, args, kwargs: self.keep(layer, self.reads.mean(_input(args, kwargs)))
+
+    def after(self, layer: Layer) -> Callable:
+        return lambda _, args, out: self.keep(layer, self.reads.mean(out[0] if isinstance(out, tuple) else out))
+
+    def instead(self, wanted: Sequence[Layer]) -> Callable:
+        """A hook on the deepest block: it is computed at the read places, and what follows it as well."""
+        asked = np.unique(np.concatenate(self.reads.places))
+        there = Reads([np.searchsorted(asked, places) for places in self.reads.places], self.reads.device)
+
+        def read_places(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            states, rotary = _input(args, kwargs)[0], kwargs["position_embeddings"]
+            states = at_positions(block, states, rotary, self.reads.packed, asked)
+            for layer in wanted:
+                self.keep(layer, there.mean(self.stack.final_norm(states) if layer == "norm" else states))
+
+        return read_places
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """All hooks in place."""
+        blocks, handles = self.stack.blocks, []
+        deepest = [layer for layer in self.layers if layer in (self._depth(), "norm")]
+        try:
+            for layer in self.layers:
+                if self._depth() and layer in deepest and self._can_read_places():
+                    if layer == deepest[0]:
+                        hook = self.instead(deepest)
+                        handles.append(blocks[self._depth() - 1].register_forward_pre_hook(hook, with_kwargs=True))
+                elif layer == "norm":
+                    handles.append(self.stack.final_norm.register_forward_hook(self.after(layer)))
+                elif layer == 0:
+                    handles.append(blocks[0].register_forward_pre_hook(self.before(layer), with_kwargs=True))
+                else:
+                    handles.append(blocks[layer - 1].register_forward_hook(self.after(layer)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _depth(self) -> int:
+        """Blocks that run."""
+        return len(self.stack.blocks) if self.layers[-1] == "norm" else self.layers[-1]
+
+    def _can_read_places(self) -> bool:
+        if self.reads.packed is None or not can_read_positions(self.stack.blocks[self._depth() - 1]):
+            return False
+        # the kernel for GPUs gathers the keys of each read place, which pays for one place a row
+        return self.reads.device.type == "cpu" or self.reads.one_each
+
+
+def _input(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    return args[0] if args else kwargs["hidden_states"]
