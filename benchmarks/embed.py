@@ -30,14 +30,16 @@ VARIANTS = {
     "ours": "EmbedLayers",
     "bfloat16": "EmbedLayers, bfloat16 (share: of the float32 peak)",
 }
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+TEMPLATE = (  # with the fixed head that most published templates have
+    "<|system|>\nYou are a careful assistant who answers in plain words.<|end|>\n{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 SPECIAL = ["<pad>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 HEADS_OF_TABLE = ("rows/s", "tokens/s", "ratio", "fastest", "of peak", "memory", "difference")
 _SLOW = 20  # seconds
-BLOCKS, WIDTH, INNER, HEADS, VOCABULARY = 12, 768, 2048, 12, 32000
+BLOCKS, WIDTH, INNER, HEADS = 12, 768, 2048, 12
+VOCABULARY = 128256  # of Llama 3, for which LARF was published; only its loop computes the head
+_MERGES = 32000  # the tokenizer's own, of which the rows' text fills a part
 
 
 def main() -> None:
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64, help="rows used, drawn evenly over the files (64)")
     parser.add_argument("--layer", type=int, default=6, help=f"layer read, of {BLOCKS} (6)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each variant (3)")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help=f"width of the head ({VOCABULARY})")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="CPU threads (half)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--worker", choices=[*VARIANTS, "peak"], help=argparse.SUPPRESS)
@@ -64,7 +67,7 @@ def main() -> None:
         folder = Path(scratch)
         rows = pick_rows(options.rows, options.limit)
         (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-        make_model(folder, rows)
+        make_model(folder, rows, options.vocabulary)
         figures = measure(options, folder)
     print(table(figures, options))
     if options.json:
@@ -91,8 +94,8 @@ def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, str]]]:
     return [row["messages"] for row in rows]
 
 
-def make_model(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """A Llama of 110M random weights, and a byte-level tokenizer trained on the rows' own text."""
+def make_model(folder: Path, rows: list[dict[str, Any]], vocabulary: int = VOCABULARY) -> None:
+    """A Llama of 85M random weights and its vocabulary's, and a byte-level tokenizer trained on the rows' own text."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -103,7 +106,7 @@ def make_model(folder: Path, rows: list[dict[str, Any]]) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # pieces seen once would make whole rare words single tokens, which no tokenizer in use does
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, min_frequency=4, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=_MERGES, min_frequency=4, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator((m["content"] for found in chats(rows) for m in found), trainer)
     PreTrainedTokenizerFast(
@@ -116,7 +119,8 @@ def make_model(folder: Path, rows: list[dict[str, Any]]) -> None:
     ).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = dict(hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=BLOCKS, num_attention_heads=HEADS)
-    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2048, pad_token_id=0, **sizes)
+    sizes |= dict(max_position_embeddings=2048, pad_token_id=0, tie_word_embeddings=True)
+    config = LlamaConfig(vocab_size=max(vocabulary, len(tokenizer.get_vocab())), **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
@@ -172,6 +176,7 @@ def summary(
     peak = statistics.median(rounds.pop("peak"))
     useful = useful_work(lengths, layer)
     figures: dict[str, Any] = {"rows": len(lengths), "tokens": int(lengths.sum()), "layer": layer}
+    figures["head"] = last["reference"]["head"]
     figures |= {"peak_gflops": peak / 1e9, "useful_gflop": useful / 1e9, "variants": {}}
     seconds = {name: statistics.median(times) for name, times in rounds.items()}
     for name, spent in seconds.items():
@@ -205,8 +210,9 @@ def useful_work(lengths: np.ndarray, layer: int) -> float:
 def table(figures: dict[str, Any], options: argparse.Namespace) -> str:
     """What is printed."""
     lines = [
-        f"Llama, {BLOCKS} blocks of {WIDTH}, random weights; layer {figures['layer']}; {figures['rows']} rows, "
-        f"{figures['tokens'] / figures['rows']:.0f} tokens on average; float32; {options.threads} threads; "
+        f"Llama, {BLOCKS} blocks of {WIDTH}, {options.vocabulary} tokens in its head, random weights; "
+        f"layer {figures['layer']}; {figures['rows']} rows, {figures['tokens'] / figures['rows']:.0f} tokens on average, "
+        f"{figures['head']} of them the template's fixed head; float32; {options.threads} threads; "
         f"medians of {options.rounds} interleaved rounds",
         f"matrix-multiply peak measured in the same rounds: {figures['peak_gflops']:.0f} GFLOP/s; "
         f"useful work: {figures['useful_gflop']:.0f} GFLOP",
@@ -251,7 +257,7 @@ def work(options: argparse.Namespace) -> None:
     def finish() -> dict[str, Any]:
         used = memory_mb() - before
         np.save(options.folder / f"{options.worker}.npy", variant.exact(rows, found["vectors"]))
-        return {"memory_mb": used, "lengths": variant.lengths(rows)}
+        return {"memory_mb": used, **variant.lengths(rows)}
 
     rounds(once, finish)
 
@@ -320,9 +326,10 @@ class Reference:
         """What the last round read."""
         return last
 
-    def lengths(self, rows: list[dict[str, Any]]) -> list[int]:
-        """Tokens of each row."""
-        return [len(self.tokenizer.apply_chat_template(m)["input_ids"]) for m in chats(rows)]
+    def lengths(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tokens of each row, and of the head they have in common."""
+        ids = [self.tokenizer.apply_chat_template(m)["input_ids"] for m in chats(rows)]
+        return {"lengths": [len(one) for one in ids], "head": len(os.path.commonprefix(ids))}
 
 
 class Padded(Reference):
@@ -361,9 +368,9 @@ class Ours:
         """The vectors before they are rounded to float16."""
         return self.step.vectors(rows)[0][self.layer]
 
-    def lengths(self, rows: list[dict[str, Any]]) -> list[int]:
+    def lengths(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Not counted twice."""
-        return []
+        return {}
 
 
 class OursInBfloat16(Ours):

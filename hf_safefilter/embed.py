@@ -6,10 +6,11 @@ What was read once is not read again: see `hf_safefilter.cache`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_safefilter.model.source import ModelKey
+    from hf_safefilter.model.tokens import Tokens
 
 logger = logging.getLogger(__name__)
+
+_AT_ONCE = 256  # rows tokenised while those before them are read
+
+Part, Done = TypeVar("Part"), TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,9 @@ class EmbedLayers(Step):
         device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None. With ``with_rank=True`` each worker
             process takes its own GPU.
         chat_template: for a model that has none: a Jinja template, or "plain".
+        attn: "auto" packs rows without padding wherever the model reads them right so (on a GPU by torch's own
+            variable-length flash attention); else an implementation of transformers' by its name, rows padded: "sdpa",
+            "eager", "flash_attention_2", "flash_attention_3" or "flex_attention". It decides speed, not vectors.
 
     Raises:
         OptionError: a layer, number format, position or length that makes no sense.
@@ -68,10 +77,18 @@ class EmbedLayers(Step):
     columns: tuple[tuple[str, str], ...] | None = None
     device: str | None = None
     chat_template: str | None = None
+    attn: str = "auto"
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        from hf_safefilter.model.load import depth_for, model_config, pick_device, pick_dtype, resolve_revision
+        from hf_safefilter.model.load import (
+            depth_for,
+            model_config,
+            pick_attn,
+            pick_device,
+            pick_dtype,
+            resolve_revision,
+        )
         from hf_safefilter.model.source import ModelKey
         from hf_safefilter.model.tokens import POSITIONS
 
@@ -83,11 +100,12 @@ class EmbedLayers(Step):
         settle(self, "model", str(self.model))
         settle(self, "layers", (self.layers,) if isinstance(self.layers, (int, str)) else tuple(self.layers))
         settle(self, "columns", tuple(sorted(dict(self.columns).items())) if self.columns is not None else None)
-        settle(self, "revision", resolve_revision(self.model, self.revision))
-        device = pick_device(self.device, None)
-        config = model_config(ModelKey(self.model, self.revision, "float32"))
-        depth_for(config.get_text_config().num_hidden_layers, self.layers)
-        settle(self, "dtype", pick_dtype(self.dtype, device, getattr(config.get_text_config(), "dtype", None)))
+        settle(self, "revision", load.resolve_revision(self.model, self.revision))
+        device = load.pick_device(self.device, None)
+        config = load.model_config(ModelKey(self.model, self.revision, "float32"))
+        load.depth_for(config.get_text_config().num_hidden_layers, self.layers)
+        settle(self, "dtype", load.pick_dtype(self.dtype, device, getattr(config.get_text_config(), "dtype", None)))
+        load.pick_attn(self.attn, self.dtype, device)
         Step.__post_init__(self)
 
     def produces(self) -> tuple[str, ...]:
@@ -158,29 +176,51 @@ class EmbedLayers(Step):
         """Float32 vectors as the model gives them."""
         from hf_safefilter.model import load
         from hf_safefilter.model.forward import read_layers
-        from hf_safefilter.model.tokens import tokenise
 
         key = self._key()
         if not found:
             empty = np.empty((0, load.model_config(key).get_text_config().hidden_size), np.float32)
             return Reading(dict.fromkeys(layers, empty), np.empty(0, bool), np.empty(0, object))
-        tokens = tokenise(
+        depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, tuple(layers))
+        trunk = load.trunk(key, depth, load.pick_device(self.device, rank), attn=self.attn)
+        parts = []
+        for tokens in _ahead([found[at : at + _AT_ONCE] for at in range(0, len(found), _AT_ONCE)], self._tokenise):
+            parts.append((read_layers(trunk, tokens, tuple(layers)), tokens))
+        every = [item for _, tokens in parts for item in tokens]
+        return Reading(
+            {layer: np.concatenate([vectors[layer] for vectors, _ in parts]) for layer in layers},
+            np.array([item.truncated for item in every], dtype=bool),
+            np.array([item.reason for item in every], dtype=object),
+        )
+
+    def _tokenise(self, found: Sequence[Conversation]) -> list[Tokens]:
+        from hf_safefilter.model import load
+        from hf_safefilter.model.tokens import tokenise
+
+        key = self._key()
+        return tokenise(
             load.tokenizer(key),
             found,
             position=self.position,
             max_length=self.max_length or load.max_tokens(key),
             chat_template=self.chat_template,
         )
-        depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, tuple(layers))
-        trunk = load.trunk(key, depth, load.pick_device(self.device, rank))
-        return Reading(
-            read_layers(trunk, tokens, tuple(layers)),
-            np.array([item.truncated for item in tokens], dtype=bool),
-            np.array([item.reason for item in tokens], dtype=object),
-        )
 
     def _halved(self, read: Reading) -> Reading:
         return Reading({layer: _half(layer, v) for layer, v in read.vectors.items()}, read.truncated, read.reasons)
+
+
+def _ahead(parts: Sequence[Part], work: Callable[[Part], Done]) -> Iterator[Done]:
+    """`work` on each part in turn, on the next one while the caller is busy with this one."""
+    if len(parts) == 1:
+        yield work(parts[0])
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="safefilter") as other:
+        coming = other.submit(work, parts[0])
+        for part in parts[1:]:
+            done, coming = coming.result(), other.submit(work, part)
+            yield done
+        yield coming.result()
 
 
 def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:

@@ -133,6 +133,7 @@ def embedder(recipe: Recipe, layers: Sequence[int | str], columns: Mapping[str, 
         columns=columns,
         device=model.device,
         chat_template=model.chat_template,
+        attn=model.attn,
     )
 
 

@@ -84,6 +84,8 @@ class ModelChoice(_Part):
     """Jinja template for a model that has none, or "plain"."""
     device: str | None = None
     """cuda, cuda:1, mps or cpu; None picks."""
+    attn: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """auto packs rows without padding where the model allows it; others pad."""
 
 
 class ReferenceChoice(_Part):

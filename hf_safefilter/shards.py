@@ -217,7 +217,7 @@ def _difference(one: Trail, other: Trail) -> tuple[str, Any, Any] | None:
         ("data set", one.shard["rows"], other.shard["rows"]),
     ]
     for mine, theirs in zip(one.steps, other.steps, strict=False):
-        names = sorted({*mine, *theirs} - {"device"})  # where it was computed, not what
+        names = sorted({*mine, *theirs} - {"device", "attn"})  # where and how it was computed, not what
         pairs += [(name, mine.get(name), theirs.get(name)) for name in names]
     pairs.append(("number of steps", len(one.steps), len(other.steps)))
     return next((pair for pair in pairs if pair[1] != pair[2]), None)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -254,3 +255,58 @@ def test_a_stream_gives_the_same(llama):
     for streamed, held in zip(stream, table, strict=True):
         assert streamed["row_id"] == held["row_id"]
         np.testing.assert_allclose(streamed["emb_layer_1"], held["emb_layer_1"], rtol=2e-3, atol=2e-3)
+
+
+# Attention, and work beside
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_a_named_attention_reads_the_same_and_pads(llama, attn):
+    expected = EmbedLayers(str(llama), layers=[2]).vectors(CHAT)[0][2]
+    step = EmbedLayers(str(llama), layers=[2], attn=attn)
+    np.testing.assert_allclose(step.vectors(CHAT)[0][2], expected, rtol=1e-4, atol=1e-5)
+    held = next(trunk for (_, _, _, named), trunk in load._trunks.items() if named == attn)
+    assert held.model.config._attn_implementation == attn and held.packs is False
+    assert step.record()["attn"] == attn
+
+
+@pytest.mark.parametrize(
+    ("attn", "said"),
+    [("fastest", "is not known"), ("flash_attention_2", "for GPUs"), ("flash_attention_3", "for GPUs")],
+)
+def test_an_attention_that_is_not_to_be_had_is_refused_at_once(llama, attn, said):
+    with pytest.raises(OptionError, match=said):
+        EmbedLayers(str(llama), layers=[2], attn=attn)
+
+
+def test_an_attention_that_is_not_installed_is_not_fetched(monkeypatch):
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    with pytest.raises(OptionError, match="not installed here"):
+        load.pick_attn("flash_attention_2", "bfloat16", torch.device("cuda"))
+
+
+def test_rows_are_tokenised_while_those_before_them_are_read(llama, monkeypatch):
+    rows = [{"prompt": f"Name {at} flowers.", "completion": "A crocus. " * (1 + at % 5)} for at in range(20)]
+    expected, _, reasons = EmbedLayers(str(llama), layers=[2]).vectors([*rows, {"prompt": "", "completion": "x"}])
+    happened = []
+    reading, tokenising = forward.read_layers, EmbedLayers._tokenise
+
+    def read(trunk, tokens, layers):
+        deadline = time.monotonic() + 10
+        while happened.count("tokenised") < min(3, happened.count("read") + 2) and time.monotonic() < deadline:
+            time.sleep(0.01)  # for what runs beside it
+        happened.append("read")
+        return reading(trunk, tokens, layers)
+
+    def tokenise(step, found):
+        done = tokenising(step, found)
+        happened.append("tokenised")
+        return done
+
+    monkeypatch.setattr("hf_safefilter.embed._AT_ONCE", 7)
+    monkeypatch.setattr(forward, "read_layers", read)
+    monkeypatch.setattr(EmbedLayers, "_tokenise", tokenise)
+    found, _, again = EmbedLayers(str(llama), layers=[2]).vectors([*rows, {"prompt": "", "completion": "x"}])
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-5)
+    assert again == reasons and again[-1]
+    assert happened == ["tokenised", "tokenised", "read", "tokenised", "read", "read"]

@@ -9,6 +9,7 @@ import typer
 import yaml
 
 from hf_safefilter.cli.options import (
+    Attn,
     Column,
     Device,
     Dtype,
@@ -55,6 +56,7 @@ def embed(
     position: Position = "last",
     max_length: MaxLength = None,
     device: Device = None,
+    attn: Attn = "auto",
     chat_template: Template = None,
     column: Column = None,
     split: Split = None,
@@ -80,7 +82,7 @@ def embed(
     loaded = load_rows(rows, split=split)
     step = EmbedLayers(
         model, layers_of(layers), revision=revision, dtype=dtype, position=position, max_length=max_length,
-        columns=pairs_of(column, "--column"), device=device, chat_template=chat_template,
+        columns=pairs_of(column, "--column"), device=device, chat_template=chat_template, attn=attn,
     )  # fmt: skip
     if part is not None:
         _embed_part(context, loaded, step, output, part, num_proc)

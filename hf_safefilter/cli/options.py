@@ -22,6 +22,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Position = Annotated[str, typer.Option(help="last, last_content, mean_response or last_prompt.")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens; the middle of longer responses is cut.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; picked if left out.")]
+Attn = Annotated[str, typer.Option(help="auto, sdpa, eager, flash_attention_2, flash_attention_3 or flex_attention.")]
 Template = Annotated[
     str | None, typer.Option("--chat-template", help="Jinja template (or 'plain') for a model without one.")
 ]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "ATTENTIONS",
     "DTYPES",
     "ModelKey",
     "Trunk",
@@ -41,6 +42,7 @@ __all__ = [
     "fresh_causal_lm",
     "max_tokens",
     "model_config",
+    "pick_attn",
     "pick_device",
     "pick_dtype",
     "resolve_revision",
@@ -53,8 +55,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 _HELD = 2  # models kept at once in a process: one that is read, one to compare with
-_trunks: OrderedDict[tuple[ModelKey, str, bool], Trunk] = OrderedDict()
+_trunks: OrderedDict[tuple[ModelKey, str, bool, str], Trunk] = OrderedDict()
 _forked_with_torch = False
 
 
@@ -83,7 +86,7 @@ class Trunk:
     packs: bool | None = None
 
 
-def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = False) -> Trunk:
+def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = False, attn: str = "auto") -> Trunk:
     """The first `depth` blocks of a model on `device`, from this process's table or from disk.
 
     A deeper trunk already held serves as well: a forward stops where the deepest wanted layer has been read.
@@ -94,6 +97,7 @@ def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = Fals
         device: where to put it.
         plain: keep transformers' own linear layers, for callers that read or change weights; else they may be replaced
             by faster ones whose weights are out of reach.
+        attn: one of `ATTENTIONS`.
 
     Raises:
         ModelError: the model cannot be loaded whole.
@@ -102,30 +106,32 @@ def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = Fals
     from hf_safefilter.model.linears import prepack_if_faster
 
     settle_threads()
-    slot = (key, str(device), plain)
+    slot = (key, str(device), plain, attn)
     held = _trunks.get(slot)
     if held is None or held.depth < depth:
         _trunks.pop(slot, None)
         while len(_trunks) >= _HELD:
             _trunks.popitem(last=False)
-        _trunks[slot] = _load_trunk(key, depth, device)
+        _trunks[slot] = _load_trunk(key, depth, device, attn)
         if not plain:
             prepack_if_faster(_trunks[slot].model)
     _trunks.move_to_end(slot)
     return _trunks[slot]
 
 
-def _load_trunk(key: ModelKey, depth: int, device: torch.device) -> Trunk:
+def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str) -> Trunk:
     whole = model_config(key)
     text = whole.get_text_config()
     n_blocks = text.num_hidden_layers
     config = _cut(text, max(1, depth))
     # A text model inside a multimodal one has the weights of a model of its own, under a longer name.
     renamed = {r"^(model\.)?language_model\.(model\.)?": ""} if text is not whole else None
-    model = _load("AutoModel", key, config=config, key_mapping=renamed)
+    named = {"attn_implementation": attn} if attn != "auto" else {}
+    model = _load("AutoModel", key, config=config, key_mapping=renamed, **named)
     if hasattr(model, "pooler"):
         model.pooler = None
-    return Trunk(model.to(device), find_blocks(model), config.num_hidden_layers, n_blocks, config.hidden_size, device)
+    stack, packs = find_blocks(model), False if named else None
+    return Trunk(model.to(device), stack, config.num_hidden_layers, n_blocks, config.hidden_size, device, packs=packs)
 
 
 def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
@@ -270,6 +276,28 @@ def pick_dtype(dtype: str, device: torch.device, checkpoint: torch.dtype | None 
     if dtype not in DTYPES:
         raise OptionError(f"dtype {dtype!r} is not known", fix=f"use 'auto' or one of {', '.join(DTYPES)}")
     return dtype
+
+
+def pick_attn(attn: str, dtype: str, device: torch.device) -> None:
+    """Refuse an implementation of attention that is not known, not installed, or not for this device.
+
+    transformers would fetch a missing one from the Hub where it can: code that nobody chose.
+    """
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_torch_flex_attn_available
+
+    if attn not in ATTENTIONS:
+        raise OptionError(f"attn {attn!r} is not known", fix=f"use one of {', '.join(ATTENTIONS)}")
+    there = {
+        "flash_attention_2": is_flash_attn_2_available,
+        "flash_attention_3": is_flash_attn_3_available,
+        "flex_attention": is_torch_flex_attn_available,
+    }
+    if attn.startswith("flash") and (device.type != "cuda" or dtype == "float32"):
+        raise OptionError(
+            f"attn {attn!r} is for GPUs, in 16 bits", found=f"{dtype} on {device.type}", fix="use attn='auto'"
+        )
+    if attn in there and not there[attn]():
+        raise OptionError(f"attn {attn!r} is not installed here", fix="install it, or use attn='auto'")
 
 
 def _mark_fork() -> None:
