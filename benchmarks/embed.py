@@ -31,7 +31,8 @@ VARIANTS = {
     "bfloat16": "EmbedLayers, bfloat16 (share: of the float32 peak)",
 }
 TEMPLATE = (  # with the fixed head that most published templates have
-    "<|system|>\nYou are a careful assistant who answers in plain words.<|end|>\n{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "<|system|>\nYou are a careful assistant who answers in plain words.<|end|>\n"
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 SPECIAL = ["<pad>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
@@ -211,8 +212,8 @@ def table(figures: dict[str, Any], options: argparse.Namespace) -> str:
     """What is printed."""
     lines = [
         f"Llama, {BLOCKS} blocks of {WIDTH}, {options.vocabulary} tokens in its head, random weights; "
-        f"layer {figures['layer']}; {figures['rows']} rows, {figures['tokens'] / figures['rows']:.0f} tokens on average, "
-        f"{figures['head']} of them the template's fixed head; float32; {options.threads} threads; "
+        f"layer {figures['layer']}; {figures['rows']} rows, "
+        f"{figures['tokens'] / figures['rows']:.0f} tokens on average, {figures['head']} of them the template's fixed head; float32; {options.threads} threads; "
         f"medians of {options.rounds} interleaved rounds",
         f"matrix-multiply peak measured in the same rounds: {figures['peak_gflops']:.0f} GFLOP/s; "
         f"useful work: {figures['useful_gflop']:.0f} GFLOP",

@@ -81,14 +81,7 @@ class EmbedLayers(Step):
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        from hf_safefilter.model.load import (
-            depth_for,
-            model_config,
-            pick_attn,
-            pick_device,
-            pick_dtype,
-            resolve_revision,
-        )
+        from hf_safefilter.model import load
         from hf_safefilter.model.source import ModelKey
         from hf_safefilter.model.tokens import POSITIONS
 
