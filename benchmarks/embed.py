@@ -213,7 +213,8 @@ def table(figures: dict[str, Any], options: argparse.Namespace) -> str:
     lines = [
         f"Llama, {BLOCKS} blocks of {WIDTH}, {options.vocabulary} tokens in its head, random weights; "
         f"layer {figures['layer']}; {figures['rows']} rows, "
-        f"{figures['tokens'] / figures['rows']:.0f} tokens on average, {figures['head']} of them the template's fixed head; float32; {options.threads} threads; "
+        f"{figures['tokens'] / figures['rows']:.0f} tokens on average, {figures['head']} of them the template's head; "
+        f"float32; {options.threads} threads; "
         f"medians of {options.rounds} interleaved rounds",
         f"matrix-multiply peak measured in the same rounds: {figures['peak_gflops']:.0f} GFLOP/s; "
         f"useful work: {figures['useful_gflop']:.0f} GFLOP",

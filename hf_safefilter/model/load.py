@@ -172,6 +172,11 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
             found=f"no {missing[0]} in its files",
             fix="the files are incomplete or of another architecture; fetch the model again",
         )
+    # Weights stored as they are computed in stay mapped from the file: whoever saved another model over it would change
+    # this one, or end the process. So they are copied, and what was copied is what the key names.
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
+    location(key)
     return model.eval().requires_grad_(False)
 
 

@@ -44,6 +44,33 @@ def empty_table():
     load._trunks.clear()
 
 
+# A folder under a running job
+
+
+def test_weights_saved_over_do_not_reach_a_loaded_model(own):
+    opened = trunk(key_of(own), 2, CPU, plain=True)
+    before = {name: weight.clone() for name, weight in opened.model.state_dict().items()}
+    file = next(own.glob("*.safetensors"))
+    with file.open("r+b") as there:  # in place, as save_file into the same folder does
+        there.seek(-1000, os.SEEK_END)
+        there.write(b"\x7f" * 1000)
+        there.truncate(4096)
+    assert all(torch.equal(weight, before[name]) for name, weight in opened.model.state_dict().items())
+
+
+def test_a_folder_that_changes_while_it_is_read_is_no_model(own, monkeypatch):
+    key, loading = key_of(own), transformers.AutoModel.from_pretrained
+
+    def slowly(*args, **options):
+        loaded = loading(*args, **options)
+        (own / "config.json").write_text((own / "config.json").read_text() + "\n")
+        return loaded
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", slowly)
+    with pytest.raises(IntegrityError, match="have changed"):
+        trunk(key, 2, CPU)
+
+
 # Revisions
 
 
