@@ -1,7 +1,7 @@
 """Rows read without padding, their common beginnings computed once: whatever model attends through transformers.
 
-Whether a model can be read so is not guessed from its name. It is tried, once a model, on two short rows that are read
-alone as well: where the answers differ, rows are padded instead.
+Whether a model can be read so is not guessed from its name. It is tried, once a model, on a few short rows that are
+read alone as well: where the answers differ, rows are padded instead.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def _possible(trunk: Trunk) -> bool:
 
 
 def _agrees(trunk: Trunk) -> bool:
-    """Whether three rows, two with one beginning, are read alike together and alone."""
+    """Whether rows, some with one beginning, are read alike together and alone.
+
+    Some are so short that whatever leaks into their beginning is most of what they are.
+    """
     from hf_safefilter.model.tokens import Tokens
 
     attention.register()
@@ -78,14 +81,16 @@ def _agrees(trunk: Trunk) -> bool:
     if window is not None and window < _TRIED:
         return False
     drawn = np.random.default_rng(0).integers(0, trunk.model.config.get_text_config().vocab_size, 3 * _TRIED, np.int32)
-    common, rest = drawn[: _TRIED // 2], drawn[_TRIED // 2 :]
-    ids = [np.concatenate([common, rest[:15]]), np.concatenate([common, rest[20 : 20 + _TRIED // 2]]), rest[-5:]]
+    common, *tails = np.split(drawn, np.cumsum([_TRIED // 2, 15, 2, _TRIED // 2, 2]))
+    ids = [*(np.concatenate([common, tail]) for tail in tails[:3]), tails[3]]
     ids.sort(key=lambda row: row.tobytes())
     rows = [Tokens(row, len(row) - 1, len(row)) for row in ids]
     layers = [trunk.depth]
     try:
         together = read_packed(trunk, rows, layers)[trunk.depth]
-    except Unfit as reason:
+    except torch.OutOfMemoryError:
+        raise
+    except (Unfit, RuntimeError) as reason:  # a kernel that was not made for this model or GPU says so in its own way
         logger.info("%s is read padded: %s", type(trunk.model).__name__, reason)
         return False
     alone = torch.cat([read_padded(trunk, [row], layers)[trunk.depth] for row in rows])
