@@ -58,7 +58,8 @@ def read_layers(
     copies = _copies(tokens)
     first = [rows[0] for rows in copies]
     most = torch.get_num_threads()
-    with threads(pick_threads(trunk.hidden_size, most) if trunk.device.type == "cpu" else most):
+    count = pick_threads(trunk.hidden_size, most) if trunk.device.type == "cpu" else most
+    with trunk.busy, threads(count):
         way = PACKED if first and can_pack(trunk, max(len(tokens[row].ids) for row in first)) else PADDED
         batches = _batches_that_fit(trunk, tokens, first, tuple(layers), way, token_budget)
         for numbers, found in _fetched(batches, 0 if trunk.device.type == "cpu" else _WAITING):

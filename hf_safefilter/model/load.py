@@ -10,8 +10,9 @@ import copy
 import logging
 import os
 import sys
+import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class Trunk:
         device: where it lies.
         token_budget: the most tokens a batch may hold that has not run out of memory; None as long as all have fitted.
         packs: whether it was found to read packed rows right; None as long as nobody asked.
+        busy: held while rows are read, as hooks and the choice of attention are the whole model's.
     """
 
     model: PreTrainedModel
@@ -84,6 +86,7 @@ class Trunk:
     device: torch.device
     token_budget: int | None = None
     packs: bool | None = None
+    busy: threading.RLock = field(default_factory=threading.RLock)
 
 
 def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = False, attn: str = "auto") -> Trunk:

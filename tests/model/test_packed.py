@@ -1,6 +1,7 @@
 """Rows that share beginnings are computed once, and read as if they had been computed alone."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +162,13 @@ def test_a_model_that_mixes_tokens_outside_attention_is_found_out(tmp_path, capl
         same(read_layers(small, family(), [3]), alone(small, family(), [3]))
     finally:
         handle.remove()
+
+
+def test_two_threads_read_one_model_one_after_the_other(small, alone):
+    tokens, expected = family(), alone(small, family(), [3])
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: read_layers(small, tokens, [3], token_budget=40), range(12)):
+            same(found, expected)
 
 
 # The kernel for GPUs, with its own definition in its place
