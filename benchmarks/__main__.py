@@ -44,7 +44,8 @@ class Line:
 def embedding(found: Figures) -> Iterator[Line]:
     """Lines of `benchmarks.embed`."""
     ours = found["variants"]["ours"]
-    note = f"{ours['memory_mb']:.0f} MB above the model, largest difference {ours['largest_relative_difference']:.0e}"
+    tokens = f"{found['head']} of {found['tokens'] / found['rows']:.0f} tokens a row in common"
+    note = f"{tokens}, {ours['memory_mb']:.0f} MB, largest difference {ours['largest_relative_difference']:.0e}"
     yield Line("embedding, float32", "LARF's loop", ours["ratio"], ours["share_of_peak"], note)
     rough = found["variants"]["bfloat16"]
     note = f"largest difference {rough['largest_relative_difference']:.0e}"
