@@ -106,23 +106,25 @@ def find_sensitive(
     )  # (L, prompts): what each prompt adds
     n_blocks, n = gains.shape
     score = gains.mean(1)
-    inner_high, inner_low = options.pairs[-1]
-    rising = (refused[:, place[inner_low]].sum(1) <= plain.sum()) & (
-        plain.sum() <= refused[:, place[inner_high]].sum(1)
-    )
+    low, high = (refused[:, place[scale]].astype(np.float64) for scale in reversed(options.pairs[-1]))
+    rising = (low.sum(1) <= plain.sum()) & (plain.sum() <= high.sum(1))
     draw = np.random.default_rng(options.seed)
     weights = draw.multinomial(n, np.full(n, 1 / n), size=options.resamples) / n
     resampled = weights @ gains.T  # (resamples, L)
-    low, high = np.quantile(resampled, [options.level / 2, 1 - options.level / 2], axis=0)
-    flips = draw.choice([-1.0, 1.0], size=(options.resamples, n)) / n
+    bounds = np.quantile(resampled, [options.level / 2, 1 - options.level / 2], axis=0)
     candidates = np.flatnonzero(rising)
     order = np.lexsort((np.arange(n_blocks), -score))
     top = tuple(int(block) for block in order[:3])
     why, best, chance, share = "", None, 1.0, 0.0
     if len(candidates):
         best = int(candidates[np.argmax(score[candidates])])
-        # One flip turns all blocks of a prompt alike: the blocks' scores stay as correlated as they are.
-        chance = float((1 + ((flips @ gains.T)[:, candidates].max(1) >= score[best] - 1e-12).sum()) / (1 + len(flips)))
+        # One flip swaps louder and quieter in all blocks of a prompt: their scores stay as correlated as they are. The
+        # rule is applied to every flip anew: noise that happened to pass it must be held against noise that did too.
+        flips = draw.choice([-1.0, 1.0], size=(options.resamples, n))
+        middle, reach = (low + high).sum(1) / 2, flips @ (high - low).T / 2
+        passed = (middle - reach <= plain.sum()) & (plain.sum() <= middle + reach)
+        largest = np.where(passed, flips @ gains.T / n, -np.inf).max(1)
+        chance = float((1 + (largest >= score[best] - 1e-12).sum()) / (1 + len(flips)))
         share = float((candidates[np.argmax(resampled[:, candidates], axis=1)] == best).mean())
     if not refused.any() and not plain.any():
         why = "the model refuses none of the prompts under any scale: a base model, or prompts that sound too harmless"
@@ -134,7 +136,7 @@ def find_sensitive(
         why = f"the largest difference, {score[best]:+.3f} at block {best}, may be chance (p = {chance:.2f})"
     if why and (plain.all() or not plain.any()) and refused.any():
         why += f"; unscaled it refuses {'all' if plain.all() else 'none'} of the prompts, so there is little to see"
-    return Sensitivity(score, low, high, None if why else best, top, chance, share, why)
+    return Sensitivity(score, *bounds, None if why else best, top, chance, share, why)
 
 
 def scaling_table(

@@ -55,6 +55,16 @@ def test_noise_gives_no_block(seed):
     assert found.best is None and found.why
 
 
+def test_noise_is_taken_for_a_block_no_more_often_than_the_level_says():
+    # the best of the blocks that noise lets pass is better than the best of blocks that were named beforehand
+    options, chosen = ScalingOptions(resamples=200), 0
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        found = find_sensitive(draw.random((32, 6, 60)) < 0.3, draw.random(60) < 0.3, options)
+        chosen += found.best is not None
+    assert chosen <= 17  # of 10 expected; 95 % of such counts are below
+
+
 @pytest.mark.parametrize(("value", "said"), [(False, "refuses none"), (True, "refuses every")])
 def test_a_model_that_never_or_always_refuses_has_no_signal(value, said):
     found = find_sensitive(np.full((4, 6, 20), value), np.full(20, value))
