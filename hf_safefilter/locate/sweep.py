@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_safefilter.errors import ModelError
 from hf_safefilter.locate.journal import Journal
 from hf_safefilter.locate.refusals import RefusalMatcher, Verdict, verdicts
 from hf_safefilter.model.blocks import find_blocks
@@ -102,7 +103,7 @@ class Sweep:
 
     Raises:
         DataError: a prompt that cannot be asked.
-        ModelError: no blocks found.
+        ModelError: no blocks found, or no language-model head.
     """
 
     def __init__(
@@ -121,13 +122,20 @@ class Sweep:
         self.new, self.parts, self._template = max_new_tokens, tuple(parts), chat_template
         self.ids = tokenise_prompts(tokenizer, self.prompts, chat_template=chat_template)
         require_room(model, self.ids, max_new_tokens)
-        self.blocks = find_blocks(model).blocks
-        self._base, self._head = model.base_model, model.get_output_embeddings()
+        stack = find_blocks(model)
+        self.blocks = stack.blocks
+        self._base, self._head = model.get_submodule(stack.name.rpartition(".")[0]), model.get_output_embeddings()
+        self._tuples = False  # whether blocks put out tuples
+        if self._head is None:
+            raise ModelError(
+                f"{type(model).__name__} has no language-model head, so it replies nothing",
+                fix="load it with AutoModelForCausalLM; or use the angular gap: method='gap'",
+            )
         self._ends, self._pad = set(end_tokens(model)), pad_token(model)
         self._cache_bytes = cache_bytes
         self._known: dict[tuple[int, ...], Verdict | None] = {}
         longest = max(map(len, self.ids), default=0) + 2 * max_new_tokens
-        self.shares = self._head is not None and _sees_all(model, longest)
+        self.shares = _sees_all(model, longest)
         if not self.shares:
             logger.warning("%s does not keep all keys and values: replies are generated whole", type(model).__name__)
 
@@ -193,7 +201,13 @@ class Sweep:
         for row, one in enumerate(tokens):
             draft[row, : len(one)] = one
         chunk.draft = torch.from_numpy(draft).to(device)
-        cache, _ = self._read(chunk, 0)
+        seen: list[Any] = []
+        handle = self.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out))
+        try:
+            cache, _ = self._read(chunk, 0)
+        finally:
+            handle.remove()
+        self._tuples = isinstance(seen[0], tuple)
         chunk.kept = [(layer.keys, layer.values) for layer in cache.layers]
         return chunk
 
@@ -329,7 +343,7 @@ class Sweep:
         first: int = 0,
         states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        with _starting_at(self.blocks, first, states):
+        with _starting_at(self.blocks, first, (states, None) if self._tuples else states):
             return self._base(
                 input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
             ).last_hidden_state
@@ -358,8 +372,8 @@ class Sweep:
 
 
 @contextmanager
-def _starting_at(blocks: nn.ModuleList, first: int, states: torch.Tensor | None) -> Iterator[None]:
-    """Let the forward start with `states` as the input of block `first`: the blocks below hand them through."""
+def _starting_at(blocks: nn.ModuleList, first: int, states: Any) -> Iterator[None]:
+    """Let the forward start with `states` as the input of block `first`: all that the blocks below put out."""
     if not first:
         yield
         return

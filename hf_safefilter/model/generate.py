@@ -97,7 +97,7 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
 
 def pad_token(model: PreTrainedModel) -> int:
     """An id to fill rows up with; it is masked, so any will do."""
-    pad = model.config.get_text_config().pad_token_id
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     return pad if isinstance(pad, int) and pad >= 0 else next(iter(end_tokens(model)), 0)
 
 

@@ -1,12 +1,13 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, FalconForCausalLM
 
+from hf_safefilter.errors import ModelError
 from hf_safefilter.locate.refusals import RefusalMatcher, verdicts
 from hf_safefilter.locate.sweep import Cell, Sweep
 from hf_safefilter.model.generate import replies
 from hf_safefilter.model.scaled import scaled
-from tests.small_models import save_small_model
+from tests.small_models import save_small_model, small_tokenizer
 
 PROMPTS = [
     "Name three flowers.",
@@ -59,6 +60,36 @@ def test_shared_work_gives_the_verdicts_of_whole_replies(small, name):
         assert found[cell] == expected, cell
         kinds |= set(expected)
     assert len(kinds) > 1, "the test would not see a difference"
+
+
+def agrees(model, tokenizer):
+    sweep = Sweep(model, tokenizer, PROMPTS, JUDGE, max_new_tokens=6)
+    assert sweep.shares
+    found = sweep.run(CELLS)
+    return all(found[cell] == plainly(model, tokenizer, JUDGE, cell, 6)[1] for cell in CELLS)
+
+
+def test_blocks_that_put_out_tuples_are_swept_too():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = FalconForCausalLM(FalconConfig(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    assert agrees(model, small_tokenizer())
+
+
+def test_a_model_with_adapters_is_swept_too(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(save_small_model(tmp_path), dtype=torch.float32)
+    adapters = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2, init_lora_weights=False)
+    assert agrees(get_peft_model(model, adapters).eval(), small_tokenizer())
+
+
+def test_a_model_without_a_head_replies_nothing(small):
+    model, tokenizer = small("llama")
+    with pytest.raises(ModelError, match="no language-model head"):
+        Sweep(model.model, tokenizer, PROMPTS, JUDGE)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

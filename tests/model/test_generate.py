@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.model.generate import replies
+from hf_safefilter.model.generate import pad_token, replies
 from hf_safefilter.model.tokens import tokenise_prompts
 from tests.small_models import save_small_model
 
@@ -77,3 +79,9 @@ def test_what_cannot_be_asked_is_refused(small, prompts, options, error):
 
 def test_no_prompts_no_replies(small):
     assert replies(*small, []) == []
+
+
+def test_a_configuration_that_knows_no_padding_gets_an_end_token():
+    config = SimpleNamespace(eos_token_id=5)  # such as CodeGen's
+    config.get_text_config = lambda: config
+    assert pad_token(SimpleNamespace(config=config, generation_config=None)) == 5
