@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from hf_safefilter.errors import OptionError
+from hf_safefilter.locate.refusals import Verdict
+
+LEVEL = 0.05
+"""Chance up to which a range is taken for found."""
+
+_DEALS = 1999
 
 Count = Callable[[list[tuple[int, int]], float], list[int]]
 """Refusals with each of some ranges of blocks (first, last, both included) scaled by a factor."""
@@ -138,3 +146,36 @@ def around(middle: int, window: int, lowest: int, highest: int) -> list[int]:
     """`window` neighbouring numbers around `middle`, moved inside lowest..highest."""
     start = max(lowest, min(middle - window // 2, highest - window + 1))
     return list(range(start, min(start + window, highest + 1)))
+
+
+def chance_of(
+    plain: Sequence[Verdict], tried: Sequence[Sequence[Verdict]], best: int, alpha: float, looks: int, seed: int = 0
+) -> float:
+    """How likely chance alone gives a range that stands out as the best one does: the larger of two shares.
+
+    It must move refusals: a sign test of the prompts that changed sides, times the ranges looked at, as the best was
+    picked from them; a refusal that became stammering was not attenuated. And it must move them more than the other
+    ranges do, else which one is best is chance: each prompt's verdicts are dealt out to the ranges anew.
+
+    Args:
+        plain: verdicts on the unscaled model's replies.
+        tried: verdicts under each range tried by `alpha`.
+        best: which of them was picked.
+        alpha: the factor.
+        looks: ranges measured on the way, with whatever factor.
+        seed: of the dealing.
+    """
+    from scipy.stats import binomtest
+
+    refused = np.array([[verdict == "refusal" for verdict in one] for one in tried])
+    before = np.array([verdict == "refusal" for verdict in plain])
+    changed = before != refused[best]
+    wanted = changed & np.array([verdict == ("refusal" if alpha > 1 else "answer") for verdict in tried[best]])
+    moved = 1.0
+    if changed.any():
+        moved = binomtest(int(wanted.sum()), int(changed.sum()), alternative="greater").pvalue * looks
+    draw = np.random.default_rng(seed)
+    sign = 1 if alpha > 1 else -1
+    dealt = [(sign * draw.permuted(refused, axis=0).sum(1)).max() for _ in range(_DEALS)]
+    ahead = (1 + sum(one >= sign * refused[best].sum() for one in dealt)) / (1 + _DEALS)
+    return float(min(1.0, max(moved, ahead * max(1, looks // len(tried)))))

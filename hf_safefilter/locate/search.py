@@ -197,10 +197,12 @@ def _bounds(
         return SafetyLayers("bounds", None, None, why, _ranges(measured), record, facts)
     lowers = bounds.around(first, options.window, 0, n_blocks - 1)
     found = bounds.find_bounds(count, first, uppers, lowers, alpha)
-    best = measured[Cell(tuple(range(found.first, found.last + 1)), alpha)]
-    chance = _chance(plain, best, alpha)
+    tried = [cell for cell in measured if cell.by == alpha]
+    best = tried.index(Cell(tuple(range(found.first, found.last + 1)), alpha))
+    chance = bounds.chance_of(plain, [measured[cell] for cell in tried], best, alpha, len(measured))
     facts |= {"chance": chance, "at_edge": found.at_edge(uppers, lowers)}
-    why = "" if chance <= 0.05 else f"the best range may differ from the unscaled model by chance (p = {chance:.2f})"
+    why = f"the best range may differ from the unscaled model, or from the other ranges, by chance (p = {chance:.2f})"
+    why = "" if chance <= bounds.LEVEL else why
     ends = (None, None) if why else (found.first, found.last)
     return SafetyLayers("bounds", *ends, why, _ranges(measured), record, facts)
 
@@ -211,16 +213,6 @@ def _ranges(measured: dict[Cell, list[Verdict]]) -> tuple[dict[str, Any], ...]:
          "degenerate": found.count("degenerate")}
         for cell, found in measured.items()
     )  # fmt: skip
-
-
-def _chance(plain: list[Verdict], best: list[Verdict], alpha: float) -> float:
-    """How often prompts that changed sides would change to the wanted one so often by tossing coins (sign test)."""
-    from scipy.stats import binomtest
-
-    gained = sum(a != "refusal" and b == "refusal" for a, b in zip(plain, best, strict=True))
-    lost = sum(a == "refusal" and b != "refusal" for a, b in zip(plain, best, strict=True))
-    wanted = gained if alpha > 1 else lost
-    return float(binomtest(wanted, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def _sweep(

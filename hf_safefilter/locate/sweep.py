@@ -122,15 +122,12 @@ class Sweep:
         self.new, self.parts, self._template = max_new_tokens, tuple(parts), chat_template
         self.ids = tokenise_prompts(tokenizer, self.prompts, chat_template=chat_template)
         require_room(model, self.ids, max_new_tokens)
-        stack = find_blocks(model)
-        self.blocks = stack.blocks
-        self._base, self._head = model.get_submodule(stack.name.rpartition(".")[0]), model.get_output_embeddings()
+        stack, self._head = find_blocks(model), model.get_output_embeddings()
+        self.blocks, self._base = stack.blocks, model.get_submodule(stack.name.rpartition(".")[0])
         self._tuples = False  # whether blocks put out tuples
         if self._head is None:
-            raise ModelError(
-                f"{type(model).__name__} has no language-model head, so it replies nothing",
-                fix="load it with AutoModelForCausalLM; or use the angular gap: method='gap'",
-            )
+            no = f"{type(model).__name__} has no language-model head"
+            raise ModelError(no, fix="load it with AutoModelForCausalLM; or use the angular gap: method='gap'")
         self._ends, self._pad = set(end_tokens(model)), pad_token(model)
         self._cache_bytes = cache_bytes
         self._known: dict[tuple[int, ...], Verdict | None] = {}
@@ -201,13 +198,10 @@ class Sweep:
         for row, one in enumerate(tokens):
             draft[row, : len(one)] = one
         chunk.draft = torch.from_numpy(draft).to(device)
-        seen: list[Any] = []
-        handle = self.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out))
-        try:
+        kinds: list[type] = []
+        with self.blocks[0].register_forward_hook(lambda block, args, out: kinds.append(type(out))):
             cache, _ = self._read(chunk, 0)
-        finally:
-            handle.remove()
-        self._tuples = isinstance(seen[0], tuple)
+        self._tuples = issubclass(kinds[0], tuple)
         chunk.kept = [(layer.keys, layer.values) for layer in cache.layers]
         return chunk
 
@@ -223,11 +217,8 @@ class Sweep:
             seen.append(args[0] if args else kwargs["hidden_states"])
             raise _Stop
 
-        handle = self.blocks[block].register_forward_pre_hook(see, with_kwargs=True)
-        try:
+        with self.blocks[block].register_forward_pre_hook(see, with_kwargs=True):
             self._read(chunk, chunk.at)
-        finally:
-            handle.remove()
         chunk.states, chunk.at = (seen[0] if len(seen) > 1 else None, seen[-1]), block
 
     # One cell.

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from hf_safefilter.errors import OptionError
-from hf_safefilter.locate.bounds import BoundsOptions, alphas, around, find_bounds, first_loud
+from hf_safefilter.locate.bounds import LEVEL, BoundsOptions, alphas, around, chance_of, find_bounds, first_loud
 
 # Refusals as published (upper bound with the lower fixed; lower bound with the upper fixed), by model and factor.
 PUBLISHED = {
@@ -56,6 +57,37 @@ def test_the_sweep_stops_at_the_first_factor_that_moves_enough():
     nothing, swept = first_loud(lambda ranges, by: [5] * 5, 7, range(10, 15), "attenuate", 721, BoundsOptions())
     assert nothing is None and [one["alpha"] for one in swept] == list(alphas("attenuate", BoundsOptions()))
     assert swept[0]["alpha"] == 0.95
+
+
+def words(refused, other="answer"):
+    return [["refusal" if one else other for one in row] for row in refused]
+
+
+def picked(refused, plain, alpha=1.2):
+    best = int(np.argmax(refused.sum(1) * (1 if alpha > 1 else -1)))
+    return chance_of(words([plain])[0], words(refused), best, alpha, len(refused))
+
+
+def test_a_range_that_stands_out_is_told_from_one_that_noise_put_first():
+    noise, alike, clear = 0, 0, 0
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        plain = draw.random(110) < 0.3
+        ranges = np.where(draw.random((9, 110)) < 0.15, draw.random((9, 110)) < 0.3, plain)
+        noise += picked(ranges, plain) <= LEVEL
+        alike += picked(ranges | (draw.random((9, 110)) < 0.2), plain) <= LEVEL  # which one is best means nothing
+        ranges[4] |= draw.random(110) < 0.3
+        clear += picked(ranges, plain) <= LEVEL
+    assert noise <= 2 and alike <= 4 and clear >= 38
+
+
+def test_a_range_that_only_makes_the_model_stammer_has_attenuated_nothing():
+    plain, refused = np.ones(40, bool), np.ones((5, 40), bool)
+    refused[2, :20] = False
+    assert chance_of(words([plain])[0], words(refused), 2, 0.8, 5) <= LEVEL
+    assert chance_of(words([plain])[0], words(refused, "degenerate"), 2, 0.8, 5) == 1
+    assert chance_of(words([plain])[0], words(refused), 2, 1.2, 5) == 1  # the wrong way round
+    assert chance_of(words([plain])[0], words(np.ones((5, 40), bool)), 2, 0.8, 5) == 1
 
 
 def test_windows_stay_inside_the_model():
