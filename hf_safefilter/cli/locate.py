@@ -56,7 +56,7 @@ def locate(
     chat_template: Template = None,
 ) -> None:
     """Find the blocks that carry a model's safety; writes locate.json and a plot."""
-    from hf_safefilter.locate.search import OPTIONS, locate_safety_layers
+    from hf_safefilter.locate.search import ASKED, OPTIONS, locate_safety_layers
 
     given = {
         "refusals": refusals, "max_new_tokens": max_new_tokens, "scales": scales and _numbers(scales),
@@ -70,6 +70,13 @@ def locate(
     if foreign:
         raise OptionError(f"--{foreign[0].replace('_', '-')} is no option of the method {method}", fix="leave it out")
     files = {"normal": normal, "malicious": malicious, "over_refusal": over_refusal}
+    unasked = [kind for kind, place in files.items() if place and kind not in ASKED[method]]
+    if unasked:
+        raise OptionError(
+            f"the method {method} asks no {unasked[0].replace('_', '-')} prompts",
+            found=f"it asks {' and '.join(ASKED[method]).replace('_', '-')} ones",
+            fix=f"leave --{unasked[0].replace('_', '-')} out, or choose another --method",
+        )
     prompts = {kind: _prompts(place, kind)[:limit] for kind, place in files.items() if place or limit}
     found = locate_safety_layers(
         model, prompts, method, options=OPTIONS[method](**given), folder=output, revision=revision, dtype=dtype,
@@ -135,7 +142,7 @@ def freeze(
 def range_of(text: str, flag: str) -> tuple[int, int]:
     """``"6-12"`` -> ``(6, 12)``; ``"6"`` -> ``(6, 6)``."""
     first, sign, last = text.partition("-")
-    if not first.isdigit() or (sign and not last.isdigit()):
+    if not first.isdecimal() or (sign and not last.isdecimal()):
         raise OptionError(f"{flag} {text!r} is not a range of blocks", fix=f"use e.g. {flag} 6-12")
     return int(first), int(last or first)
 

@@ -6,6 +6,7 @@ are not unimodal, so a whole window is measured and its best taken, never the fi
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class BoundsOptions:
     include_o_proj: bool = True
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not (self.alpha > 0 and self.alpha != 1):
+        if self.alpha is not None and not (0 < self.alpha < math.inf and self.alpha != 1):
             raise OptionError(f"alpha={self.alpha!r} changes nothing, or is no scale", fix="use e.g. 1.2 or 0.8")
         if self.window < 2 or not 0 < self.step < 1 or self.most_steps < 1:
             raise OptionError(

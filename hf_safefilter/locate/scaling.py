@@ -6,6 +6,7 @@ between a louder and a quieter block takes out mere damage, which both do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class ScalingOptions:
 
     def __post_init__(self) -> None:
         low = [scale for scale in self.scales if 0 < scale < 1]
-        high = [scale for scale in self.scales if scale > 1]
+        high = [scale for scale in self.scales if 1 < scale < math.inf]
         paired = len(low) == len(high) > 0 and len(low) + len(high) == len(self.scales)
         if not paired or len(set(self.scales)) < len(self.scales):
             raise OptionError(

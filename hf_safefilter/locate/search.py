@@ -16,7 +16,7 @@ from hf_safefilter.locate import bounds, gap, scaling
 from hf_safefilter.locate.bounds import BoundsOptions
 from hf_safefilter.locate.found import SafetyLayers
 from hf_safefilter.locate.gap import GapOptions
-from hf_safefilter.locate.prompts import Given, Prompts, prompts_of
+from hf_safefilter.locate.prompts import KINDS, Given, Prompts, prompts_of
 from hf_safefilter.locate.refusals import Judge, RefusalMatcher, Verdict, matcher
 from hf_safefilter.locate.scaling import ScalingOptions
 
@@ -31,6 +31,9 @@ Method = Literal["gap", "scaling", "bounds"]
 Options = GapOptions | ScalingOptions | BoundsOptions
 OPTIONS: dict[str, type[Options]] = {"gap": GapOptions, "scaling": ScalingOptions, "bounds": BoundsOptions}
 """Method -> its options."""
+
+ASKED = {"gap": ("normal", "malicious"), "scaling": ("over_refusal",), "bounds": KINDS}
+"""Method -> kinds of prompts that it asks."""
 
 Judging = str | RefusalMatcher | Judge | Callable[[str], bool]
 
@@ -89,6 +92,8 @@ def locate_safety_layers(
         raise OptionError(
             f"{type(options).__name__} are not the options of {method!r}", fix=f"pass {OPTIONS[method].__name__}(...)"
         )
+    if folder is not None and Path(folder).is_file():
+        raise OptionError(f"{folder} is a file", fix="name a folder for what is found")
     subject = Subject.of(
         model, tokenizer=tokenizer, revision=revision, dtype=dtype, device=device, chat_template=chat_template
     )

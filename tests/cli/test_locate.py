@@ -60,9 +60,12 @@ def test_lora_settings_are_printed(tmp_path):
         (("locate", "toy", "--method", "bounds", "--initial", "3-", "--output", "x"), OptionError),
         (("locate", "toy", "--method", "bounds", "--alpha", "1", "--output", "x"), OptionError),
         (("locate", "toy", "--method", "scaling", "--scales", "a,b", "--output", "x"), OptionError),
+        (("locate", "toy", "--over-refusal", "prompts.jsonl", "--output", "x"), OptionError),
+        (("locate", "toy", "--method", "scaling", "--normal", "prompts.jsonl", "--output", "x"), OptionError),
         (("freeze", "toy"), OptionError),
         (("freeze", "toy", "--blocks", "2-9"), OptionError),
         (("freeze", "toy", "--blocks", "two"), OptionError),
+        (("freeze", "toy", "--blocks", "1-\u00b2"), OptionError),
     ],
 )
 def test_wrong_calls_are_explained(words, error, tmp_path, monkeypatch):

@@ -97,7 +97,9 @@ def test_windows_stay_inside_the_model():
     assert around(2, 5, 1, 3) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("wrong", [{"alpha": 1}, {"alpha": -1}, {"window": 1}, {"step": 0}, {"most_steps": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"alpha": 1}, {"alpha": -1}, {"alpha": float("inf")}, {"window": 1}, {"step": 0}, {"most_steps": 0}]
+)
 def test_what_makes_no_sense_is_refused(wrong):
     with pytest.raises(OptionError):
         BoundsOptions(**wrong)

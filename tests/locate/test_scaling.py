@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -78,7 +80,9 @@ def test_saturated_refusals_are_said_to_be():
     assert found.best is None and "refuses all of the prompts" in found.why
 
 
-@pytest.mark.parametrize("scales", [(), (1.2,), (0.8, 1.0, 1.2), (0.8, 0.9), (0.8, 0.8, 1.2, 1.3), (0, 1.2)])
+@pytest.mark.parametrize(
+    "scales", [(), (1.2,), (0.8, 1.0, 1.2), (0.8, 0.9), (0.8, 0.8, 1.2, 1.3), (0, 1.2), (0.8, math.inf)]
+)
 def test_scales_that_are_no_pairs_are_refused(scales):
     with pytest.raises(OptionError):
         ScalingOptions(scales=scales)

@@ -122,6 +122,7 @@ def test_degenerate_replies_are_counted_apart(small):
         ({"method": "scaling", "prompts": "one text"}, OptionError),
         ({"method": "scaling", "refusals": "larff"}, OptionError),
         ({"method": "gap", "model": "/no/such/folder"}, ModelError),
+        ({"method": "gap", "folder": __file__}, OptionError),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, error):
