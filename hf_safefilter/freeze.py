@@ -6,17 +6,15 @@ Frozen means `requires_grad=False`: a parameter that merely gets no gradient wou
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback
 
 from hf_safefilter.errors import IntegrityError, OptionError
-from hf_safefilter.locate.subject import without_weights
+from hf_safefilter.locate.subject import tensors_digest, without_weights
 from hf_safefilter.model.blocks import find_blocks
 from hf_safefilter.model.scaled import projection_names
 
@@ -176,7 +174,7 @@ class FrozenBlocks(TrainerCallback):
             raise IntegrityError(
                 f"{len(thawed)} frozen tensors would train", found=thawed[0], fix="freeze after other preparations"
             )
-        if _digest(tensors) != self.frozen.digest:
+        if tensors_digest(tensors) != self.frozen.digest:
             raise IntegrityError(
                 f"frozen tensors changed {when}", fix="do not use this model; look for what wrote them"
             )
@@ -218,14 +216,5 @@ def _plan(model: nn.Module, tensors: Mapping[str, nn.Parameter], first: int, las
         tuple(tensors),
         sum(tensor.numel() for tensor in tensors.values()),
         sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
-        "" if meta else _digest(tensors),
+        "" if meta else tensors_digest(tensors),
     )
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        plain = tensors[name].detach().contiguous().cpu()
-        total.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
-        total.update(plain.flatten().view(torch.uint8).numpy())
-    return total.hexdigest()

@@ -59,11 +59,14 @@ class BoundsOptions:
     def __post_init__(self) -> None:
         if self.alpha is not None and not (0 < self.alpha < math.inf and self.alpha != 1):
             raise OptionError(f"alpha={self.alpha!r} changes nothing, or is no scale", fix="use e.g. 1.2 or 0.8")
-        if self.window < 2 or not 0 < self.step < 1 or self.most_steps < 1:
+        if self.window < 2 or not 0 < self.step < 1 or self.most_steps < 1 or self.max_new_tokens < 1:
             raise OptionError(
-                f"window={self.window}, step={self.step}, most_steps={self.most_steps} leave nothing to try",
-                fix="use window=5, step=0.05, most_steps=8",
+                f"window={self.window}, step={self.step}, most_steps={self.most_steps}, "
+                f"max_new_tokens={self.max_new_tokens} leave nothing to try",
+                fix="use window=5, step=0.05, most_steps=8, max_new_tokens=16",
             )
+        if self.initial is not None and [type(block) for block in self.initial] != [int, int]:
+            raise OptionError(f"initial={self.initial!r} is no range of blocks", fix="use e.g. (6, 12)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.errors import DataError
+from hf_safefilter.errors import DataError, IntegrityError
 from hf_safefilter.locate.refusals import Verdict
 
 _LETTERS: dict[Verdict, str] = {"refusal": "r", "answer": "a", "degenerate": "d"}
@@ -26,6 +26,7 @@ class Journal:
 
     Raises:
         DataError: the file belongs to another task.
+        IntegrityError: it is damaged.
     """
 
     def __init__(self, path: Path | None, task: Mapping[str, Any]) -> None:
@@ -33,16 +34,21 @@ class Journal:
         self._found: dict[tuple[tuple[int, ...], float], dict[int, Verdict]] = {}
         if path is None:
             return
-        lines = _whole_lines(path)
+        try:
+            lines = _whole_lines(path)
+            for line in lines[1:]:
+                found = self._found.setdefault((tuple(line["blocks"]), line["by"]), {})
+                found |= zip(line["rows"], (_VERDICTS[letter] for letter in line["verdicts"]), strict=True)
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{path} is not what a search wrote", fix="delete it to start anew, or name another folder"
+            ) from error
         if lines and lines[0] != json.loads(json.dumps(task)):
             raise DataError(
                 f"{path} holds the beginning of another search",
                 found="another model, other prompts or other options",
                 fix=f"name another folder, or delete {path} to start anew",
             )
-        for line in lines[1:]:
-            found = self._found.setdefault((tuple(line["blocks"]), line["by"]), {})
-            found |= zip(line["rows"], (_VERDICTS[letter] for letter in line["verdicts"]), strict=True)
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(task, "w")

@@ -6,6 +6,8 @@ neither refusal nor answer: a model that was damaged until it stammers has not b
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -178,7 +180,23 @@ class _Called:
         return [bool(self.function(reply)) for reply in replies]
 
     def record(self) -> dict[str, Any]:
-        return {"name": f"{self.function.__module__}.{self.function.__qualname__}"}
+        named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        return {"name": f"{named.__module__}.{named.__qualname__}", "source": _source(named)}
+
+
+def record_of(judge: RefusalMatcher | Judge) -> dict[str, Any]:
+    """What told refusals, for reports and cards."""
+    if hasattr(judge, "record"):
+        return judge.record()
+    return {"name": type(judge).__name__, "source": _source(type(judge))}
+
+
+def _source(code: Any) -> str | None:
+    """Digest of what is written there, if that can be read: all lambdas of a file share one name."""
+    try:
+        return "sha256:" + hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
 def matcher(given: str | RefusalMatcher | Judge | Callable[[str], bool] = "broad") -> RefusalMatcher | Judge:

@@ -50,6 +50,11 @@ class ScalingOptions:
                 f"scales {list(self.scales)} are not pairs of a factor below and one above 1",
                 fix="use e.g. (0.7, 0.8, 0.9, 1.1, 1.2, 1.3)",
             )
+        if self.max_new_tokens < 1 or self.resamples < 19 or not 0 < self.level < 1:
+            raise OptionError(
+                f"max_new_tokens={self.max_new_tokens}, resamples={self.resamples}, level={self.level} make no test",
+                fix="use at least 1 token and 19 resamples, and a level such as 0.05",
+            )
 
     @property
     def pairs(self) -> list[tuple[float, float]]:

@@ -17,7 +17,7 @@ from hf_safefilter.locate.bounds import BoundsOptions
 from hf_safefilter.locate.found import SafetyLayers
 from hf_safefilter.locate.gap import GapOptions
 from hf_safefilter.locate.prompts import KINDS, Given, Prompts, prompts_of
-from hf_safefilter.locate.refusals import Judge, RefusalMatcher, Verdict, matcher
+from hf_safefilter.locate.refusals import Judge, RefusalMatcher, Verdict, matcher, record_of
 from hf_safefilter.locate.scaling import ScalingOptions
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def _sweep(
     import torch
 
     from hf_safefilter.locate.journal import Journal
+    from hf_safefilter.locate.subject import tensors_digest
     from hf_safefilter.locate.sweep import Sweep
     from hf_safefilter.model.generate import evaluating
     from hf_safefilter.model.scaled import PROJECTIONS, WITHOUT_O, form_of, require_effect
@@ -241,15 +242,16 @@ def _sweep(
     ids = torch.from_numpy(sweep.ids[0].astype(np.int64))[None].to(model.device)
     with evaluating(model), torch.inference_mode():
         require_effect(model, subject.n_blocks() // 2, lambda: model(input_ids=ids), parts)
-    record = judge.record() if hasattr(judge, "record") else {"name": type(judge).__name__}
     facts = {
         "prompts": {asked.kind: asked.record()},
-        "refusals": record,
+        "refusals": record_of(judge),
         "form": form_of(model),
         "max_new_tokens": options.max_new_tokens,
         "parts": list(parts),
     }
     task = {"method": method, "model": subject.record()} | facts
+    if folder is not None and subject.held is not None:  # its name does not say what was trained into it
+        task["weights"] = tensors_digest(subject.held.state_dict())
     return sweep, Journal(None if folder is None else folder / f"{method}.progress.jsonl", task), facts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,3 +125,15 @@ def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
     config = model_config(ModelKey(name, resolve_revision(name, revision), "float32"))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, kinds and bytes of tensors."""
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        plain = tensors[name].detach().contiguous().cpu()
+        total.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
+        total.update(plain.flatten().view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -98,7 +98,18 @@ def test_windows_stay_inside_the_model():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"alpha": 1}, {"alpha": -1}, {"alpha": float("inf")}, {"window": 1}, {"step": 0}, {"most_steps": 0}]
+    "wrong",
+    [
+        {"alpha": 1},
+        {"alpha": -1},
+        {"alpha": float("inf")},
+        {"window": 1},
+        {"step": 0},
+        {"most_steps": 0},
+        {"max_new_tokens": 0},
+        {"initial": (1,)},
+        {"initial": ("a", "b")},
+    ],
 )
 def test_what_makes_no_sense_is_refused(wrong):
     with pytest.raises(OptionError):

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from hf_safefilter.errors import OptionError
@@ -7,6 +9,7 @@ from hf_safefilter.locate.refusals import (
     RefusalMatcher,
     degenerate,
     matcher,
+    record_of,
     verdict,
     verdicts,
 )
@@ -104,6 +107,17 @@ def test_functions_and_judges_may_stand_in():
 
     with pytest.raises(OptionError, match="another number"):
         verdicts(matcher(Short()), ["a", "b"], ["a", "b"])
+
+
+def test_what_told_refusals_is_recorded():
+    assert record_of(matcher("larf"))["phrases"][0] == "can not"
+    assert record_of(matcher(functools.partial(str.startswith, "no")))["name"] == "functools.partial"
+    one, other = (
+        lambda reply: "no" in reply,
+        lambda reply: "nope" in reply,
+    )
+    first, second = record_of(matcher(one)), record_of(matcher(other))
+    assert first["name"] == second["name"] and first["source"] != second["source"]
 
 
 def test_a_guard_model_may_stand_in():

@@ -88,5 +88,11 @@ def test_scales_that_are_no_pairs_are_refused(scales):
         ScalingOptions(scales=scales)
 
 
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"resamples": 0}, {"level": 0}, {"level": 2}])
+def test_numbers_that_make_no_test_are_refused(wrong):
+    with pytest.raises(OptionError):
+        ScalingOptions(**wrong)
+
+
 def test_pairs_go_from_the_outside_in():
     assert OPTIONS.pairs == [(1.3, 0.7), (1.2, 0.8), (1.1, 0.9)]

@@ -189,3 +189,42 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
     assert again.read((1,), 1.2, [1, 0]) == ["degenerate", "refusal"]
     with pytest.raises(DataError, match="another search"):
         Journal(path, {"model": "b"})
+
+
+@pytest.mark.parametrize("line", ["xx", "{}", '{"blocks": [1], "by": 1.2, "rows": [0], "verdicts": "?"}', "[]"])
+def test_a_damaged_journal_is_said_to_be(tmp_path, line):
+    path = tmp_path / "journal.jsonl"
+    Journal(path, {"model": "a"})
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(IntegrityError, match="delete it to start anew"):
+        Journal(path, {"model": "a"})
+
+
+def test_a_model_trained_since_does_not_go_on_from_what_was_found_before(tmp_path):
+    folder = str(local_folder("toy"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def search():
+        return locate_safety_layers(
+            model, BORDERLINE[:10], "scaling", tokenizer=tokenizer, options=FEW, folder=tmp_path
+        )
+
+    assert search().table == search().table
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-3
+    with pytest.raises(DataError, match="another search"):
+        search()
+
+
+def test_another_function_does_not_go_on_from_what_was_found_before(tmp_path):
+    judges = [
+        lambda reply: "sorry" in reply,
+        lambda reply: "cannot" in reply,
+    ]
+
+    def search(judge):
+        return locate_safety_layers("toy", BORDERLINE[:10], "scaling", options=FEW, refusals=judge, folder=tmp_path)
+
+    assert search(judges[0]).table == search(judges[0]).table
+    with pytest.raises(DataError, match="another search"):
+        search(judges[1])
