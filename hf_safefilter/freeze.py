@@ -130,10 +130,28 @@ def lora_config(model: str | nn.Module, first: int, last: int, **options: Any) -
 
 
 def lora_without(model: str | nn.Module, config: LoraConfig, first: int, last: int) -> LoraConfig:
-    """`config` with blocks `first` to `last` left out; modules that it lists itself stay the ones that get adapters."""
+    """`config` with blocks `first` to `last` left out; modules and blocks that it names itself stay the ones it adapts.
+
+    Raises:
+        OptionError: modules named by a pattern, which peft does not take together with blocks; no block left over.
+    """
     settings = lora_settings(model, first, last)
-    if config.target_modules and not isinstance(config.target_modules, str):
+    asked = config.target_modules
+    if isinstance(asked, str) and asked != "all-linear":
+        raise OptionError(
+            f"target_modules={asked!r} is a pattern, which peft cannot keep out of blocks",
+            fix="list the modules, e.g. target_modules=['q_proj', 'v_proj']",
+        )
+    if asked and asked != "all-linear":
         settings.pop("target_modules")
+    if config.layers_to_transform is not None:
+        own = config.layers_to_transform
+        own = {own} if isinstance(own, int) else set(own)
+        settings["layers_to_transform"] = [block for block in settings["layers_to_transform"] if block in own]
+        if not settings["layers_to_transform"]:
+            raise OptionError(
+                f"adapters were asked for in blocks {sorted(own)} only, which are left out", fix="name others"
+            )
     return replace(config, **settings)
 
 
@@ -148,6 +166,10 @@ class FrozenBlocks(TrainerCallback):
     """
 
     def __init__(self, frozen: Frozen) -> None:
+        if not frozen.digest:
+            raise OptionError(
+                "that is a plan for a model without weights", fix="freeze the model itself: freeze_safety_blocks(...)"
+            )
         self.frozen = frozen
         self.trainable: int | None = None
 

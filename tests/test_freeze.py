@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from hf_safefilter.errors import IntegrityError, OptionError
+from hf_safefilter.errors import IntegrityError, ModelError, OptionError
 from hf_safefilter.freeze import (
     FrozenBlocks,
     freeze_safety_blocks,
@@ -108,6 +108,12 @@ def test_a_config_of_ones_own_keeps_its_modules(folders):
     assert (set(made.target_modules), made.r, made.layers_to_transform) == ({"q_proj", "v_proj"}, 3, [2, 3])
     made = lora_without(load(folders("llama")), LoraConfig(target_modules="all-linear"), 0, 1)
     assert set(made.target_modules) == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    made = lora_without(load(folders("llama")), LoraConfig(layers_to_transform=[1, 2]), 0, 1)
+    assert made.layers_to_transform == [2]
+    with pytest.raises(OptionError, match="which are left out"):
+        lora_without(load(folders("llama")), LoraConfig(layers_to_transform=1), 0, 1)
+    with pytest.raises(OptionError, match="is a pattern"):  # not all projections in its place
+        lora_without(load(folders("llama")), LoraConfig(target_modules=r".*\.(q|v)_proj"), 0, 1)
 
 
 def test_freezing_a_model_with_adapters_freezes_theirs_too(folders):
@@ -125,6 +131,8 @@ def test_a_plan_needs_no_weights(folders):
     real = freeze_safety_blocks(load(folders("llama")), 1, 2)
     assert (plan.names, plan.frozen, plan.trainable) == (real.names, real.frozen, real.trainable)
     assert plan.digest == ""
+    with pytest.raises(OptionError, match="a plan for a model without weights"):
+        FrozenBlocks(plan)
     toy = freezing_plan("toy", 1, 2).to_json()
     assert toy["frozen_parameters"] == 2 * (128 * 128 * 2 + 2 * 64 * 128 + 3 * 128 * 256)
 
@@ -135,6 +143,11 @@ def test_a_range_outside_the_model_is_refused(folders, first, last):
         freeze_safety_blocks(load(folders("llama")), first, last)
     with pytest.raises(OptionError):
         lora_settings(str(folders("llama")), first, last)
+
+
+def test_what_is_no_transformers_model_is_refused():
+    with pytest.raises(ModelError, match="Linear is no transformers model"):
+        freeze_safety_blocks(torch.nn.Linear(2, 2), 0, 1)
 
 
 def test_leaving_all_blocks_out_is_refused(folders):

@@ -38,12 +38,14 @@ def find_blocks(model: nn.Module) -> Stack:
     """
     from torch import nn
 
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} is no transformers model", fix="pass one, e.g. an AutoModel")
     config = model.config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} has an encoder and a decoder", fix="use a decoder-only or encoder-only model"
         )
-    wanted = config.num_hidden_layers
+    wanted = getattr(config, "num_hidden_layers", 0)
     lists = [
         name for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child) == wanted > 0
     ]

@@ -120,7 +120,7 @@ def scaling_effect(
     """
     before = _added(model, block, run)
     with scaled(model, block, by, parts):
-        return abs(_added(model, block, run) / before - 1)
+        return abs(_added(model, block, run) / before - 1) if before else 0.0
 
 
 def require_effect(model: PreTrainedModel, block: int, run: Callable[[], Any], parts: Sequence[str]) -> None:

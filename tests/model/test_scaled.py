@@ -149,6 +149,15 @@ def test_a_scale_that_a_norm_cancels_is_refused(models, monkeypatch):
         require_effect(model, 1, lambda: model(IDS), PROJECTIONS)
 
 
+def test_a_block_that_adds_nothing_cannot_be_scaled_to_effect(models):
+    model = models("llama", num_hidden_layers=3)  # as blocks that were put in to be trained later
+    block = model.model.layers[1]
+    for last in (block.self_attn.o_proj, block.mlp.down_proj):
+        last.weight.data.zero_()
+    with pytest.raises(ModelError, match="moves its output by 0%"):
+        require_effect(model, 1, lambda: model(IDS), PROJECTIONS)
+
+
 @pytest.mark.parametrize(
     ("blocks", "by", "parts"),
     [
