@@ -103,12 +103,19 @@ def find_gap(normal: np.ndarray, malicious: np.ndarray, options: GapOptions = Ga
             raise DataError(
                 f"{len(states)} {name} prompts are too few", fix=f"give at least {LEAST_PROMPTS}, better 100"
             )
-    unit = _unit(np.concatenate([normal, malicious])).swapaxes(0, 1)
-    table = unit @ unit.swapaxes(1, 2)  # (L, prompts, prompts): cosines of all pairs, once
     n, m = len(normal), len(malicious)
-    cosines = {kind: _drawn(table, kind, n, m, options.pairs) for kind in _SEEDS}
+    drawn = {kind: _drawn(kind, n, m, options.pairs) for kind in _SEEDS}
+    kinds = _shuffled(n, m, options)
+    cosines, shuffled = {kind: [] for kind in _SEEDS}, []
+    for layer in range(normal.shape[1]):  # one at a time: nothing grows with the square of the prompts
+        unit = _unit(np.concatenate([normal[:, layer], malicious[:, layer]]))
+        for kind, (one, other) in drawn.items():
+            cosines[kind].append((unit[one] * unit[other]).sum(1))
+        shuffled.append(_gaps_of_all_pairs(unit, kinds, n, m))
+    cosines = {kind: np.stack(found, axis=1) for kind, found in cosines.items()}
     degrees = angular_gap(cosines["nn"], cosines["nm"], options.reading)
-    chance = _chance(table, n, m, options)
+    largest = np.max(shuffled, axis=0)
+    chance = float((largest >= largest[0] - 1e-12).mean())  # the first is as it is
     first, last = onset_and_flat(degrees, options)
     why = ""
     if first is None:
@@ -159,32 +166,33 @@ def _unit(states: np.ndarray) -> np.ndarray:
     return states / norms
 
 
-def _drawn(table: np.ndarray, kind: str, n: int, m: int, pairs: int) -> np.ndarray:
-    """Cosines of the pairs that the published code draws: a fresh seed for every pair."""
-    found = np.empty((pairs, len(table)))
+def _drawn(kind: str, n: int, m: int, pairs: int) -> np.ndarray:
+    """The pairs that the published code draws, int (2, pairs): a fresh seed for every one."""
+    found = np.empty((2, pairs), int)
     for number in range(pairs):
         draw = random.Random(_SEEDS[kind] + number)
         if kind == "nm":
-            one, other = draw.sample(range(n), 1)[0], n + draw.sample(range(m), 1)[0]
+            found[:, number] = draw.sample(range(n), 1)[0], n + draw.sample(range(m), 1)[0]
         else:
             start, size = (0, n) if kind == "nn" else (n, m)
-            one, other = (start + number for number in draw.sample(range(size), 2))
-        found[number] = table[:, one, other]
+            found[:, number] = [start + one for one in draw.sample(range(size), 2)]
     return found
 
 
-def _chance(table: np.ndarray, n: int, m: int, options: GapOptions) -> float:
-    """How often the largest gap over the layers is as large when the kinds are shuffled, over all pairs."""
+def _shuffled(n: int, m: int, options: GapOptions) -> np.ndarray:
+    """Which prompts are taken for normal: as it is, then shuffled; (permutations + 1, n + m)."""
     draw = np.random.default_rng(options.seed)
-    total = n + m
-    kinds = np.zeros((options.permutations + 1, total))
+    kinds = np.zeros((options.permutations + 1, n + m))
     kinds[:, :n] = 1
     for row in range(1, len(kinds)):
         draw.shuffle(kinds[row])
-    diagonal = np.einsum("lii->li", table)
-    within = np.einsum("pi,lij,pj->pl", kinds, table, kinds, optimize=True) - kinds @ diagonal.T
-    between = np.einsum("pi,lij,pj->pl", kinds, table, 1 - kinds, optimize=True)
-    means = [within / (n * (n - 1)), between / (n * m)]
-    angles = [np.arccos(np.clip(mean, -1, 1)) for mean in means]
-    largest = (angles[1] - angles[0]).max(1)
-    return float((largest >= largest[0] - 1e-12).mean())
+    return kinds
+
+
+def _gaps_of_all_pairs(unit: np.ndarray, kinds: np.ndarray, n: int, m: int) -> np.ndarray:
+    """The gap (radians) over all pairs for each way to take prompts for normal; sums of vectors give those of pairs."""
+    sums = kinds @ unit
+    within = ((sums**2).sum(1) - n) / (n * (n - 1))
+    between = (sums * (unit.sum(0) - sums)).sum(1) / (n * m)
+    within, between = (np.arccos(np.clip(mean, -1, 1)) for mean in (within, between))
+    return between - within

@@ -1,5 +1,6 @@
 import math
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def test_pairs_are_those_of_the_published_seeds():
         random.seed(1000 + number)
         one, other = random.sample(list(normal), 1)[0], random.sample(list(malicious), 1)[0]
         np.testing.assert_allclose(found.cosines["nm"][number], cosine(one, other), atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_prompts():
+    normal, malicious = states(2000, 2, 4, [0, 1], 0)
+    tracemalloc.start()
+    find_gap(normal, malicious, GapOptions(permutations=19))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # a table of all pairs would be 256e6
 
 
 def test_a_planted_gap_is_found_where_it_was_planted():
