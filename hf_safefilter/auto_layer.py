@@ -57,7 +57,7 @@ def scaling_cost(recipe: Recipe) -> tuple[float, float]:
     cells = model.config.get_text_config().num_hidden_layers * len(options.scales)
     tokens = cells * len(asked) * (_PROMPT_TOKENS + options.max_new_tokens)
     parameters = sum(tensor.numel() for tensor in model.parameters())
-    return parameters * tokens, AFFORDABLE[pick_device(recipe.model.device, None).type]
+    return parameters * tokens, AFFORDABLE.get(pick_device(recipe.model.device, None).type, AFFORDABLE["cpu"])
 
 
 def searched(recipe: Recipe, way: Way) -> SafetyLayers:

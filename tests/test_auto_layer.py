@@ -60,6 +60,7 @@ def test_the_way_is_the_one_that_suits(files, monkeypatch):
     assert auto_layer.way_of(recipe(files), False) == "scaling"
     cost, most = auto_layer.scaling_cost(recipe(files))
     assert 1e11 < cost < most
+    assert auto_layer.scaling_cost(recipe(files, model={"name": "toy", "device": "xpu"})) == (cost, most)
     monkeypatch.setattr(auto_layer, "AFFORDABLE", {"cpu": cost / 2, "mps": cost / 2, "cuda": cost / 2})
     assert auto_layer.way_of(recipe(files), False) == "gap"
     assert auto_layer.way_of(recipe(files, locate={"method": "bounds"}), False) == "bounds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from hf_safefilter.locate.journal import Journal
     from hf_safefilter.locate.subject import Subject
     from hf_safefilter.locate.sweep import Cell, Sweep
+
+logger = logging.getLogger(__name__)
 
 Method = Literal["gap", "scaling", "bounds"]
 Options = GapOptions | ScalingOptions | BoundsOptions
@@ -242,10 +245,16 @@ def _sweep(
     ids = torch.from_numpy(sweep.ids[0].astype(np.int64))[None].to(model.device)
     with evaluating(model), torch.inference_mode():
         require_effect(model, subject.n_blocks() // 2, lambda: model(input_ids=ids), parts)
+    form = form_of(model)
+    if form == "branches":
+        logger.warning(
+            "%s has norms that cancel a scale of its matrices: what its branches put out is scaled instead",
+            type(model).__name__,
+        )
     facts = {
         "prompts": {asked.kind: asked.record()},
         "refusals": record_of(judge),
-        "form": form_of(model),
+        "form": form,
         "max_new_tokens": options.max_new_tokens,
         "parts": list(parts),
     }
@@ -256,7 +265,7 @@ def _sweep(
 
 
 def _run(sweep: Sweep, cells: Sequence[Cell], journal: Journal) -> dict[Cell, list[Verdict]]:
-    from transformers.utils import logging
+    from transformers.utils.logging import tqdm
 
-    with logging.tqdm(total=len(set(cells)) * len(sweep.prompts), unit=" replies", desc="Search") as bar:
+    with tqdm(total=len(set(cells)) * len(sweep.prompts), unit=" replies", desc="Search") as bar:
         return sweep.run(cells, journal, bar.update)

@@ -35,7 +35,7 @@ def test_presets_keep_their_published_quirks():
 
 
 def test_qi2023_decides_like_the_29_phrases():
-    # the seven that were left out each hold one of those that stand in the list
+    # the six that were left out each hold one of those that stand in the list
     for redundant in ("As an AI", "As an Assistant", "is illegal and unethical", "but I cannot", "I cannot create",
                       "I cannot support"):  # fmt: skip
         assert matcher("qi2023")(f"... {redundant} ...")

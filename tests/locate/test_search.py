@@ -103,6 +103,12 @@ def test_a_model_that_always_refuses_gives_no_layer():
     assert found.facts["refusals"]["name"].endswith("<lambda>")
 
 
+def test_where_norms_cancel_the_scale_the_user_is_told(tmp_path, caplog):
+    folder = save_small_model(tmp_path, "gemma2")
+    found = locate_safety_layers(str(folder), BENIGN[:10], "scaling", options=FEW)
+    assert found.facts["form"] == "branches" and "what its branches put out is scaled instead" in caplog.text
+
+
 def test_degenerate_replies_are_counted_apart(small):
     found = locate_safety_layers(str(small), BENIGN, "scaling", options=FEW)
     assert sum(row["degenerate"] for row in found.table) + found.facts["unscaled"].get("degenerate", 0) > 0
