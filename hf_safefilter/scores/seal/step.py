@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_safefilter.batch import Batch
 from hf_safefilter.columns import ROW_ID, UNSCORABLE, score_column
-from hf_safefilter.errors import OptionError
+from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.rows import conversations, row_id
 from hf_safefilter.scores.controls import Pairs, as_pairs
 from hf_safefilter.scores.seal.selector import SealSelector
@@ -33,6 +33,7 @@ class SealScore(Step):
 
     Raises:
         OptionError: no selector.
+        MissingError: none there.
 
     Source: SEAL, arXiv 2410.07471, section 3; the reference's weight is the reverse of this score.
     """
@@ -50,6 +51,11 @@ class SealScore(Step):
         given = self.selector
         if isinstance(given, (str, Path)) and Path(given).is_dir():
             given = SealSelector.load(given)
+        elif isinstance(given, (str, Path)) and not str(given).startswith("sha256:"):
+            raise MissingError(
+                f"there is no selector at {str(given)!r}",
+                fix="name the folder that hf-safefilter seal wrote: DIR/selector",
+            )
         object.__setattr__(self, "selector", SealSelector.of(given).digest)
         object.__setattr__(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)

@@ -73,7 +73,7 @@ def test_without_a_selector_the_command_that_fits_one_is_named(selector):
             call()
     with pytest.raises(MissingError):
         SealScore("sha256:" + "0" * 64)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(MissingError, match="no selector at 'no/such/folder'"):
         SealScore("no/such/folder")
 
 
