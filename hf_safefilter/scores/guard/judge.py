@@ -67,7 +67,7 @@ def _in_batches(
     shape: tuple[int, ...],
     together: bool,
 ) -> np.ndarray:
-    """`run` over all rows, longest first; on running out of memory halve the budget and go on."""
+    """`run` over all rows, longest first, or each alone; on running out of memory halve the budget and go on."""
     found = np.full((len(rows), *shape), np.nan)
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     kind, most = model.device.type, torch.get_num_threads()
@@ -76,12 +76,7 @@ def _in_batches(
     with torch.inference_mode(), threads(pick_threads(width, most) if kind == "cpu" else most):
         while order:
             longest = len(rows[order[0]])
-            # without a padding token a classifier cannot tell where a row ends
-            batch = order[
-                : max(1, budget // longest)
-                if model.config.get_text_config().pad_token_id is not None or shape[1:]
-                else 1
-            ]
+            batch = order[: max(1, budget // longest) if together else 1]
             got = _attempt(run, [rows[row] for row in batch])
             if got is not None:
                 found[batch] = got
