@@ -87,6 +87,9 @@ class Contrast:
         by = f"by {abs(self.difference.mean):.3f}"
         if low is None or high is None:
             verdict = f"{'above' if self.difference.mean >= 0 else 'below'} {self.second} {by}, on a single seed"
+        elif self.difference.mean and np.isclose(low, high, rtol=0, atol=1e-9):
+            # alike to a question: an interval of no width would claim a certainty that a few seeds cannot give
+            verdict = f"{'above' if low > 0 else 'below'} {self.second} {by} with every seed, too alike for an interval"
         elif low > 0 or high < 0:
             verdict = f"{'above' if low > 0 else 'below'} {self.second} {by} [{low:+.3f}, {high:+.3f}]"
         else:

@@ -73,6 +73,13 @@ def test_a_difference_that_never_varies_around_nought_is_no_difference(report):
     assert all("not told apart" in one.sentence for one in same.contrasts)
 
 
+def test_a_difference_that_is_the_same_with_every_seed_has_no_interval(report):
+    alike = {"all": 98, "kept": 100}
+    runs = tuple(run(arm, seed, count) for arm, count in alike.items() for seed in range(3))
+    (only,) = replace(report, runs=runs).contrasts
+    assert only.sentence == "refusals of kept: above all by 0.020 with every seed, too alike for an interval"
+
+
 def test_the_table_and_the_plot(report, tmp_path):
     table = report.table()
     assert [line["arm"] for line in table] == ["before tuning", *REFUSED]
