@@ -17,11 +17,11 @@ import numpy as np
 from hf_safefilter.columns import Layer, score_column
 from hf_safefilter.comparison import Comparison, Entry, Lead
 from hf_safefilter.errors import DataError, MissingError, ModelError, OptionError
-from hf_safefilter.evaluation import Evaluation, evaluate, spearman
+from hf_safefilter.evaluation import Evaluation, evaluate, spearman, truth_of
 from hf_safefilter.pipeline import ROWS_PER_CALL, add_rank_average, embed_rows, make_score, options_of, score_rows
 from hf_safefilter.recipe import MethodChoice
 from hf_safefilter.scores import CONTROLS
-from hf_safefilter.thresholds import numbers_of, same_label, views_of
+from hf_safefilter.thresholds import numbers_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,8 @@ def compare_methods(
 ) -> Comparison:
     """Score `ds` by several methods and measure them side by side; length and random are always among them.
 
-    A method that lacks something (a fitted selector, references, a model) is left out and its reason kept.
+    A method that lacks something (a fitted selector, references, a model), or that can score none of the rows, is left
+    out and its reason kept.
 
     Args:
         ds: rows without the columns that this adds.
@@ -82,9 +83,12 @@ def compare_methods(
 
     Raises:
         OptionError: no methods, or one twice.
-        DataError: no method could be used, or the labels are not of both kinds.
+        DataError: no method could be used, the labels are not of both kinds, or a score is there already.
+        MissingError: no such column of labels.
     """
     wanted, average = _wanted(methods)
+    truth = None if label is None else truth_of(ds, label, unsafe)
+    _require_free(ds, wanted, average)
     skipped: dict[str, str] = {}
     layers = _layers(wanted, embed, references, skipped)
     scored, reading = ds, None
@@ -103,11 +107,15 @@ def compare_methods(
             step = make_score(choice, references, layer if layer is not None else 0, columns, scored)
             fit = time.perf_counter() - begin
             cost = _scoring_seconds(step, _sample(scored, cost_rows, seed))
-            scored = score_rows(scored, step)
+            done = score_rows(scored, step)
+            _require_scores(done, score_column(choice.name), truth)
         except _UNUSABLE as error:
+            if choice.name in CONTROLS:
+                raise
             logger.warning("%s is left out: %s", choice.name, error)
             skipped[choice.name] = error.fact
         else:
+            scored = done
             made.append(_Made(choice.name, layer, step, fit, cost))
     _require_methods(made, skipped)
     if average:
@@ -120,7 +128,7 @@ def compare_methods(
     if label is not None:
         found = evaluate(scored, label, unsafe=unsafe, scores=[one.column for one in made], columns=columns, seed=seed)
     steps = [embed, *(one.step for one in made)] if layers else [one.step for one in made]
-    return _comparison(scored, made, steps, reading, skipped, found, unsafe)
+    return _comparison(scored, made, steps, reading, skipped, found, truth)
 
 
 def _wanted(methods: Sequence[MethodChoice | str]) -> tuple[list[MethodChoice], bool]:
@@ -135,6 +143,26 @@ def _wanted(methods: Sequence[MethodChoice | str]) -> tuple[list[MethodChoice], 
     ]
     controls = [MethodChoice(name=name) for name in CONTROLS if name not in names]
     return [*choices, *controls], RANK_AVERAGE in names
+
+
+def _require_free(ds: Any, wanted: Sequence[MethodChoice], average: bool) -> None:
+    """Raise for a score that is there already before an hour has gone into the others."""
+    names = [*(choice.name for choice in wanted), *([RANK_AVERAGE] if average else [])]
+    parts = ds.values() if isinstance(ds, Mapping) else [ds]
+    taken = {column for part in parts for column in part.column_names} & {score_column(name) for name in names}
+    if taken:
+        raise DataError(
+            f"the rows already have a column {min(taken)!r}", fix="rename or remove it: it would be written over"
+        )
+
+
+def _require_scores(scored: Any, column: str, truth: np.ndarray | None) -> None:
+    """Raise where a score says nothing of these rows: one such would spoil the figures of all."""
+    there = np.isfinite(numbers_of(scored, column))
+    if not there.any():
+        raise DataError("none of these rows could be scored", fix="look at the column that says why")
+    if truth is not None and not np.isin([0, 1], truth[there]).all():
+        raise DataError("only rows of one label could be scored", found=f"{int(there.sum())} of {len(there)} rows")
 
 
 def _layers(
@@ -180,12 +208,12 @@ def _comparison(
     reading: float | None,
     skipped: Mapping[str, str],
     found: Evaluation | None,
-    unsafe: Any,
+    truth: np.ndarray | None,
 ) -> Comparison:
     values = {one.column: numbers_of(scored, one.column) for one in made}
     length = values[score_column("length")]
     separations = {one.score: one for one in found.separations} if found is not None else {}
-    leads = _leads(values, length, _truth(scored, found.label, unsafe)) if found is not None else {}
+    leads = _leads(values, length, truth) if truth is not None else {}
     entries = tuple(
         Entry(
             method=one.method,
@@ -212,12 +240,6 @@ def _comparison(
         scored=scored,
         steps=tuple(steps),
     )
-
-
-def _truth(scored: Any, label: str, unsafe: Any) -> np.ndarray:
-    """float64 (n,): 1 = unsafe, 0 = any other label, NaN = none."""
-    cells = [cell for view in views_of(scored, label) for cell in view.cells(label)]
-    return np.array([np.nan if cell is None else float(same_label(cell, unsafe)) for cell in cells])
 
 
 def _leads(values: Mapping[str, np.ndarray], length: np.ndarray, truth: np.ndarray) -> dict[str, Lead]:

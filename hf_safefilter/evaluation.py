@@ -112,15 +112,8 @@ def evaluate(
         DataError: no labels of both kinds, or no scores.
         MissingError: a column that is not there.
     """
-    cells = [cell for view in views_of(ds, label) for cell in view.cells(label)]
-    labelled = np.array([cell is not None for cell in cells])
-    truth = np.array([cell is not None and same_label(cell, unsafe) for cell in cells])
-    if not truth.any() or truth.sum() == labelled.sum():
-        raise DataError(
-            f"column {label!r} must hold labels of both kinds",
-            found=", ".join(sorted({str(cell) for cell in cells})[:8]) or "no rows",
-            fix=f"check the column, and the value that means unsafe (now {unsafe!r})",
-        )
+    truth = truth_of(ds, label, unsafe)
+    labelled = np.isfinite(truth)
     named = list(scores) if scores is not None else _method_columns(ds)
     if not named:
         raise DataError("there are no scores to measure", fix="score the rows first: hf-safefilter score --help")
@@ -129,10 +122,28 @@ def evaluate(
     values = {name: one for name, one in values.items() if name not in controls} | controls
     length = controls[score_column("length")]
     found = [
-        _separation(name, one[labelled], truth[labelled], length[labelled], resamples, seed)
+        _separation(name, one[labelled], truth[labelled] == 1, length[labelled], resamples, seed)
         for name, one in values.items()
     ]
-    return Evaluation(label, int(labelled.sum()), int(truth.sum()), tuple(found))
+    return Evaluation(label, int(labelled.sum()), int(np.nansum(truth)), tuple(found))
+
+
+def truth_of(ds: Dataset | DatasetDict | Mapping[str, Any], label: str, unsafe: Any) -> np.ndarray:
+    """float64 (n,): 1 = unsafe, 0 = any other label, NaN = none.
+
+    Raises:
+        DataError: not labels of both kinds.
+        MissingError: no such column.
+    """
+    cells = [cell for view in views_of(ds, label) for cell in view.cells(label)]
+    truth = np.array([np.nan if cell is None else float(same_label(cell, unsafe)) for cell in cells])
+    if not np.isin([0, 1], truth).all():
+        raise DataError(
+            f"column {label!r} must hold labels of both kinds",
+            found=", ".join(sorted({str(cell) for cell in cells})[:8]) or "no rows",
+            fix=f"check the column, and the value that means unsafe (now {unsafe!r})",
+        )
+    return truth
 
 
 def _method_columns(ds: Any) -> list[str]:

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from hf_safefilter import EmbedLayers, ReferenceIndex, compare, compare_methods, demo
 from hf_safefilter.compare import lead_over
 from hf_safefilter.comparison import draw
-from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.evaluation import spearman
 from hf_safefilter.pipeline import embed_rows, make_score, score_rows
 from hf_safefilter.recipe import MethodChoice
@@ -120,6 +120,36 @@ def test_a_method_that_lacks_something_is_left_out_with_its_reason(rows, referen
         compare_methods(rows, ["length"], EmbedLayers("toy", [5]), references)
     with pytest.raises(OptionError, match="twice"):
         compare_methods(rows, ["larf", "larf"], EmbedLayers("toy", [5]), references)
+
+
+def test_a_method_that_scores_none_of_the_rows_does_not_end_the_comparison(rows, references):
+    from hf_safefilter.scores.seal import SealSelector
+
+    stranger = SealSelector.of_logits({"0" * 32: 1.0})
+    seal = MethodChoice(name="seal", options={"selector": stranger.digest})
+    for label in ("label", None):
+        done = compare_methods(
+            rows, ["larf", seal, "rank_average"], EmbedLayers("toy", [5]), references, label=label, cost_rows=8
+        )
+        assert [one.method for one in done.entries] == ["larf", "rank_average", "length", "random"]
+        assert "none of these rows" in done.skipped["seal"]
+        assert "seal_score" not in done.scored.column_names
+
+
+@pytest.mark.parametrize("name", ["length_score", "larf_score", "rank_average_score"])
+def test_a_score_that_is_there_already_is_refused_before_anything_is_read(rows, references, monkeypatch, name):
+    monkeypatch.setattr(compare, "embed_rows", lambda *_: pytest.fail("read too early"))
+    with pytest.raises(DataError, match=name):
+        compare_methods(
+            rows.add_column(name, [0.0] * len(rows)), ["larf", "rank_average"], EmbedLayers("toy", [5]), references
+        )
+
+
+@pytest.mark.parametrize(("label", "unsafe"), [("cheese", "unsafe"), ("label", "cheese")])
+def test_labels_are_checked_before_anything_is_read(rows, references, monkeypatch, label, unsafe):
+    monkeypatch.setattr(compare, "embed_rows", lambda *_: pytest.fail("read too early"))
+    with pytest.raises((DataError, MissingError), match=label):
+        compare_methods(rows, ["larf"], EmbedLayers("toy", [5]), references, label=label, unsafe=unsafe)
 
 
 def test_seal_needs_its_selector_and_is_compared_with_it(rows, references):

@@ -6,9 +6,8 @@ import json
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from hf_safefilter.artifacts import atomic_folder
+from hf_safefilter.artifacts import atomic_folder, require_room
 from hf_safefilter.cli.options import (
     Column,
     Device,
@@ -23,6 +22,7 @@ from hf_safefilter.cli.options import (
     Template,
     layers_of,
     pairs_of,
+    values_of,
 )
 from hf_safefilter.errors import OptionError
 
@@ -69,6 +69,7 @@ def compare(
     from hf_safefilter.comparison import draw
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.inputs import load_rows
+    from hf_safefilter.scores import CONTROLS
     from hf_safefilter.trail import save_rows
 
     def reader(layers: list[int | str]) -> EmbedLayers:
@@ -78,6 +79,7 @@ def compare(
         )  # fmt: skip
 
     choices = _choices(methods, option)
+    require_room(output, _RECORD)
     loaded = load_rows(rows, split=split)
     embed, index = _read(reader, references, layer)
     found = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)
@@ -90,7 +92,8 @@ def compare(
     voice.table("Seconds (all methods that read hidden states share one reading)", found.cost_table())
     voice.table("How the scores agree (rank correlation)", found.agreement_table())
     voice.table("Methods that could not be used", found.skipped_table())
-    best = max(found.entries, key=lambda one: one.separation.auroc if one.separation else 0.0)
+    tried = [one for one in found.entries if one.method not in CONTROLS]
+    best = max(tried, key=lambda one: one.separation.auroc if one.separation else 0.0)
     voice.report(
         {"output": str(output), "rows": found.rows, "comparison": found.to_json()},
         ids=[json.dumps(line) for line in found.table()],
@@ -104,7 +107,7 @@ def _choices(methods: str, options: list[str] | None) -> list[Any]:
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     given: dict[str, dict[str, Any]] = {}
-    for key, value in (pairs_of(options, "--option") or {}).items():
+    for key, value in values_of(options, "--option").items():
         method, _, name = key.partition(".")
         if method not in names or not name:
             raise OptionError(
@@ -112,7 +115,7 @@ def _choices(methods: str, options: list[str] | None) -> list[Any]:
                 found=", ".join(names) or "no methods",
                 fix="write --option method.name=value",
             )
-        given.setdefault(method, {})[name] = yaml.safe_load(value)
+        given.setdefault(method, {})[name] = value
     return [MethodChoice.checked(name=name, options=given[name]) if name in given else name for name in names]
 
 

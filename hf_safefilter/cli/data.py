@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from hf_safefilter.cli.options import (
     Attn,
@@ -27,6 +26,7 @@ from hf_safefilter.cli.options import (
     Template,
     layers_of,
     pairs_of,
+    values_of,
 )
 from hf_safefilter.errors import OptionError
 
@@ -141,9 +141,8 @@ def score(
     index = open_references(references) if references is not None else None
     if index is not None and reader is not None:
         require_same_reading(index, reader)
-    options = {name: yaml.safe_load(value) for name, value in (pairs_of(option, "--option") or {}).items()}
     step = make_score(
-        MethodChoice.checked(name=method, options=options),
+        MethodChoice.checked(name=method, options=values_of(option, "--option")),
         index,
         chosen,
         dict(reader.columns or ()) or None if reader is not None else None,

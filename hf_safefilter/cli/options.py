@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from hf_safefilter.errors import OptionError
 
@@ -54,3 +55,14 @@ def pairs_of(given: list[str] | None, flag: str) -> dict[str, str] | None:
             raise OptionError(f"{flag} {one!r} is not name=value", fix=f"use e.g. {flag} prompt=question")
         pairs[name] = value
     return pairs
+
+
+def values_of(given: list[str] | None, flag: str) -> dict[str, Any]:
+    """``["k=5", "targets=[q_proj, v_proj]"]`` -> ``{"k": 5, "targets": ["q_proj", "v_proj"]}``."""
+    values = {}
+    for name, text in (pairs_of(given, flag) or {}).items():
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise OptionError(f"{flag} {name}={text} is no value", fix="quote a text that holds signs") from error
+    return values

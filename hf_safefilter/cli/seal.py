@@ -102,14 +102,12 @@ def seal(
 
 def _require_room(output: Path, rows: Any) -> None:
     """Raise now, rather than after hours of training, when there is no place for the result."""
-    from hf_safefilter.artifacts import MANIFEST
+    from hf_safefilter.artifacts import MANIFEST, require_room
     from hf_safefilter.scores.seal.step import COLUMNS
     from hf_safefilter.trail import TRAIL
 
     for name, marker in (("selector", MANIFEST), ("scored", TRAIL)):
-        place = output / name
-        if place.exists() and not (place / marker).is_file() and not (place.is_dir() and not any(place.iterdir())):
-            raise OptionError(f"{place} holds other files, which would be lost", fix="choose another output folder")
+        require_room(output / name, marker)
     for part in rows.values() if isinstance(rows, Mapping) else [rows]:
         taken = sorted(set(COLUMNS) & set(part.column_names))
         if taken:

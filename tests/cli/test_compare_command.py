@@ -37,6 +37,7 @@ def test_compare_prints_tables_and_writes_json_plots_and_rows(call, rows, tmp_pa
         (("--methods", "lark"), 2, "larf"),
         (("--methods", "larf", "--option", "nearest.k=3"), 2, "none of the methods"),
         (("--methods", "larf", "--option", "k=3"), 2, "method.name=value"),
+        (("--methods", "nearest", "--option", "nearest.k=["), 2, "is no value"),
         (("--methods", "larf", "--references", "none"), 1, "no method could be used"),
         (("--methods", "larf", "--layer", "99"), 2, "99"),
         (("--methods", "larf", "--label", "cheese"), 1, "cheese"),
@@ -48,6 +49,27 @@ def test_a_wrong_call_writes_nothing(call, rows, tmp_path, words, code, says):
     assert (got, out) == (code, ""), err
     assert says in err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_of_other_files_is_refused_before_anything_is_scored(call, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_safefilter.compare.compare_methods", lambda *_, **__: pytest.fail("scored too early"))
+    (tmp_path / "mine.txt").write_text("keep")
+    code, _, err = call("compare", rows, "--model", "toy", "--layer", "5", "--methods", "larf", "-o", tmp_path)
+    assert (code, "other files" in err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_next_command_names_a_method_not_a_control(call, tmp_path):
+    rows = [{"prompt": "Hi", "response": "word " * (30 - at), "label": "safe" if at > 9 else "unsafe"}
+            for at in range(20)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--model", "toy", "--layer", "1", "--methods", "anchor", "--label", "label", "-o", tmp_path / "out")
+    code, out, err = call("--format", "json", "compare", tmp_path / "rows.jsonl", *words)
+    assert code == 0, err
+    entries = {one["method"]: one["separation"]["auroc"] for one in json.loads(out)["comparison"]["entries"]}
+    assert entries["length"] == 1.0 > entries["anchor"]
+    code, _, err = call("compare", tmp_path / "rows.jsonl", *words)
+    assert "--by anchor_score" in " ".join(err.split())
 
 
 def test_help_shows_an_example(call):
