@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from hf_safefilter.model.source import ModelKey
+    from hf_safefilter.model.tokens import Tokens
     from hf_safefilter.scores.guard.verdict import Asks
 
 logger = logging.getLogger(__name__)
@@ -183,6 +184,7 @@ def _by_verdict(step: GuardScore, rows: Sequence[Conversation], device: torch.de
         chances = answers(load.causal_lm(key, device), [tokens[row].ids for row in there], ask.back, asks.tokens)
         weight = np.prod([chances[:, place, word] for place, word in enumerate(ask.given)], axis=0)
         found[ask.guideline, there] += weight * chances[:, -1, : len(step.unsafe)].sum(axis=1)
+    _say_cut(tokens)
     return np.where([bool(reason) for reason in reasons], np.nan, found.max(axis=0)), reasons
 
 
@@ -201,12 +203,19 @@ def _by_label(step: GuardScore, rows: Sequence[Conversation], device: torch.devi
     )
     there = [place for place, one in enumerate(tokens) if not one.reason]
     found = np.full(len(rows), np.nan)
+    _say_cut(tokens)
     if there:
         config = load.model_config(key)
         exclusive = config.num_labels > 1 and config.problem_type != "multi_label_classification"
         chances = labels(load.sequence_classifier(key, device), [tokens[row].ids for row in there], exclusive)
         found[there] = chances[:, unsafe].sum(axis=1) if exclusive else chances[:, unsafe].max(axis=1)
     return found, [one.reason for one in tokens]
+
+
+def _say_cut(tokens: Sequence[Tokens]) -> None:
+    """What a guard has not read it has not judged, and that is never silent."""
+    if cut := sum(one.truncated for one in tokens):
+        logger.warning("%d rows are too long for the guard: it has not read the middle of their responses", cut)
 
 
 def _unsafe_labels(step: GuardScore) -> list[int]:

@@ -211,6 +211,17 @@ def test_long_rows_are_cut_in_the_middle_of_the_response(guard):
     assert np.isfinite(found["guard_score"][0]) and found["guard_unscored"].tolist() == ["", "too_long"]
 
 
+@pytest.mark.parametrize("preset", ["llama_guard_3", "shieldgemma", "classifier"])
+def test_what_the_guard_has_not_read_is_said_once(guard, tmp_path, caplog, preset):
+    folder = save_classifier(tmp_path / "c", pad_token_id=0) if preset == "classifier" else guard(preset)
+    step = GuardScore(folder, preset, max_length=600, device="cpu")
+    rows = [ROWS[1], {"prompt": "Ask", "response": "again and " * 400}]
+    with caplog.at_level(logging.WARNING):
+        assert np.isfinite(step(batch_of(rows))["guard_score"]).all()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["1 rows are too long for the guard: it has not read the middle of their responses"]
+
+
 def test_words_can_be_given(guard):
     folder = guard("llama_guard_3")
     step = GuardScore(folder, preset="llama_guard_3", unsafe="bad", safe=["good"], leads=["Verdict: "], device="cpu")
