@@ -255,9 +255,9 @@ def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> t
     return score_rows(scored, step), step
 
 
-def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers) -> Dataset | DatasetDict:
-    """Add the columns of `embed`; raises rather than write over a column of the user's."""
-    return _beside(ds, embed, "Embed")
+def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers, *, processes: int | None = None) -> Dataset | DatasetDict:
+    """Add the columns of `embed`, here or in `processes`; raises rather than write over a column of the user's."""
+    return _beside(ds, embed, "Embed", processes)
 
 
 def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
@@ -265,19 +265,20 @@ def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
     return _beside(ds, step, type(step).__name__)
 
 
-def _beside(ds: Dataset | DatasetDict, step: Step, desc: str) -> Dataset | DatasetDict:
+def _beside(ds: Dataset | DatasetDict, step: Step, desc: str, processes: int | None = None) -> Dataset | DatasetDict:
     """`ds.map(step)`, but that only the new columns are written: old ones, vectors among them, are not copied."""
     from datasets import DatasetDict, concatenate_datasets
 
     require_free(ds, step)
     if isinstance(ds, DatasetDict):
-        return DatasetDict({name: _beside(part, step, desc) for name, part in ds.items()})
+        return DatasetDict({name: _beside(part, step, desc, processes) for name, part in ds.items()})
     vectors = {name for name in ds.column_names if name.startswith(EMBEDDING_PREFIX)}
     read = list(step.needs()) or [name for name in ds.column_names if name not in vectors]
     # A selection of rows would have to be written out first; a missing column is the step's own to complain about.
+    how = {"batched": True, "batch_size": ROWS_PER_CALL, "num_proc": processes, "with_rank": True, "desc": desc}
     if ds._indices is not None or not len(ds) or not set(read) <= set(ds.column_names):
-        return ds.map(step, batched=True, batch_size=ROWS_PER_CALL, desc=desc)
-    added = ds.select_columns(read).map(step, batched=True, batch_size=ROWS_PER_CALL, remove_columns=read, desc=desc)
+        return ds.map(step, **how)
+    added = ds.select_columns(read).map(step, remove_columns=read, **how)
     return concatenate_datasets([ds, added], axis=1, info=None, split=ds.split)
 
 

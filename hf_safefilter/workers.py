@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import OptionError, SafefilterError
-from hf_safefilter.pipeline import ROWS_PER_CALL, embed_rows, require_free
+from hf_safefilter.pipeline import embed_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -31,12 +31,9 @@ def embed_in_processes(rows: Dataset | DatasetDict, embed: EmbedLayers, processe
         raise OptionError(f"{processes} processes cannot read anything", fix="use 1 or more")
     if processes == 1:
         return embed_rows(rows, embed)
-    require_free(rows, embed)
     with _spawning(processes):
         try:
-            return rows.map(
-                embed, batched=True, batch_size=ROWS_PER_CALL, num_proc=processes, with_rank=True, desc="Embed"
-            )
+            return embed_rows(rows, embed, processes=processes)
         except RuntimeError as error:
             if _DIED not in str(error):
                 raise
@@ -55,7 +52,9 @@ def _spawning(processes: int) -> Iterator[None]:
     before, threads = multiprocess.get_start_method(allow_none=True), os.environ.get("OMP_NUM_THREADS")
     multiprocess.set_start_method("spawn", force=True)
     if threads is None:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+        # what this process may use, which under a scheduler is less than what the machine has
+        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ["OMP_NUM_THREADS"] = str(max(1, there // processes))
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from processes import answer, start
@@ -275,6 +276,8 @@ def spread(tmp_path, source, output, number=0):
 def test_spawned_processes_give_what_one_gives(source, step, tmp_path):
     assert answer(spread(tmp_path, source, tmp_path / "embedded"))["rows"] == 50
     same_rows(load_from_disk(tmp_path / "embedded"), embed_rows(load_rows(source).rows, step))
+    written = [pa.ipc.open_stream(file).schema.names for file in (tmp_path / "datasets0").rglob("cache-*.arrow")]
+    assert written == [list(step.produces())] * 2, "each process writes its new columns, and no copy of the old ones"
 
 
 def test_a_killed_worker_is_said_and_the_same_command_goes_on(tmp_path):
@@ -325,12 +328,16 @@ def test_an_error_of_a_worker_stays_what_it_is(step, monkeypatch):
 def test_the_start_method_and_the_threads_are_as_before(step, monkeypatch):
     import multiprocess
 
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     seen = []
-    monkeypatch.setattr(
-        Dataset, "map", lambda *_, **__: seen.append((multiprocess.get_start_method(), os.environ["OMP_NUM_THREADS"]))
-    )
+
+    def look(rows, *_, **__):
+        seen.append((multiprocess.get_start_method(), os.environ["OMP_NUM_THREADS"]))
+        return rows.rename_columns({name: f"{name}_too" for name in rows.column_names})
+
+    monkeypatch.setattr(Dataset, "map", look)
     before = multiprocess.get_start_method()
     embed_in_processes(Dataset.from_list(mixed_rows(4, 0.5, 1)), step, 2)
-    assert seen == [("spawn", str(max(1, os.cpu_count() // 2)))]
+    assert seen == [("spawn", "3")]
     assert multiprocess.get_start_method() == before and "OMP_NUM_THREADS" not in os.environ
