@@ -69,6 +69,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def require_replaceable(target: Path, marker: str | None) -> None:
+    """Raise unless `atomic_folder` may write `target`: asked before hours of work, and not only after them.
+
+    Raises:
+        OptionError: `target` is somebody else's.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise OptionError(f"{target} is there and is not a folder", fix="choose another output")
+    if target.exists() and any(target.iterdir()) and not (marker and (target / marker).is_file()):
+        raise OptionError(f"{target} holds other files, which would be lost", fix="choose another output folder")
+
+
 @contextmanager
 def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
     """A scratch folder that takes the place of `target` when the block ends well, and vanishes when it does not.
@@ -82,7 +94,7 @@ def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
         OptionError: `target` is somebody else's.
     """
     target = Path(target)
-    require_room(target, marker)
+    require_replaceable(target, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -91,18 +103,6 @@ def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
         _swap(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def require_room(target: Path, marker: str | None) -> None:
-    """Raise where `atomic_folder` would, so that hours of work do not end there.
-
-    Raises:
-        OptionError: `target` is somebody else's.
-    """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OptionError(f"{target} is there and is not a folder", fix="choose another output")
-    if target.exists() and any(target.iterdir()) and not (marker and (target / marker).is_file()):
-        raise OptionError(f"{target} holds other files, which would be lost", fix="choose another output folder")
 
 
 def _swap(scratch: Path, target: Path) -> None:

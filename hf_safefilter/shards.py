@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from hf_safefilter.artifacts import require_replaceable
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.trail import TRAIL, Trail
 
@@ -85,7 +86,7 @@ def embed_shard(
         The shard's folder, and whether it was there already.
 
     Raises:
-        OptionError: `output` holds shards of another number, model or data set.
+        OptionError: `output` holds shards of another number, model or data set, or the shard's folder is another's.
     """
     folder = shard.folder(output)
     lengths = {name: len(rows) for name, rows in _splits(loaded.rows).items()}
@@ -93,6 +94,7 @@ def embed_shard(
     _refuse_strangers(output, trail)
     if _is_whole(folder, trail):
         return folder, True
+    require_replaceable(folder, TRAIL)
     rows = embed(shard.of(loaded.rows), step)
     try:
         trail.save(rows, folder)

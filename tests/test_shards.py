@@ -162,6 +162,13 @@ def test_a_shard_that_would_not_fit_the_others_is_refused_before_it_is_made(sour
         )
 
 
+def test_a_place_that_is_taken_is_refused_before_anything_is_embedded(source, step, tmp_path):
+    (at(tmp_path, 0) / "mine").mkdir(parents=True)
+    with pytest.raises(OptionError, match="holds other files"):
+        embed_shard(load_rows(source), step, tmp_path, Shard(0, COUNT), lambda *_: pytest.fail("embedded"))
+    assert (at(tmp_path, 0) / "mine").exists()
+
+
 @pytest.mark.parametrize("numbers", [(-1, 4), (4, 4), (0, 0), (0, -2)])
 def test_there_is_no_such_shard(numbers):
     with pytest.raises(OptionError, match="counted from 0"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_safefilter.artifacts import atomic_folder, require_room
+from hf_safefilter.artifacts import atomic_folder, require_replaceable
 from hf_safefilter.cli.options import (
     Column,
     Device,
@@ -79,7 +79,7 @@ def compare(
         )  # fmt: skip
 
     choices = _choices(methods, option)
-    require_room(output, _RECORD)
+    require_replaceable(output, _RECORD)
     loaded = load_rows(rows, split=split)
     embed, index = _read(reader, references, layer)
     found = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)

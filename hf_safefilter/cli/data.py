@@ -69,16 +69,19 @@ def embed(
     With --shard and --num-shards many machines do it together: each writes its part under --output, `merge` joins all.
     A job that was killed goes on where it was: run the same command again.
     """
+    from hf_safefilter.artifacts import require_replaceable
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.inputs import load_rows
     from hf_safefilter.pipeline import reasons
     from hf_safefilter.shards import Shard
-    from hf_safefilter.trail import save_rows
+    from hf_safefilter.trail import TRAIL, save_rows
     from hf_safefilter.workers import embed_in_processes
 
     if (shard is None) != (num_shards is None):
         raise OptionError("--shard and --num-shards go together", fix="use e.g. --shard 0 --num-shards 8")
     part = Shard(shard, num_shards) if shard is not None else None
+    if part is None:
+        require_replaceable(output, TRAIL)
     loaded = load_rows(rows, split=split)
     step = EmbedLayers(
         model, layers_of(layers), revision=revision, dtype=dtype, position=position, max_length=max_length,
@@ -127,11 +130,13 @@ def score(
     option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,
 ) -> None:
     """Add the score column of one method."""
+    from hf_safefilter.artifacts import require_replaceable
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.pipeline import make_score, open_references, options_of, require_same_reading, score_rows
     from hf_safefilter.recipe import MethodChoice
-    from hf_safefilter.trail import save_rows
+    from hf_safefilter.trail import TRAIL, save_rows
 
+    require_replaceable(output, TRAIL)
     reads_vectors = "layer" in options_of(method)
     saved = _saved(embedded, reads_vectors)
     reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)

@@ -127,9 +127,11 @@ def carry_out(
     voice: Voice, recipe: Any, output: Path, include_text: bool = False, engine: Engine | None = None
 ) -> Purified:
     """Purify, write the output folder, and say what happened."""
+    from hf_safefilter.artifacts import require_replaceable
     from hf_safefilter.pipeline import purify
-    from hf_safefilter.publish.folder import write_folder
+    from hf_safefilter.publish.folder import PROVENANCE, write_folder
 
+    require_replaceable(output, PROVENANCE)
     if engine is not None and recipe.data.streaming and include_text:
         raise OptionError("of a stream the dropped rows are not kept", fix="leave out --include-text or data.streaming")
     done = purify(None, recipe, engine=engine)

@@ -88,7 +88,7 @@ def seal(
         dtype=dtype, seed=seed,
     )  # fmt: skip
     loaded, columns = load_rows(rows, split=split), pairs_of(column, "--column")
-    _require_room(output, loaded.rows)
+    _require_outputs(output, loaded.rows)
     selector = fit_seal(
         model, loaded.rows, load_rows(safe).rows, options=options, lora=_lora(lora_rank, lora_alpha, lora_target),
         revision=revision, columns=columns, safe_columns=pairs_of(safe_column, "--safe-column"),
@@ -100,14 +100,14 @@ def seal(
         _say(context.obj, selector, output)
 
 
-def _require_room(output: Path, rows: Any) -> None:
+def _require_outputs(output: Path, rows: Any) -> None:
     """Raise now, rather than after hours of training, when there is no place for the result."""
-    from hf_safefilter.artifacts import MANIFEST, require_room
+    from hf_safefilter.artifacts import MANIFEST, require_replaceable
     from hf_safefilter.scores.seal.step import COLUMNS
     from hf_safefilter.trail import TRAIL
 
     for name, marker in (("selector", MANIFEST), ("scored", TRAIL)):
-        require_room(output / name, marker)
+        require_replaceable(output / name, marker)
     for part in rows.values() if isinstance(rows, Mapping) else [rows]:
         taken = sorted(set(COLUMNS) & set(part.column_names))
         if taken:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from hf_safefilter.cli import main
+from hf_safefilter.recipe import EXAMPLE
 from hf_safefilter.toy.corpus import mixed_rows
 
 
@@ -61,6 +62,28 @@ def test_wrong_calls(call, rows, tmp_path, words, code, says):
     got, _, err = call("embed", rows, "--model", "toy", "--layers", "4", "-o", tmp_path / "x", *words)
     assert got == code and says in err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("embed", "rows.jsonl", "--model", "toy", "--layers", "4"),
+        ("score", "rows.jsonl", "--method", "length"),
+        ("run", "recipe.yaml"),
+    ],
+)
+def test_an_output_that_would_be_refused_is_refused_before_the_work(call, rows, tmp_path, monkeypatch, words):
+    def no_work(*_, **__):
+        raise AssertionError("it went to work")
+
+    (tmp_path / "recipe.yaml").write_text(EXAMPLE)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_safefilter.inputs.load_rows", no_work)
+    monkeypatch.setattr("hf_safefilter.pipeline.purify", no_work)
+    code, _, err = call(*words, "-o", "mine")
+    assert code == 2 and "mine holds other files" in err
 
 
 def test_a_merge_of_nothing(call, tmp_path):
