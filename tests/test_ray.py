@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import hf_safefilter as sf
 from hf_safefilter.cli import app
 from hf_safefilter.engine import ray as engine_of_ray
+from hf_safefilter.engine import session as session_of_ray
 from hf_safefilter.engine.pieces import Piece, Sample, cut, in_order, some_rows
 from hf_safefilter.engine.second_pass import kept_again
 from hf_safefilter.engine.streamed import score_stream
@@ -314,6 +316,28 @@ def test_a_cluster_that_is_not_there_is_named(rows, monkeypatch):
     with pytest.raises(SafefilterError, match="check RAY_ADDRESS"):
         sf.RayEngine().add(Dataset.from_list(rows[:2]), [RowIds()])
     assert ray.data.DataContext.get_current().target_max_block_size > 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://localhost:{}"])
+def test_an_address_where_nobody_listens_is_named_at_once(rows, monkeypatch, address):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray went to look for it"))
+    with pytest.raises(SafefilterError, match="nobody answers") as error:
+        sf.RayEngine().add(Dataset.from_list(rows[:2]), [RowIds()])
+    assert "check RAY_ADDRESS" in error.value.fix
+
+
+def test_no_room_for_an_actor_is_said_and_not_waited_for(rows, monkeypatch, caplog):
+    for wants in ({"gpus_per_actor": 99}, {"cpus_per_actor": 99}):
+        with pytest.raises(OptionError, match="no room for an actor") as error:
+            sf.RayEngine(**wants).add(Dataset.from_list(rows[:2]), [RowIds()])
+        assert "at most 2 CPUs" in error.value.found
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster, which may grow")
+    session_of_ray._require_room(ray, 1, 99)
+    assert "waiting for the cluster to grow" in caplog.text
 
 
 def no_cluster(address, **_):

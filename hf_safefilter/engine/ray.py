@@ -109,7 +109,7 @@ class RayEngine:
     def columns(self, rows: Dataset | IterableDataset, steps: Sequence[Step], bring: Sequence[str]) -> NewColumns:
         """See `Engine.columns`; raises as `add` does."""
         sample = Sample()
-        with running(self.actors, self.cpus_per_actor) as ray:
+        with running(self.actors, self.cpus_per_actor, self.gpus_per_actor) as ray:
             found = lay_down(in_order(self._pieces(ray, rows, list(steps), list(bring), sample)), split=rows.split)
         return sample.beside(found)
 

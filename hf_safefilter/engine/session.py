@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from hf_safefilter.errors import MissingError, SafefilterError
+from hf_safefilter.errors import MissingError, OptionError, SafefilterError
 
 logger = logging.getLogger(__name__)
 
 _ADDRESS = "RAY_ADDRESS"
 _HUSHED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 _INIT_DEATHS = 3
+_HOST_AND_PORT = re.compile(r"(?:ray://)?(.+):(\d+)")
+_PATIENCE = 20.0  # seconds
 
 
 def import_ray() -> Any:
@@ -34,10 +38,11 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def running(actors: int, cpus_per_actor: int) -> Iterator[Any]:
+def running(actors: int, cpus_per_actor: int, gpus_per_actor: float = 0) -> Iterator[Any]:
     """The module `ray`, connected.
 
     Raises:
+        OptionError: this machine has not the GPUs that an actor asks for.
         SafefilterError: what a step raised, as it raised it; or Ray lost its workers again and again.
     """
     ray = import_ray()
@@ -46,6 +51,7 @@ def running(actors: int, cpus_per_actor: int) -> Iterator[Any]:
             quiet.enter_context(_environment(_HUSHED))
             _start(ray, actors * cpus_per_actor)
             quiet.callback(ray.shutdown)
+        _require_room(ray, cpus_per_actor, gpus_per_actor)
         quiet.enter_context(_settings(ray))
         try:
             yield ray
@@ -64,6 +70,8 @@ def _start(ray: Any, cpus: int) -> None:
     # "local": else Ray would connect to a cluster that somebody else runs, or once ran, on this machine
     where = {"address": address} if address else {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
+        if address:
+            _require_listener(address)
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SafefilterError(
@@ -72,6 +80,34 @@ def _start(ray: Any, cpus: int) -> None:
             fix=f"check {_ADDRESS} and the cluster's access token, or leave {_ADDRESS} out to use this machine alone",
         ) from error
     logger.info("Ray: %s", where)
+
+
+def _require_listener(address: str) -> None:
+    """Raise `ConnectionError` where nobody listens at a ``host:port``: Ray would try for many minutes."""
+    found = _HOST_AND_PORT.fullmatch(address)
+    if found is None:
+        return  # "auto", of which Ray knows at once
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody answers at {address}: {error}") from error
+
+
+def _require_room(ray: Any, cpus: int, gpus: float) -> None:
+    """Raise, or say so where a cluster may grow, if no machine has room for one actor: Ray would wait in silence."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in machines):
+        return
+    most = {kind: max((one.get(kind, 0) for one in machines), default=0) for kind in ("CPU", "GPU")}
+    found = f"at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs on a machine"
+    if len(machines) > 1 or os.environ.get(_ADDRESS):
+        logger.warning("no machine has room for an actor now (%s): waiting for the cluster to grow", found)
+        return
+    raise OptionError(
+        f"this machine has no room for an actor with {cpus} CPUs and {gpus:g} GPUs",
+        found=found,
+        fix="ask for fewer, or name a cluster that has them: RAY_ADDRESS",
+    )
 
 
 @contextmanager
