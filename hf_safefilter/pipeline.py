@@ -284,8 +284,10 @@ def _beside(ds: Dataset | DatasetDict, step: Step, desc: str, processes: int | N
 
 def require_free(ds: Any, step: Step) -> None:
     """Raise unless the columns that `step` adds are not there yet."""
+    from hf_safefilter.engine.streamed import names_of
+
     parts = ds.values() if isinstance(ds, Mapping) else [ds]
-    taken = sorted({name for part in parts for name in part.column_names or ()} & set(step.produces()))
+    taken = sorted({name for part in parts for name in names_of(part)} & set(step.produces()))
     if taken:
         raise DataError(
             f"the rows already have a column {taken[0]!r}", fix="rename or remove it: it would be written over"
@@ -312,8 +314,11 @@ def _stream_scored(rows: IterableDataset, embed: EmbedLayers, scores: Sequence[S
     """
     from hf_safefilter.select import materialise
 
-    for step in (embed, *scores):
+    steps = (embed, *scores)
+    for step in steps:
         require_free(rows, step)
+    rows = rows.with_format("arrow")  # as Python values, a null does not say what type its column is of
+    for step in steps:
         rows = rows.map(step, batched=True, batch_size=ROWS_PER_CALL)
     return materialise(rows.remove_columns([embedding_column(layer) for layer in embed.layers]))
 

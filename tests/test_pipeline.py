@@ -80,6 +80,20 @@ def test_a_stream_gives_what_a_data_set_gives_and_keeps_no_vectors(files):
         purify(None, recipe(files, data={"path": files["rows"], "streaming": True, **FACTS}, methods=["saft"]))
 
 
+def test_a_stream_may_lack_values_and_its_columns_are_not_written_over(files, rows, tmp_path):
+    """Of JSON, `datasets` does not know the columns before it reads them, nor a null's type from the null."""
+    path = tmp_path / "rows.jsonl"
+
+    def stream(**more):
+        path.write_text("".join(json.dumps({**row, **more, "note": "n" if at else None}) + "\n"
+                                for at, row in enumerate(rows)))  # fmt: skip
+        return purify(None, recipe(files, data={"path": str(path), "streaming": True, **FACTS}))
+
+    assert stream().scored["note"][:] == [None] + ["n"] * (len(rows) - 1)
+    with pytest.raises(DataError, match="already have a column 'row_id'"):
+        stream(row_id="mine")
+
+
 def test_splits_are_decided_together_and_kept_apart(files, rows):
     ds = DatasetDict(train=Dataset.from_list(rows[:60]), test=Dataset.from_list(rows[60:]))
     done = purify(ds, recipe(files))

@@ -103,7 +103,7 @@ def score_stream(
     splits = dict(rows) if isinstance(rows, Mapping) else {"": rows}
     found = {}
     for name, part in splits.items():
-        own = _names(part)
+        own = names_of(part)
         if taken := sorted(set(own) & set(new)):
             raise DataError(
                 f"the rows already have a column {taken[0]!r}", fix="rename or remove it: it would be written over"
@@ -112,6 +112,6 @@ def score_stream(
     return Streamed(rows, found, columns)
 
 
-def _names(rows: Any) -> list[str]:
-    """Columns of a stream; one that does not say is asked for its first row."""
+def names_of(rows: Any) -> list[str]:
+    """Columns of a data set or stream; a stream that does not say is asked for its first row."""
     return rows.column_names if rows.column_names is not None else list(next(iter(rows), {}))
