@@ -11,6 +11,8 @@ SafefilterError
 
 from __future__ import annotations
 
+import errno
+
 
 class SafefilterError(Exception):
     """Base of all errors raised on purpose by this package.
@@ -37,6 +39,13 @@ class SafefilterError(Exception):
 
 def _rebuild(kind: type[SafefilterError], fact: str, found: str | None, fix: str | None) -> SafefilterError:
     return kind(fact, found=found, fix=fix)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what it came from, is a disk without room."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class DataError(SafefilterError, ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_safefilter.artifacts import file_sha256
-from hf_safefilter.errors import DataError, MissingError, OptionError
+from hf_safefilter.errors import DataError, MissingError, OptionError, is_disk_full
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -98,6 +98,8 @@ def _guarded(path: Path, load):
     try:
         return load()
     except (DatasetGenerationError, ValueError, OSError) as error:
+        if is_disk_full(error):
+            raise
         raise DataError(
             f"{path.name} cannot be read as rows", found=_bad_line(path) or _root_cause(error), fix="mend the file"
         ) from error

@@ -211,6 +211,7 @@ def _flush_at_the_end() -> None:
         flush()
     except SafefilterError as error:  # nobody is left to catch it, and no result depends on it
         logger.warning("%s", error)
+        _open.clear()  # both libraries call this: it is said once
 
 
 def _give_up(path: Path, error: OSError | IntegrityError) -> None:

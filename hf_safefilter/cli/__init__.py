@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_safefilter.cli.voice import Format, Voice
-from hf_safefilter.errors import OptionError, SafefilterError
+from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full
 
 app = typer.Typer(
     name="hf-safefilter",
@@ -60,9 +60,19 @@ def main() -> None:
     except Exception as error:  # the last stop: a person gets a sentence, a developer asks for the traceback
         if os.environ.get("HF_SAFEFILTER_DEBUG"):
             raise
-        fact = f"{type(error).__name__}: {error}"
-        voice.error(SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see where it came from"))
+        voice.error(_in_words(error))
         sys.exit(1)
+
+
+def _in_words(error: Exception) -> SafefilterError:
+    if is_disk_full(error):
+        return SafefilterError(
+            "a disk is full",
+            found="rows are copied to the caches of Hugging Face (HF_HOME), results go to --output",
+            fix="make room, or name another disk, and run the same command again: vectors that were read are kept",
+        )
+    fact = f"{type(error).__name__}: {error}"
+    return SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see where it came from")
 
 
 def _format_asked() -> Format:

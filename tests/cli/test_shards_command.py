@@ -1,9 +1,11 @@
 """embed --shard, merge, and what comes after them, from the command line."""
 
+import errno
 import json
 import sys
 
 import pytest
+from datasets.exceptions import DatasetGenerationError
 
 from hf_safefilter.cli import main
 from hf_safefilter.recipe import EXAMPLE
@@ -84,6 +86,20 @@ def test_an_output_that_would_be_refused_is_refused_before_the_work(call, rows, 
     monkeypatch.setattr("hf_safefilter.pipeline.purify", no_work)
     code, _, err = call(*words, "-o", "mine")
     assert code == 2 and "mine holds other files" in err
+
+
+@pytest.mark.parametrize("place", ["datasets.load_dataset", "datasets.Dataset.map", "datasets.Dataset.save_to_disk"])
+def test_a_full_disk_is_named_wherever_it_is_met(call, rows, tmp_path, monkeypatch, place):
+    def full(*_, **__):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise DatasetGenerationError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr(place, full)
+    code, _, err = call("embed", rows, "--model", "toy", "--layers", "4", "-o", tmp_path / "x")
+    assert code == 1 and "a disk is full" in err and "run the same command again" in err
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_merge_of_nothing(call, tmp_path):
