@@ -1,6 +1,7 @@
 """A plan's operations are those that torch counts; its times, bytes and prices follow from them by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hf_safefilter.plan.devices import DEVICES, Device, device_named, here, meas
 from hf_safefilter.plan.estimate import duration, make_plan, size
 from hf_safefilter.plan.rows import Lengths, sample_lengths, spread_sample
 from hf_safefilter.plan.work import count_work, read_config
+from hf_safefilter.toy import toy_model_path
 from hf_safefilter.toy.corpus import mixed_rows
 from hf_safefilter.trail import save_rows
 
@@ -183,6 +185,14 @@ def test_lengths_are_those_of_the_rows_that_are_read():
     assert (sampled.rows, sampled.sampled) == (399, 399)
     assert (sampled.mean, sampled.squared) == (tokens.mean(), (tokens**2).mean())
     assert tokens.max() == 200
+
+
+def test_a_tokenizer_may_allow_less_than_the_model(tmp_path):
+    folder = shutil.copytree(toy_model_path(), tmp_path / "model")
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 100}))
+    rows = Dataset.from_list([{"prompt": "Tell me.", "response": "again " * 300}])
+    assert sample_lengths(rows, str(folder)).mean == 100 == load.max_tokens(EmbedLayers(str(folder), [1])._key())
 
 
 def test_a_large_set_is_sampled_and_always_alike():

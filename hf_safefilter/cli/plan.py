@@ -56,13 +56,15 @@ def plan(
     from hf_safefilter.inputs import load_rows
     from hf_safefilter.plan import Lengths, count_work, device_named, make_plan, sample_lengths
     from hf_safefilter.plan.estimate import duration
+    from hf_safefilter.plan.rows import limit
     from hf_safefilter.plan.work import read_config
 
     if calibrate and (rows is None or device):
         raise OptionError("--calibrate times rows on this machine", fix="give rows, and leave --device out")
     named = [device_named(one) for one in device or ([] if calibrate else ["cpu"])]
     chosen = layers_of(layers)
-    work = count_work(read_config(model, revision), chosen, position)
+    config = read_config(model, revision)
+    work = count_work(config, chosen, position)
     columns = pairs_of(column, "--column")
     table: Any = load_rows(rows, split=split).rows if rows is not None else None
     if table is not None and mean_tokens is None:
@@ -73,7 +75,7 @@ def plan(
     elif mean_tokens is None or (table is None and num_rows is None):
         raise OptionError("how many rows, and how long?", fix="give rows, or --num-rows and --mean-tokens")
     else:
-        lengths = Lengths.told(num_rows if table is None else _count(table), mean_tokens)
+        lengths = Lengths.told(num_rows if table is None else _count(table), mean_tokens, max_length or limit(config))
     if num_rows is not None and table is not None:
         lengths = Lengths(num_rows, lengths.mean, lengths.squared, lengths.sampled)
     if calibrate:

@@ -12,7 +12,9 @@ from hf_safefilter.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedConfig
 
+_NO_LIMIT = 1e9  # a tokenizer without a limit says 1e30
 SAMPLE = 512
 _SEED = 0
 
@@ -34,10 +36,11 @@ class Lengths:
     sampled: int = 0
 
     @classmethod
-    def told(cls, rows: int, mean: float) -> Lengths:
-        """`rows` rows of `mean` tokens each, all alike."""
+    def told(cls, rows: int, mean: float, most: int | None = None) -> Lengths:
+        """`rows` rows of `mean` tokens each, all alike, and cut to `most`."""
         if rows < 1 or not 1 <= mean < float("inf"):
             raise OptionError(f"{rows} rows of {mean} tokens are no rows to plan for", fix="use 1 or more of both")
+        mean = min(mean, most or mean)
         return cls(rows, mean, mean**2)
 
 
@@ -49,6 +52,13 @@ def spread_sample(rows: Dataset | DatasetDict, size: int = SAMPLE) -> Dataset:
     whole = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     chosen = np.random.default_rng(_SEED).permutation(len(whole))[:size]
     return whole.select(np.sort(chosen))
+
+
+def limit(config: PreTrainedConfig, tokenizer: Any = None) -> int | None:
+    """The longest row a model allows, in tokens, as far as its configuration and tokenizer say."""
+    said = [getattr(config.get_text_config(), "max_position_embeddings", None)]
+    said += [tokenizer.model_max_length] if tokenizer is not None else []
+    return min((one for one in said if one is not None and 0 < one < _NO_LIMIT), default=None)
 
 
 def sample_lengths(
@@ -71,13 +81,13 @@ def sample_lengths(
     from hf_safefilter.plan.work import pretrained, read_config
     from hf_safefilter.rows import as_conversations
 
-    config: Any = read_config(model, revision).get_text_config()
     sample = spread_sample(rows)
+    tokenizer = pretrained("AutoTokenizer", model, revision)
     found = tokenise(
-        pretrained("AutoTokenizer", model, revision),
+        tokenizer,
         as_conversations(sample, columns),
         position=position,
-        max_length=max_length or getattr(config, "max_position_embeddings", None),
+        max_length=max_length or limit(read_config(model, revision), tokenizer),
         chat_template=chat_template,
     )
     # a row that cannot be read costs nothing, and so counts as one of no tokens

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.columns import Layer
-from hf_safefilter.errors import ModelError
+from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model.source import explained, local_folder
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
         position: as for `EmbedLayers`; a mean over the response needs the whole deepest block.
 
     Raises:
-        OptionError: a layer that the model has not.
+        OptionError: a layer that the model has not, or a position that is not known.
         ModelError: an architecture whose blocks are not found.
     """
     import torch
@@ -96,7 +96,10 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     from hf_safefilter.model.blocks import find_blocks
     from hf_safefilter.model.last_block import can_read_positions
     from hf_safefilter.model.load import depth_for
+    from hf_safefilter.model.tokens import POSITIONS
 
+    if position not in POSITIONS:
+        raise OptionError(f"position {position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")
     text = config.get_text_config()
     depth = depth_for(text.num_hidden_layers, tuple(layers))
     with torch.device("meta"), explained(type(config).__name__):

@@ -44,6 +44,14 @@ def test_rows_are_counted_and_sampled(call, rows):
     assert (told["lengths"]["rows"], told["lengths"]["mean"]) == (60, 99)
 
 
+def test_rows_are_planned_for_as_long_as_they_will_be_read(call):
+    few = (*TOY, "--num-rows", "9", "--device", "l4", "--mean-tokens")
+    for words, mean in ((("99", "--max-length", "40"), 40), (("30", "--max-length", "40"), 30), (("99999",), 512)):
+        code, out, err = call("--format", "json", "plan", *few, *words)
+        lengths = json.loads(out)["plan"]["lengths"]
+        assert code == 0 and (lengths["mean"], lengths["squared"]) == (mean, mean**2), err
+
+
 def test_calibrating_measures_this_machine(call, rows):
     code, out, err = call("--format", "json", "plan", rows, *TOY, "--calibrate")
     assert code == 0, err
@@ -58,6 +66,7 @@ def test_calibrating_measures_this_machine(call, rows):
         ((*TOY, "--num-rows", "5"), 2, "how many rows"),
         ((*TOY, "--mean-tokens", "5"), 2, "how many rows"),
         ((*TOY, "--num-rows", "5", "--mean-tokens", "5", "--device", "abacus"), 2, "abacus"),
+        ((*TOY, "--num-rows", "5", "--mean-tokens", "5", "--position", "first"), 2, "position 'first' is not known"),
         ((*TOY, "--calibrate"), 2, "--calibrate times rows"),
         (("--model", "toy", "--layers", "99", "--num-rows", "5", "--mean-tokens", "5", "--device", "l4"), 2, "99"),
         (("--model", "./nowhere", "--layers", "3", "--num-rows", "5", "--mean-tokens", "5"), 1, "nowhere"),
