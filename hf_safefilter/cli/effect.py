@@ -85,9 +85,10 @@ def effect(
                      max_length=max_length)  # fmt: skip
     questions = _questions(model, harmful, over_refusal, benign)
     report = measure_effect(
-        saved.rows, is_safe, model, questions.first(_QUICK_QUESTIONS) if quick else questions, output,
+        saved.rows, is_safe, model, questions, output,
         tuning=tuning, arms=[one.strip() for one in arms.split(",") if one.strip()], seeds=range(seeds),
-        freeze=_blocks(freeze), known_prompts=_reference_prompts(saved), judge=judge, max_new_tokens=reply_tokens,
+        ask_at_most=_QUICK_QUESTIONS if quick else None, freeze=_blocks(freeze),
+        known_prompts=_reference_prompts(saved), judge=judge, max_new_tokens=reply_tokens,
         revision=revision, dtype=dtype, device=device,
         chat_template=chat_template or getattr(reader, "chat_template", None),
         columns=pairs_of(column, "--column") or dict(getattr(reader, "columns", None) or ()) or None,

@@ -51,6 +51,7 @@ def measure_effect(
     freeze: tuple[int, int] | None = None,
     known_prompts: Iterable[str] = (),
     hold_out: int = 200,
+    ask_at_most: int | None = None,
     judge: str | RefusalMatcher | Judge | Callable[[str], bool] = "broad",
     max_new_tokens: int = 32,
     revision: str | None = None,
@@ -79,6 +80,7 @@ def measure_effect(
         freeze: first and last block to freeze in the frozen arms, ``all+frozen`` and ``kept+frozen`` if none is named.
         known_prompts: prompts that stand among the references: they are not asked.
         hold_out: see `questions`.
+        ask_at_most: so many questions of each kind, of those that no model has seen; all if None.
         judge: what a refusal is, as `locate.refusals.matcher` takes it.
         max_new_tokens: of each reply.
         revision: of the model.
@@ -114,6 +116,8 @@ def measure_effect(
         rows, benign = rows.hold_out(hold_out)
         questions = replace(questions, benign=benign)
     asked, left_out = questions.without([*rows.prompts, *known_prompts], rows.ids)
+    if ask_at_most is not None:
+        asked = asked.first(ask_at_most)
     asked.required(left_out)
     judged = matcher(judge)
     places = {

@@ -165,6 +165,13 @@ def test_questions_that_stand_in_the_rows_or_references_are_left_out(study, scor
         study(tmp_path / "none", questions=asked, known_prompts=asked.harmful, arms=("all",), seeds=(0,))
 
 
+def test_a_few_questions_are_the_first_that_no_model_has_seen(study, questions, tmp_path):
+    report = study(tmp_path / "out", known_prompts=questions.harmful[:9], ask_at_most=3, arms=("all",), seeds=(0,))
+    assert (report.counts["harmful"], report.counts["harmful_left_out"], report.counts["benign"]) == (3, 9, 3)
+    with pytest.raises(DataError, match="no harmful questions"):
+        study(tmp_path / "none", ask_at_most=0, arms=("all",), seeds=(0,))
+
+
 def test_without_benign_rows_some_kept_ones_are_held_out_of_every_arm(study, questions, tmp_path):
     asked = questions.replaced(benign=([], "none"))
     report = study(tmp_path / "out", questions=asked, arms=("all", "kept", "dropped"), seeds=(0,))
