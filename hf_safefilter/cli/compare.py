@@ -69,6 +69,7 @@ def compare(
     from hf_safefilter.comparison import draw
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.inputs import load_rows
+    from hf_safefilter.model.source import TOY
     from hf_safefilter.scores import CONTROLS
     from hf_safefilter.trail import save_rows
 
@@ -94,10 +95,12 @@ def compare(
     voice.table("Methods that could not be used", found.skipped_table())
     tried = [one for one in found.entries if one.method not in CONTROLS]
     best = max(tried, key=lambda one: one.separation.auroc if one.separation else 0.0)
+    # the starter set's prompts cannot be asked again where they are the references; the toy has questions of its own
+    asked = "" if references != "starter" or model == TOY else " --harmful PROMPTS"
     voice.report(
         {"output": str(output), "rows": found.rows, "comparison": found.to_json()},
         ids=[json.dumps(line) for line in found.table()],
-        hint=f"hf-safefilter effect {output / 'scored'} --by {best.column} --drop-fraction 0.05 --output effect",
+        hint=f"hf-safefilter effect {output / 'scored'} --by {best.column} --drop-fraction 0.05{asked} --output effect",
     )
 
 

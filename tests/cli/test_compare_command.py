@@ -72,6 +72,15 @@ def test_the_next_command_names_a_method_not_a_control(call, tmp_path):
     assert "--by anchor_score" in " ".join(err.split())
 
 
+def test_the_next_command_asks_for_prompts_where_the_starter_set_is_used_up(call, rows, tmp_path):
+    from hf_safefilter.model.source import local_folder
+
+    words = ("--layer", "5", "--methods", "larf", "-o", tmp_path / "out")
+    assert "--harmful" not in call("compare", rows, "--model", "toy", *words)[2]
+    code, _, err = call("compare", rows, "--model", local_folder("toy"), *words)
+    assert (code, "--harmful PROMPTS" in " ".join(err.split())) == (0, True), err
+
+
 def test_help_shows_an_example(call):
     code, out, _ = call("compare", "--help")
     assert code == 0
