@@ -154,11 +154,19 @@ def _reference_prompts(saved: Saved) -> list[str]:
     from hf_safefilter.references import references
     from hf_safefilter.rows import Conversation, prompt_of
 
-    digests = dict.fromkeys(
-        step.references for step in saved.steps if isinstance(getattr(step, "references", None), str)
-    )
+    digests = dict.fromkeys(filter(None, map(_compared_with, saved.steps)))
     rows = (row for digest in digests for side in ("unsafe", "safe") for row in references(digest).rows(side))
     return [prompt_of(Conversation(row.messages)) for row in rows]
+
+
+def _compared_with(step: Any) -> str | None:
+    """Digest of the references that a step compares with; a gradient anchor says what it was fitted to."""
+    from hf_safefilter.scores.gradient import GradientAnchor, GradientScore
+
+    if isinstance(step, GradientScore):
+        return GradientAnchor.of(step.anchor).facts.get("references")
+    given = getattr(step, "references", None)
+    return given if isinstance(given, str) else None
 
 
 def _blocks(given: str | None) -> tuple[int, int] | None:

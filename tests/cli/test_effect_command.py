@@ -90,6 +90,24 @@ def test_a_wrong_call_gets_a_sentence(call, scored, tmp_path, words, code, says)
     assert not (tmp_path / "x").exists()
 
 
+def test_the_prompts_that_an_anchor_was_fitted_to_are_known(tmp_path):
+    from datasets import Dataset
+
+    from hf_safefilter import EmbedLayers, ReferenceIndex
+    from hf_safefilter.cli.effect import _reference_prompts
+    from hf_safefilter.scores.gradient import GradientScore, fit_to_references
+    from hf_safefilter.toy.corpus import reference_rows
+    from hf_safefilter.trail import load_rows_with_steps, save_rows
+
+    sides = reference_rows(3, 3)
+    index = ReferenceIndex.build(*sides, EmbedLayers("toy", [1]), license="mit", source="a test")
+    step = GradientScore(fit_to_references(index, parts="last_blocks", device="cpu"), device="cpu")
+    rows = Dataset.from_list(mixed_rows(4, 0.5, 3)).map(step, batched=True)
+    save_rows(rows, tmp_path / "scored", [step], name="rows", revision="none")
+    known = _reference_prompts(load_rows_with_steps(tmp_path / "scored"))
+    assert set(known) == {row["prompt"] for side in sides for row in side}
+
+
 def test_help_shows_an_example(call):
     code, out, _ = call("effect", "--help")
     assert code == 0
