@@ -116,6 +116,7 @@ def measure_effect(
         rows, benign = rows.hold_out(hold_out)
         questions = replace(questions, benign=benign)
     asked, left_out = questions.without([*rows.prompts, *known_prompts], rows.ids)
+    asked = _readable(asked, key, tuning.max_length, chat_template)
     if ask_at_most is not None:
         asked = asked.first(ask_at_most)
     asked.required(left_out)
@@ -224,12 +225,29 @@ class _Work:
         return Measured(
             harmful=replies_to(model, tokenizer, self.asked.harmful, self.judge, **asking),
             over_refusal=replies_to(model, tokenizer, self.asked.over_refusal, self.judge, **asking),
-            benign_loss=mean_loss(model, [one for one in benign if not one.reason]),
+            benign_loss=mean_loss(model, benign),
         )
 
     def _digest(self, **own: Any) -> str:
         shared = ("algorithm", "model", "revision", "dtype", "template", "questions", "judge", "replies", "versions")
         return digest_of({name: self.inputs[name] for name in shared} | own)
+
+
+def _readable(asked: Questions, key: ModelKey, max_length: int | None, chat_template: str | None) -> Questions:
+    """Without the benign rows that the model cannot read: a loss over none would be found out after all the tuning.
+
+    Raises:
+        DataError: it can read none of those that there are.
+    """
+    tokens = tokens_of(asked.benign, key, max_length, chat_template)
+    benign = tuple(one for one, read in zip(asked.benign, tokens, strict=True) if not read.reason)
+    if asked.benign and not benign:
+        raise DataError(
+            f"none of the {len(tokens)} benign rows can be read",
+            found=", ".join(sorted({one.reason for one in tokens})),
+            fix="raise --max-length, or bring others: --benign FILE",
+        )
+    return replace(asked, benign=benign)
 
 
 def _key(model: str, revision: str | None, dtype: str, device: Any) -> ModelKey:

@@ -179,6 +179,19 @@ def test_without_benign_rows_some_kept_ones_are_held_out_of_every_arm(study, que
     assert [run.rows for run in report.runs] == [74, 58, 16]
 
 
+def test_benign_rows_that_cannot_be_read_are_noticed_before_anything_is_tuned(study, questions, tmp_path, tuned):
+    long = [{"prompt": f"{'word ' * 3000}{at}", "response": "Yes"} for at in range(2)]
+    asked = questions.replaced(benign=(long, "a test"))
+    with pytest.raises(DataError, match="none of the 2 benign rows") as caught:
+        study(tmp_path / "none", questions=asked, arms=("all",), seeds=(0,))
+    assert (caught.value.found, tuned) == ("too_long", [])
+    short = [{name: row[name] for name in ("prompt", "response")} for row in heldout_rows("benign", 3)]
+    asked = questions.replaced(benign=([*long, *short], "a test"))
+    report = study(tmp_path / "out", questions=asked, arms=("all",), seeds=(0,))
+    assert report.counts["benign"] == 3
+    assert np.isfinite(metric(report.runs[0], "benign_loss"))
+
+
 def test_unreadable_rows_are_in_no_arm(study, scored, tmp_path):
     rows = [{**row, "response": ""} if at < 3 else row for at, row in enumerate(scored)]
     report = study(tmp_path / "out", scored=Dataset.from_list(rows), arms=("all",), seeds=(0,))
