@@ -13,8 +13,8 @@ print(json.dumps(resume.kill(kills={kills}, count={rows}, seed={seed})))
 
 
 def test_killed_jobs_lose_nothing_that_they_had_finished(store):
-    found = answer(start(KILL.format(kills=6, rows=1500, seed=3)))
-    assert found["kills"] >= 6
+    found = answer(start(KILL.format(kills=20, rows=1500, seed=3)))
+    assert found["kills"] >= 20
     assert found["reported rows lost"] == 0
     assert 0 < max(found["rows kept after each pair"]) <= 1500
     # a row that was read in another batch is rounded otherwise: one unit in the last place of float16, here and there
