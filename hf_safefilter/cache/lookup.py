@@ -37,8 +37,7 @@ def recall(space: Space, reading: Reading, ids: Sequence[str], sizes: Sequence[i
         if not reason and first.setdefault(one, row) != row:
             copies[row] = first[one]
     rows, keys = np.fromiter(first.values(), int, len(first)), packed(list(first))
-    width = next(iter(reading.vectors.values())).shape[1]
-    stores = {layer: open_layer(space, layer, width) for layer in reading.vectors}
+    stores = {layer: open_layer(space, layer, v.shape[1], v.dtype.type) for layer, v in reading.vectors.items()}
     known = {layer: store.fetch(keys, reading, rows) for layer, store in stores.items()}
     lacking = {layer: store for layer, store in stores.items() if not known[layer].all()}
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))

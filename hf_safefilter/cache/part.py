@@ -40,7 +40,7 @@ class Rows:
 
     Attributes:
         ids: `packed`, uint64 `(n, 2)`.
-        vectors: float16 `(n, hidden_size)`.
+        vectors: float16 `(n, hidden_size)`; or another dtype and width, for what is no vector.
         truncated: bool `(n,)`.
         reasons: strings `(n,)`.
     """
@@ -106,24 +106,24 @@ def checksum(content: pa.Buffer) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def ids_of(path: Path, mark: str, width: int) -> np.ndarray:
+def ids_of(path: Path, mark: str, width: int, dtype: type = np.float16) -> np.ndarray:
     """Ids of the rows in a part, uint64 `(n, 2)`: a hint only, as nothing but the shape of the file is checked.
 
     Raises:
         OSError: it is gone, or cannot be opened just now.
         IntegrityError: no part of this space and layer.
     """
-    return _parsed(_mapped(path), path, mark, width).ids.copy()
+    return _parsed(_mapped(path), path, mark, width, dtype).ids.copy()
 
 
-def open_part(path: Path, mark: str, width: int) -> Rows:
+def open_part(path: Path, mark: str, width: int, dtype: type = np.float16) -> Rows:
     """The rows of a part, where they lie; its checksum is verified first.
 
     Raises:
         OSError: it is gone, or cannot be opened just now.
         IntegrityError: cut, altered, or no part of this space and layer.
     """
-    return _parsed(_mapped(path, verify=True), path, mark, width)
+    return _parsed(_mapped(path, verify=True), path, mark, width, dtype)
 
 
 def _mapped(path: Path, *, verify: bool = False) -> pa.Buffer:
@@ -142,11 +142,12 @@ def verify(path: Path) -> None:
     _mapped(path, verify=True)
 
 
-def _parsed(content: pa.Buffer, path: Path, mark: str, width: int) -> Rows:
+def _parsed(content: pa.Buffer, path: Path, mark: str, width: int, dtype: type) -> Rows:
+    kind = pa.list_(pa.from_numpy_dtype(dtype), width)
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         found = (table.schema.metadata or {}).get(_MARK)
-        if found != mark.encode() or table.schema.field("vector").type != pa.list_(pa.float16(), width):
+        if found != mark.encode() or table.schema.field("vector").type != kind:
             raise IntegrityError(f"{path} is no part of this space and layer", found=str(found))
         table.validate()
         ids = table["row_id"].chunk(0)

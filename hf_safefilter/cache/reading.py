@@ -29,10 +29,10 @@ class Reading:
     reasons: np.ndarray
 
     @classmethod
-    def blank(cls, reasons: Sequence[str], layers: Sequence[Layer], width: int) -> Self:
-        """Nothing read yet: float16 NaN."""
+    def blank(cls, reasons: Sequence[str], layers: Sequence[Layer], width: int, dtype: type = np.float16) -> Self:
+        """Nothing read yet: NaN."""
         n = len(reasons)
-        vectors = {layer: np.full((n, width), np.nan, np.float16) for layer in layers}
+        vectors = {layer: np.full((n, width), np.nan, dtype) for layer in layers}
         return cls(vectors, np.zeros(n, bool), np.array(reasons, dtype=object))
 
     def put(self, rows: np.ndarray, layer: Layer, vectors: np.ndarray, truncated: np.ndarray, reasons: object) -> None:

@@ -39,8 +39,8 @@ _open: dict[tuple[int, Path], LayerStore] = {}
 class LayerStore:
     """Rows of one layer of one space; see `open_layer`."""
 
-    def __init__(self, space: Space, layer: Layer, width: int) -> None:
-        self._space, self._layer, self._width = space, layer, width
+    def __init__(self, space: Space, layer: Layer, width: int, dtype: type = np.float16) -> None:
+        self._space, self._layer, self._width, self._dtype = space, layer, width, dtype
         self._folder, self._mark = space.home(layer), part.mark_of(space.digest, layer)
         self._index = Index()
         self._names: list[str] = []
@@ -96,7 +96,7 @@ class LayerStore:
         if number not in self._held:
             path = self._folder / self._names[number]
             try:
-                self._held[number] = part.open_part(path, self._mark, self._width)
+                self._held[number] = part.open_part(path, self._mark, self._width, self._dtype)
                 _touch(path)
             except (OSError, IntegrityError) as error:
                 _give_up(path, error)
@@ -124,7 +124,7 @@ class LayerStore:
         for name in names:
             self._seen.add(name)
             try:
-                ids = part.ids_of(self._folder / name, self._mark, self._width)
+                ids = part.ids_of(self._folder / name, self._mark, self._width, self._dtype)
             except (OSError, IntegrityError) as error:
                 _give_up(self._folder / name, error)
                 continue
@@ -179,13 +179,13 @@ class LayerStore:
         )
 
 
-def open_layer(space: Space, layer: Layer, width: int) -> LayerStore:
+def open_layer(space: Space, layer: Layer, width: int, dtype: type = np.float16) -> LayerStore:
     """This process's store for a layer. A forked child starts with its own, so that nothing is written twice."""
     slot = (os.getpid(), space.home(layer))
     if slot not in _open:
         if not any(process == slot[0] for process, _ in _open):
             _flush_when_this_process_ends()
-        _open[slot] = LayerStore(space, layer, width)
+        _open[slot] = LayerStore(space, layer, width, dtype)
     return _open[slot]
 
 

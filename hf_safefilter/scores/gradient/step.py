@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
+from hf_safefilter import cache
 from hf_safefilter.batch import Batch
 from hf_safefilter.columns import reason_column, score_column
 from hf_safefilter.rows import conversations
@@ -58,8 +59,13 @@ class GradientScore(Step):
         from hf_safefilter.model.load import pick_device
 
         read = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
-        scores, reasons = GradientAnchor.of(self.anchor).score(read, pick_device(self.device, rank))
-        for reason, count in Counter(filter(None, reasons)).items():
+        anchor, device = GradientAnchor.of(self.anchor), pick_device(self.device, rank)
+        if read and cache.enabled():
+            facts = {"step": "GradientScore", "anchor": self.anchor, "algorithm": self.algorithm, "device": device.type}
+            space = cache.Space.of(facts, f"gradient of {anchor.facts['model']}")
+            done = cache.recall_scores(space, read, lambda rows: cache.as_reading(*anchor.score(rows, device)))
+        else:
+            done = cache.as_reading(*anchor.score(read, device))
+        for reason, count in Counter(filter(None, done.reasons)).items():
             logger.warning("%d rows have no gradient score: %s", count, reason)
-        column, reason = self.produces()
-        return {column: scores.astype(np.float32), reason: np.array(reasons, dtype=object)}
+        return dict(zip(self.produces(), (done.vectors[cache.SCORE][:, 0], done.reasons), strict=True))

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_safefilter import cache
 from hf_safefilter.batch import Batch
+from hf_safefilter.cache import Reading
 from hf_safefilter.columns import reason_column, score_column
 from hf_safefilter.errors import OptionError
 from hf_safefilter.rows import TEXT, Conversation, conversations
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from hf_safefilter.model.source import ModelKey
-    from hf_safefilter.model.tokens import Tokens
     from hf_safefilter.scores.guard.verdict import Asks
 
 logger = logging.getLogger(__name__)
@@ -110,15 +111,26 @@ class GuardScore(Step):
 
         read = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
         load.settle_threads()
+        device = load.pick_device(self.device, rank)
+        if read and cache.enabled():
+            told = {name: value for name, value in self.record().items() if name not in ("model", "columns", "device")}
+            space = cache.Space.of(told | {"device": device.type}, f"guard {self.model}")
+            done = cache.recall_scores(space, read, lambda rows: self._judge(rows, device))
+        else:
+            done = self._judge(read, device)
+        for reason, count in Counter(filter(None, done.reasons)).items():
+            logger.warning("%d rows have no guard score: %s", count, reason)
+        if cut := int(done.truncated.sum()):  # what a guard has not read it has not judged, and that is never silent
+            logger.warning("%d rows are too long for the guard: it has not read the middle of their responses", cut)
+        return dict(zip(self.produces(), (done.vectors[cache.SCORE][:, 0], done.reasons), strict=True))
+
+    def _judge(self, rows: Sequence[Conversation], device: torch.device) -> Reading:
         judge = _by_label if self.preset == CLASSIFIER else _by_verdict
-        scores, reasons = judge(self, [_judged(one) for one in read], load.pick_device(self.device, rank))
+        scores, reasons, truncated = judge(self, [_judged(one) for one in rows], device)
         reasons = [
             reason or ("" if np.isfinite(one) else NON_FINITE) for one, reason in zip(scores, reasons, strict=True)
         ]
-        for reason, count in Counter(filter(None, reasons)).items():
-            logger.warning("%d rows have no guard score: %s", count, reason)
-        column, why = self.produces()
-        return {column: scores.astype(np.float32), why: np.array(reasons, dtype=object)}
+        return cache.as_reading(scores, reasons, truncated)
 
     def _preset(self, architectures: Sequence[str]) -> str:
         from hf_safefilter.model.load import tokenizer
@@ -167,29 +179,35 @@ def _asks(step: GuardScore) -> Asks:
     return plan(tokenizer(_key(step)), words, step.leads, step.guidelines, template)
 
 
-def _by_verdict(step: GuardScore, rows: Sequence[Conversation], device: torch.device) -> tuple[np.ndarray, list[str]]:
-    """P(unsafe) of each row and reasons: over guidelines the largest, over earlier answers the mean."""
+Judged = tuple[np.ndarray, list[str], np.ndarray]
+
+
+def _by_verdict(step: GuardScore, rows: Sequence[Conversation], device: torch.device) -> Judged:
+    """P(unsafe) of each row, why it has none, and whether it was cut.
+
+    Of several guidelines the largest counts, over earlier answers the mean.
+    """
     from hf_safefilter.model import load
     from hf_safefilter.scores.guard.judge import answers
     from hf_safefilter.scores.guard.verdict import put
 
     key, asks = _key(step), _asks(step)
     found = np.zeros((max(1, len(step.guidelines)), len(rows)))
-    reasons = [""] * len(rows)
+    reasons, truncated = [""] * len(rows), np.zeros(len(rows), bool)
     for ask, tokens in put(load.tokenizer(key), asks, rows, step.max_length or load.max_tokens(key)):
         reasons = [before or one.reason for before, one in zip(reasons, tokens, strict=True)]
+        truncated |= np.array([one.truncated for one in tokens], bool)
         there = [place for place, one in enumerate(tokens) if not one.reason]
         if not there:
             continue
         chances = answers(load.causal_lm(key, device), [tokens[row].ids for row in there], ask.back, asks.tokens)
         weight = np.prod([chances[:, place, word] for place, word in enumerate(ask.given)], axis=0)
         found[ask.guideline, there] += weight * chances[:, -1, : len(step.unsafe)].sum(axis=1)
-    _say_cut(tokens)
-    return np.where([bool(reason) for reason in reasons], np.nan, found.max(axis=0)), reasons
+    return np.where([bool(reason) for reason in reasons], np.nan, found.max(axis=0)), reasons, truncated
 
 
-def _by_label(step: GuardScore, rows: Sequence[Conversation], device: torch.device) -> tuple[np.ndarray, list[str]]:
-    """P(unsafe label) of each row and reasons; where labels do not exclude each other, the likeliest unsafe one's."""
+def _by_label(step: GuardScore, rows: Sequence[Conversation], device: torch.device) -> Judged:
+    """The same of the unsafe label; where labels do not exclude each other, of the likeliest unsafe one."""
     from hf_safefilter.model import load
     from hf_safefilter.model.template import PLAIN
     from hf_safefilter.model.tokens import tokenise
@@ -203,19 +221,12 @@ def _by_label(step: GuardScore, rows: Sequence[Conversation], device: torch.devi
     )
     there = [place for place, one in enumerate(tokens) if not one.reason]
     found = np.full(len(rows), np.nan)
-    _say_cut(tokens)
     if there:
         config = load.model_config(key)
         exclusive = config.num_labels > 1 and config.problem_type != "multi_label_classification"
         chances = labels(load.sequence_classifier(key, device), [tokens[row].ids for row in there], exclusive)
         found[there] = chances[:, unsafe].sum(axis=1) if exclusive else chances[:, unsafe].max(axis=1)
-    return found, [one.reason for one in tokens]
-
-
-def _say_cut(tokens: Sequence[Tokens]) -> None:
-    """What a guard has not read it has not judged, and that is never silent."""
-    if cut := sum(one.truncated for one in tokens):
-        logger.warning("%d rows are too long for the guard: it has not read the middle of their responses", cut)
+    return found, [one.reason for one in tokens], np.array([one.truncated for one in tokens], bool)
 
 
 def _unsafe_labels(step: GuardScore) -> list[int]:
