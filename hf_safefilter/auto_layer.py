@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from hf_safefilter.artifacts import store_root
 from hf_safefilter.inputs import load_rows
 
 if TYPE_CHECKING:
@@ -61,24 +65,37 @@ def scaling_cost(recipe: Recipe) -> tuple[float, float]:
 
 
 def searched(recipe: Recipe, way: Way) -> SafetyLayers:
-    """The safety layers of the recipe's model.
+    """The safety layers of the recipe's model; a search that was killed goes on where it was.
 
     Raises:
         DataError: the search gave no signal: no layer is picked from noise.
     """
     from hf_safefilter.locate.search import locate_safety_layers
 
-    model = recipe.model
+    model, prompts = recipe.model, _prompts(recipe)
     return locate_safety_layers(
         model.name,
-        _prompts(recipe),
+        prompts,
         way,
+        folder=_place(recipe, way, prompts),
         refusals=recipe.locate.refusals,
         revision=model.revision,
         dtype=model.dtype,
         device=model.device,
         chat_template=model.chat_template,
     ).require()
+
+
+def _place(recipe: Recipe, way: Way, prompts: dict[str, list[str]]) -> Path:
+    """Where this very search keeps what it has found."""
+    from hf_safefilter import __version__
+    from hf_safefilter.model.load import pick_device, resolve_revision
+
+    model = recipe.model
+    asked = [way, model.name, resolve_revision(model.name, model.revision), model.dtype, model.chat_template]
+    asked += [pick_device(model.device, None).type, recipe.locate.refusals, prompts, __version__]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return store_root() / "searches" / digest[:32]
 
 
 def _prompts(recipe: Recipe) -> dict[str, list[str]]:

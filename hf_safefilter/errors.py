@@ -48,6 +48,13 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it came from, is want of memory; for the machine's own torch has no type."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
 class DataError(SafefilterError, ValueError):
     """Rows, columns or values that cannot be used as they are."""
 

@@ -149,6 +149,14 @@ class LocateChoice(_Part):
     refusals: Literal["broad", "larf", "qi2023", "safety_layers"] | None = None
     """How refusals are told; the method's own way if left out."""
 
+    @model_validator(mode="after")
+    def _asks_what_is_given(self) -> LocateChoice:
+        asked = {"references": (), "gap": ("normal", "malicious"), "scaling": ("over_refusal",)}
+        for kind in ("normal", "malicious", "over_refusal"):
+            if getattr(self, kind) is not None and kind not in asked.get(self.method, (kind,)):
+                raise ValueError(f"the method {self.method} asks no {kind} prompts")
+        return self
+
 
 class Selection(_Part):
     """How the threshold is found: exactly one way."""

@@ -71,3 +71,27 @@ def test_a_way_that_is_none_is_refused(files):
         recipe(files, locate={"method": "guess"})
     with pytest.raises(OptionError, match="did you mean 'over_refusal'"):
         recipe(files, locate={"over_refusals": "x"})
+
+
+def test_prompts_that_the_method_does_not_ask_are_refused(files):
+    for method, kind in (("gap", "over_refusal"), ("scaling", "normal"), ("references", "malicious")):
+        with pytest.raises(OptionError, match=f"asks no {kind} prompts"):
+            recipe(files, locate={"method": method, kind: files["benign"]})
+
+
+def test_a_search_that_was_killed_finds_its_place_again(files, monkeypatch):
+    from hf_safefilter.locate import search
+
+    asked = []
+
+    def killed(*_, folder, **__):
+        asked.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "locate_safety_layers", killed)
+    for locate in ({"method": "scaling"}, {"method": "scaling"}, {"method": "bounds"},
+                   {"method": "scaling", "over_refusal": files["benign"]}):  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            purify(None, recipe(files, locate=locate))
+    assert asked[0] == asked[1] and len(set(asked)) == 3
+    assert all(place.parent.name == "searches" for place in asked)

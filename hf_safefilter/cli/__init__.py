@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_safefilter.cli.voice import Format, Voice
-from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full
+from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
 
 app = typer.Typer(
     name="hf-safefilter",
@@ -70,6 +70,12 @@ def _in_words(error: Exception) -> SafefilterError:
             "a disk is full",
             found="rows are copied to the caches of Hugging Face (HF_HOME), results go to --output",
             fix="make room, or name another disk, and run the same command again: vectors that were read are kept",
+        )
+    if is_out_of_memory(error):
+        return SafefilterError(
+            "there is too little memory",
+            fix="use a smaller --max-length, --dtype bfloat16, a smaller model or fewer processes, and run the same "
+            "command again: rows that were read or scored are kept",
         )
     fact = f"{type(error).__name__}: {error}"
     return SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see where it came from")

@@ -202,6 +202,7 @@ class _Work:
             self.tuning,
             seed=seed,
             frozen=blocks,
+            title=f"Tune on {arm.name}, seed {seed}",
         )
         run = Run(
             arm.name,

@@ -94,6 +94,7 @@ def tune(
     *,
     seed: int,
     frozen: tuple[int, int] | None = None,
+    title: str = "Tune",
 ) -> tuple[PreTrainedModel, list[float]]:
     """Tune `model`, in place, on ``rows[order]``; what the assistant says and its end is learned, nothing else.
 
@@ -105,6 +106,7 @@ def tune(
         options: the same for all arms.
         seed: of the adapters and of dropout.
         frozen: first and last block whose weights must not change.
+        title: of the progress bar.
 
     Returns:
         The model (wrapped, with LoRA) and the loss of each step.
@@ -113,6 +115,7 @@ def tune(
         OptionError: LoRA targets that the model does not have.
         ModelError: the loss became NaN or infinite, or there is too little memory.
     """
+    from datasets.utils import tqdm
     from trl import SFTTrainer
 
     from hf_safefilter.model.generate import fit_threads
@@ -120,15 +123,17 @@ def tune(
     require_memory(model, options)
     with _seeded(seed), fit_threads(model), tempfile.TemporaryDirectory() as scratch, _explained(options):
         model, checks = _trainable(model, options, frozen)
+        bar = tqdm(total=options.steps, desc=title, unit=" steps", leave=False)
         trainer = SFTTrainer(
             model,
             args=_arguments(scratch, options, model.device, seed),
             train_dataset=_dataset(rows, order),
             processing_class=copy.deepcopy(tokenizer),
-            callbacks=[watch := _watch(), *checks],
+            callbacks=[watch := _watch(bar), *checks],
         )
         _silence(trainer)
-        trainer.train()
+        with bar:
+            trainer.train()
     return trainer.accelerator.unwrap_model(trainer.model), watch.losses
 
 
@@ -220,7 +225,7 @@ def _silence(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _watch() -> Any:
+def _watch(bar: Any) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -235,6 +240,7 @@ def _watch() -> Any:
             if loss is None:
                 return
             self.losses.append(float(loss))
+            bar.update()
             if not np.isfinite(self.losses[-1]):
                 raise ModelError(
                     f"the loss became {self.losses[-1]} at step {state.global_step}",

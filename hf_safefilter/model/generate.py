@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+_SOON = 3  # seconds: what takes no longer needs no bar
+
+
 def replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -44,6 +47,7 @@ def replies(
         DataError: a prompt that cannot be asked, or that leaves no room for a reply.
         OptionError: a number below 1.
     """
+    from datasets.utils import tqdm
     from transformers import GenerationConfig
 
     if max_new_tokens < 1 or batch < 1:
@@ -56,7 +60,8 @@ def replies(
     )
     found = [""] * len(ids)
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-    with evaluating(model), _settings(model, greedy), fit_threads(model), torch.inference_mode():
+    bar = tqdm(total=len(ids), desc="Reply", unit=" prompts", leave=False, delay=_SOON)
+    with evaluating(model), _settings(model, greedy), fit_threads(model), torch.inference_mode(), bar:
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
             tokens, mask = left_padded([ids[row] for row in rows], pad)
@@ -65,6 +70,7 @@ def replies(
             texts = tokenizer.batch_decode(out[:, tokens.shape[1] :], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 found[row] = text
+            bar.update(len(rows))
     return found
 
 

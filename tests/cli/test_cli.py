@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from datasets import load_from_disk
 
+from hf_safefilter import cli
 from hf_safefilter.toy.corpus import mixed_rows
 
 COMMANDS = [
@@ -171,3 +173,17 @@ cli.main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert "what was finished is kept" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_said_in_words(error):
+    said = cli._in_words(error)
+    assert said.fact == "there is too little memory" and "same command again" in said.fix
+    assert cli._in_words(ValueError("a memory of summer")).fact == "ValueError: a memory of summer"

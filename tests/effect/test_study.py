@@ -32,7 +32,7 @@ def tuned(monkeypatch):
     seen = []
     real = study_module.tune
 
-    def counted(model, tokenizer, rows, order, options, *, seed, frozen=None):
+    def counted(model, tokenizer, rows, order, options, *, seed, frozen=None, title):
         seen.append((len(np.unique(order)), len(order), seed))
         return real(model, tokenizer, rows, order, options, seed=seed, frozen=frozen)
 
