@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PADDED, _PACKED = 512, 1024  # on a CPU, where a batch's states should stay in its caches
+_PADDED, _PACKED = 512, 2048  # on a CPU, where a batch's states should stay in its caches
 _MPS = 8192
 _MOST = 32768  # products of this many rows are as fast as products get
 _SHARE = 0.7  # of the memory that is free
