@@ -20,4 +20,4 @@ check: install
 	$(VENV)/bin/ruff check .
 
 bench: install
-	$(VENV)/bin/python -m benchmarks.embed
+	$(VENV)/bin/python -m benchmarks

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -94,19 +96,24 @@ def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
             DatasetDict({name: part.kept for name, part in parts.items()}),
             DatasetDict({name: part.dropped for name, part in parts.items()}),
         )
-    return Split(_part(ds, is_safe, keep=True), _part(ds, is_safe, keep=False))
+    return Split(*_parts(ds, is_safe))
 
 
-def _part(ds: Dataset, is_safe: IsSafe, *, keep: bool) -> Dataset:
+def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
+    """Kept and dropped rows; what is not there yet is written in one pass."""
     from datasets.fingerprint import Hasher
 
     Batch({name: [] for name in ds.column_names}).require(is_safe.column, "score the rows first")
-    fingerprint = Hasher.hash(("split/1", ds._fingerprint, Hasher.hash(is_safe), keep))
-    path = _folder(ds) / f"safefilter-{fingerprint}.arrow"
-    if not path.exists():
-        tables = (table.filter(pa.array(is_safe.mask(Batch(table)) == keep)) for table in _tables(ds))
-        _write(path, ds.features.arrow_schema, tables)
-    return _open(path, ds, fingerprint)
+    told = {keep: Hasher.hash(("split/1", ds._fingerprint, Hasher.hash(is_safe), keep)) for keep in (True, False)}
+    paths = {keep: _folder(ds) / f"safefilter-{fingerprint}.arrow" for keep, fingerprint in told.items()}
+    schema = ds.features.arrow_schema
+    with ExitStack() as files:
+        writers = {k: files.enter_context(_written(path, schema)) for k, path in paths.items() if not path.exists()}
+        for table in _tables(ds) if writers else ():
+            mask = is_safe.mask(Batch(table))
+            for keep, write in writers.items():
+                write(table.filter(pa.array(mask == keep)))
+    return _open(paths[True], ds, told[True]), _open(paths[False], ds, told[False])
 
 
 def _tables(ds: Dataset) -> Iterable[pa.Table]:
@@ -153,24 +160,31 @@ def lay_down(tables: Iterable[pa.Table], split: Any = None) -> Dataset:
 
     folder = Path(_scratch().name)
     path = folder / f"stream-{len(list(folder.iterdir()))}.arrow"
-    _write(path, first.schema, alike())
+    with _written(path, first.schema) as write:
+        for table in alike():
+            write(table)
     return Dataset.from_file(str(path), split=split)
 
 
-def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """An Arrow stream file that is there whole or not at all."""
+@contextmanager
+def _written(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes tables to an Arrow stream file, which is there whole after the block, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as file:
-        half = Path(file.name)
-        try:
-            with pa.ipc.new_stream(file, schema) as writer:
-                for table in tables:
-                    if table.num_rows:
-                        writer.write_table(table.combine_chunks())
-            half.chmod(0o644)
-            half.replace(path)
-        finally:
-            half.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    half = Path(name)
+    try:
+        with pa.OSFile(name, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+
+            def write(table: pa.Table) -> None:
+                if table.num_rows:
+                    writer.write_table(table.combine_chunks())
+
+            yield write
+        half.chmod(0o644)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def _open(path: Path, like: Dataset, fingerprint: str) -> Dataset:
