@@ -67,7 +67,8 @@ def scoring(found: Figures) -> Iterator[Line]:
     ratio = fits["numpy svd"]["seconds"] / fits["fit_saft"]["seconds"]
     yield Line(f"fit SAFT, {found['fit_rows']:,} x {found['fit_width']}", "numpy.linalg.svd", ratio)
     ratio = splits["filter + flatten_indices"]["seconds"] / splits["split"]["seconds"]
-    yield Line(f"split {found['rows']:,} rows of text", "filter + flatten_indices", ratio)
+    share = splits["copy"]["seconds"] / splits["split"]["seconds"]
+    yield Line(f"split {found['rows']:,} rows of text", "filter + flatten_indices", ratio, min(1.0, share))
 
 
 def gradients(found: Figures) -> Iterator[Line]:
