@@ -2,7 +2,7 @@
 
 Every measure runs in a process of its own, on files written beforehand; rounds are interleaved and medians taken. The
 limit of a score is reading the column and one product with the references, that of a split a copy of the file. Memory
-is the process's own (not the mapped files), and is shown for numbers of rows that grow tenfold twice: it must stay flat.
+is the process's own (not the mapped files), shown for numbers of rows that grow tenfold twice: it must stay flat.
 
 example:
   python -m benchmarks.scoring
