@@ -14,7 +14,7 @@ from rich.table import Table
 
 from hf_safefilter.errors import SafefilterError
 
-_MANY_COLUMNS = 9  # more than these do not fit a terminal with a line between them
+_MANY_COLUMNS = 8  # more than these do not fit a terminal with a line between them
 
 
 class Format(StrEnum):

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hf_safefilter.model.measured import remembered
+
 logger = logging.getLogger(__name__)
 
 _ROWS = 512  # rows the weights are laid out for: other numbers work, most batches are near it
@@ -41,15 +43,21 @@ def prepack_if_faster(model: nn.Module) -> bool:
     largest = max(linears, key=lambda linear: linear.weight.numel(), default=None)
     if largest is None or largest.weight.numel() <= _SMALL or not _possible(largest):
         return False
-    with torch.inference_mode():
-        x = torch.randn(_ROWS, largest.in_features, dtype=largest.weight.dtype)
-        packed = PrepackedLinear(largest)
-        gain = _gain(lambda: largest(x), lambda: packed(x))
-    logger.debug("oneDNN's prepacked linear layers run at %.2f times the default's speed", gain)
-    if gain < _WORTH:
+    out, inner = largest.weight.shape
+    question = f"prepacked {out} x {inner} {largest.weight.dtype}, {torch.get_num_threads()} threads"
+    if not remembered(question, lambda: int(_pays(largest))):
         return False
     prepack(model)
     return True
+
+
+def _pays(linear: nn.Linear) -> bool:
+    with torch.inference_mode():
+        x = torch.randn(_ROWS, linear.in_features, dtype=linear.weight.dtype)
+        packed = PrepackedLinear(linear)
+        gain = _gain(lambda: linear(x), lambda: packed(x))
+    logger.debug("oneDNN's prepacked linear layers run at %.2f times the default's speed", gain)
+    return gain >= _WORTH
 
 
 def prepack(model: nn.Module) -> None:

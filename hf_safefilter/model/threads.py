@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import torch
 
+from hf_safefilter.model.measured import remembered
+
 _TOKENS = 512
 _WIDE = 512  # from this width on the products are long enough for every thread to earn its keep
 
@@ -33,7 +35,7 @@ def threads(count: int) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def pick_threads(width: int, most: int) -> int:
-    """1 or `most`, whichever does a block's kind of work faster at this width.
+    """1 or `most`, whichever does a block's kind of work faster at this width; measured once a machine.
 
     Args:
         width: of the states between blocks.
@@ -41,6 +43,11 @@ def pick_threads(width: int, most: int) -> int:
     """
     if most == 1 or width >= _WIDE:
         return most
+    found = remembered(f"threads for width {width}, 1 or {most}", lambda: _faster(width, most))
+    return found if found in (1, most) else most
+
+
+def _faster(width: int, most: int) -> int:
     with torch.inference_mode():
         states, weight = torch.randn(_TOKENS, width), torch.randn(2 * width, width)
         seconds = {count: _seconds(count, states, weight) for count in (1, most)}

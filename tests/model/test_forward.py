@@ -311,11 +311,15 @@ def test_prepacked_linear_layers_give_the_same(name, folders):
 
 @needs_onednn
 @pytest.mark.parametrize("gain", [0.9, 3.0])
-def test_prepacking_is_decided_by_measurement(gain, monkeypatch):
+def test_prepacking_is_decided_by_measurement(gain, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path))
     model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.ReLU(), torch.nn.Linear(300, 4))
     monkeypatch.setattr(linears, "_gain", lambda default, packed: gain)
     assert linears.prepack_if_faster(model) is (gain > 1)
     assert isinstance(model[0], linears.PrepackedLinear) is isinstance(model[2], linears.PrepackedLinear) is (gain > 1)
+    monkeypatch.setattr(linears, "_gain", lambda default, packed: pytest.fail("measured twice"))
+    again = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 4))
+    assert linears.prepack_if_faster(again) is (gain > 1)
 
 
 def test_small_models_are_left_as_they_are():
