@@ -1,6 +1,6 @@
 """What was measured on this machine, and holds from then on: a second run must round as the first one did.
 
-Threads and layouts of weights are picked by what is fastest. Each way rounds differently in the last bit, and digests
+How weights are laid out is picked by what is fastest. Each way rounds differently in the last bit, and digests
 of references or fitted scores would change from run to run with the load of the machine.
 """
 
