@@ -63,6 +63,9 @@ def mean_of_largest(values: np.ndarray, count: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _threads(process: int) -> ThreadPoolExecutor:
     # Keyed by process: a forked child inherits the pool but none of its threads.
-    # What this process may use, which under a scheduler is less than what the machine has.
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(min(8, there), thread_name_prefix="safefilter")
+    return ThreadPoolExecutor(min(8, processors()), thread_name_prefix="safefilter")
+
+
+def processors() -> int:
+    """How many this process may use, which under a scheduler is less than what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

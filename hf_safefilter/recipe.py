@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_safefilter.errors import MissingError, OptionError
+from hf_safefilter.locate.prompts import ASKED, KINDS
 
 EXAMPLE = """\
 data:
@@ -151,9 +152,9 @@ class LocateChoice(_Part):
 
     @model_validator(mode="after")
     def _asks_what_is_given(self) -> LocateChoice:
-        asked = {"references": (), "gap": ("normal", "malicious"), "scaling": ("over_refusal",)}
-        for kind in ("normal", "malicious", "over_refusal"):
-            if getattr(self, kind) is not None and kind not in asked.get(self.method, (kind,)):
+        asked = KINDS if self.method == "auto" else ASKED.get(self.method, ())
+        for kind in KINDS:
+            if getattr(self, kind) is not None and kind not in asked:
                 raise ValueError(f"the method {self.method} asks no {kind} prompts")
         return self
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import OptionError, SafefilterError
+from hf_safefilter.pieces import processors
 from hf_safefilter.pipeline import embed_rows
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def _spawning(processes: int) -> Iterator[None]:
     before, threads = multiprocess.get_start_method(allow_none=True), os.environ.get("OMP_NUM_THREADS")
     multiprocess.set_start_method("spawn", force=True)
     if threads is None:
-        # what this process may use, which under a scheduler is less than what the machine has
-        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ["OMP_NUM_THREADS"] = str(max(1, there // processes))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, processors() // processes))
     try:
         yield
     finally:

@@ -56,7 +56,8 @@ def locate(
     chat_template: Template = None,
 ) -> None:
     """Find the blocks that carry a model's safety; writes locate.json and a plot."""
-    from hf_safefilter.locate.search import ASKED, OPTIONS, locate_safety_layers
+    from hf_safefilter.locate.prompts import ASKED
+    from hf_safefilter.locate.search import OPTIONS, locate_safety_layers
 
     given = {
         "refusals": refusals, "max_new_tokens": max_new_tokens, "scales": scales and _numbers(scales),

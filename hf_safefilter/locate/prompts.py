@@ -14,6 +14,9 @@ from hf_safefilter.starter import starter_rows
 KINDS = ("normal", "malicious", "over_refusal")
 """Normal everyday prompts; harmful requests; harmless prompts that sound harmful, which aligned models over-refuse."""
 
+ASKED = {"gap": ("normal", "malicious"), "scaling": ("over_refusal",), "bounds": KINDS}
+"""Method -> kinds of prompts that it asks."""
+
 _STARTER = {"normal": "normal", "malicious": "unsafe", "over_refusal": "over_refusal"}
 
 Given = Sequence[str] | Mapping[str, Sequence[str]] | None

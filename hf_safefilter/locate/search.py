@@ -17,7 +17,7 @@ from hf_safefilter.locate import bounds, gap, scaling
 from hf_safefilter.locate.bounds import BoundsOptions
 from hf_safefilter.locate.found import SafetyLayers
 from hf_safefilter.locate.gap import GapOptions
-from hf_safefilter.locate.prompts import KINDS, Given, Prompts, prompts_of
+from hf_safefilter.locate.prompts import Given, Prompts, prompts_of
 from hf_safefilter.locate.refusals import Judge, RefusalMatcher, Verdict, matcher, record_of
 from hf_safefilter.locate.scaling import ScalingOptions
 
@@ -34,9 +34,6 @@ Method = Literal["gap", "scaling", "bounds"]
 Options = GapOptions | ScalingOptions | BoundsOptions
 OPTIONS: dict[str, type[Options]] = {"gap": GapOptions, "scaling": ScalingOptions, "bounds": BoundsOptions}
 """Method -> its options."""
-
-ASKED = {"gap": ("normal", "malicious"), "scaling": ("over_refusal",), "bounds": KINDS}
-"""Method -> kinds of prompts that it asks."""
 
 Judging = str | RefusalMatcher | Judge | Callable[[str], bool]
 

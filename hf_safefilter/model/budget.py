@@ -16,9 +16,7 @@ _PADDED, _PACKED = 512, 2048  # on a CPU, where a batch's states should stay in 
 _MPS = 8192
 _MOST = 32768  # products of this many rows are as fast as products get
 _SHARE = 0.7  # of the memory that is free
-_STATES = (
-    10  # copies of a token's state that a block holds at its widest moment: input, norm, queries to values, output
-)
+_STATES = 10  # of a token at a block's widest moment: input, norm, queries, keys, values, output
 
 
 def token_budget(trunk: Trunk, packed: bool) -> int:

@@ -105,9 +105,9 @@ class Way:
 PADDED = Way(
     sort=lambda rows: sorted(range(len(rows)), key=lambda row: -len(rows[row])),
     held=lambda lengths: max(lengths) * len(lengths),
-    read=lambda *batch: read_padded(*batch),
+    read=read_padded,
 )
-PACKED = Way(sort=tree.order, held=sum, read=lambda *batch: read_packed(*batch))
+PACKED = Way(sort=tree.order, held=sum, read=read_packed)
 
 
 def _batches_that_fit(

@@ -1,6 +1,7 @@
 """What is read is what transformers computes, row by row, whatever the batch."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.hooks import Reads
 from hf_safefilter.model.last_block import can_read_positions
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
+from hf_safefilter.model.padded import read_padded
 
 CPU = torch.device("cpu")
 LENGTHS = (3, 17, 40, 1, 9, 17)
@@ -65,8 +67,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def padded(monkeypatch):
-    """The plain way, which every model can go."""
+    """The plain way, which every model can go; called with a reading, that one is in its place."""
     monkeypatch.setattr(forward, "can_pack", lambda trunk, longest: False)
+    return lambda read: monkeypatch.setattr(forward, "PADDED", replace(forward.PADDED, read=read))
 
 
 def opened(folder, depth=4, dtype="float32", plain=True):
@@ -184,22 +187,18 @@ def test_the_batch_does_not_matter(name, folders):
     np.testing.assert_allclose(backwards[3][::-1], alone[3], rtol=1e-4, atol=1e-5)
 
 
-def test_batches_keep_to_the_budget(folders, monkeypatch, padded):
+def test_batches_keep_to_the_budget(folders, padded):
     shapes = []
-    run = forward.read_padded
-    monkeypatch.setattr(
-        forward,
-        "read_padded",
-        lambda t, batch, layers: shapes.append([len(r.ids) for r in batch]) or run(t, batch, layers),
-    )
+    run = read_padded
+    padded(lambda t, batch, layers: shapes.append([len(item.ids) for item in batch]) or run(t, batch, layers))
     read_layers(opened(folders("llama")), rows(), [1], token_budget=40)
     assert shapes == [[40], [17, 17], [9, 3, 1]]
 
 
-def test_equal_rows_are_computed_once(folders, monkeypatch, padded):
+def test_equal_rows_are_computed_once(folders, padded):
     counted = []
-    run = forward.read_padded
-    monkeypatch.setattr(forward, "read_padded", lambda t, batch, layers: counted.extend(batch) or run(t, batch, layers))
+    run = read_padded
+    padded(lambda t, batch, layers: counted.extend(batch) or run(t, batch, layers))
     tokens = [row([9, 8, 7]), row([9, 8]), row([9, 8, 7]), row([9, 8, 7], 0, 1), row([9, 8, 7])]
     found = read_layers(opened(folders("llama")), tokens, [2])[2]
     assert len(counted) == 3
@@ -267,12 +266,12 @@ def out_of_memory_above(tokens_that_fit, run, calls):
     return fake
 
 
-def test_out_of_memory_halves_the_budget_and_goes_on(folders, monkeypatch, caplog, padded):
+def test_out_of_memory_halves_the_budget_and_goes_on(folders, caplog, padded):
     tokens, opened_trunk = rows(4, lengths=[16] * 3 + [15] * 13), opened(folders("llama"))
     tokens[2].start, tokens[2].stop = 1, 5
     expected = read_layers(opened_trunk, tokens, [2])
     calls = []
-    monkeypatch.setattr(forward, "read_padded", out_of_memory_above(70, forward.read_padded, calls))
+    padded(out_of_memory_above(70, read_padded, calls))
     found = read_layers(opened_trunk, tokens, [2])
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-5)
     assert calls[:3] == [256, 128, 64] and max(calls[2:]) <= 64
@@ -282,9 +281,9 @@ def test_out_of_memory_halves_the_budget_and_goes_on(folders, monkeypatch, caplo
     assert max(calls) <= 64, "what fitted is remembered"
 
 
-def test_a_row_too_long_for_the_memory_is_named(folders, monkeypatch, padded):
+def test_a_row_too_long_for_the_memory_is_named(folders, padded):
     load._trunks.clear()
-    monkeypatch.setattr(forward, "read_padded", out_of_memory_above(30, forward.read_padded, []))
+    padded(out_of_memory_above(30, read_padded, []))
     with pytest.raises(ModelError, match="a single row of 40 tokens"):
         read_layers(opened(folders("llama")), rows(), [2])
 
