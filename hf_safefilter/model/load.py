@@ -155,6 +155,8 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
     import torch
     import transformers
 
+    from hf_safefilter.model.freed_memory import keep_freed_memory
+
     folder = local_folder(key.model)
     if folder is not None and not any(folder.glob("*.safetensors")):
         raise ModelError(f"{key.model} has no safetensors files", fix=CONVERT)
@@ -180,6 +182,7 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
     location(key)
+    keep_freed_memory()
     return model.eval().requires_grad_(False)
 
 
