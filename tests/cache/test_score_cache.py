@@ -83,6 +83,22 @@ def test_scores_are_those_of_a_run_without_it_and_none_is_computed_twice(case, s
     assert [one.layers for one in kept()] == [("score",)]
 
 
+def test_other_references_or_options_share_no_scores(case, store, monkeypatch):
+    step, scored = case
+    if isinstance(step, GradientScore):
+        unsafe, safe = reference_rows(8, 2)
+        other = GradientScore(fit_gradient("toy", unsafe, safe, device="cpu"), device="cpu")
+    else:
+        other = GuardScore(step.model, device="cpu", max_length=400)
+    monkeypatch.setenv(SWITCH, "off")
+    expected = other(columns(TEXTS))
+    monkeypatch.setenv(SWITCH, "on")
+    step(columns(TEXTS))
+    scored.clear()
+    same(other(columns(TEXTS)), expected)
+    assert sum(scored) == len({(row["prompt"], row["response"]) for row in TEXTS})
+
+
 def test_what_was_scored_before_an_error_is_kept(case, store, monkeypatch):
     step, scored = case
     monkeypatch.setattr("hf_safefilter.cache.store.SECONDS", 0.0)
