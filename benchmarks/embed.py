@@ -232,7 +232,7 @@ def table(figures: dict[str, Any], options: argparse.Namespace) -> str:
     lines += [
         "",
         "ratio: to the first line, median over rounds; fastest: the same of the fastest, least disturbed rounds",
-        "of peak: useful work, as if rows were read one by one; distinct: the template's head counted once, not once a row",
+        "of peak: useful work as if row by row; distinct: the template's head counted once, not once a row",
         "memory: peak above the loaded model; difference: largest relative one from the first line's vectors",
     ]
     return "\n".join(lines)

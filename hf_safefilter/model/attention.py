@@ -2,7 +2,7 @@
 
 All else in a decoder treats each token by itself, so a model whose attention comes from here reads rows of any
 lengths in one sequence without padding, common beginnings once. On a GPU of the Ampere generation or later it is one
-call of torch's variable-length flash attention; on a CPU, one call a piece.
+call of torch's variable-length flash attention; on a CPU, piece by piece.
 """
 
 from __future__ import annotations
