@@ -44,7 +44,9 @@ class Line:
 def embedding(found: Figures) -> Iterator[Line]:
     """Lines of `benchmarks.embed`."""
     ours = found["variants"]["ours"]
-    tokens = f"{found['head']} of {found['tokens'] / found['rows']:.0f} tokens a row in common (counted once in the share)"
+    tokens = (
+        f"{found['head']} of {found['tokens'] / found['rows']:.0f} tokens a row in common (counted once in the share)"
+    )
     note = f"{tokens}, {ours['memory_mb']:.0f} MB, largest difference {ours['largest_relative_difference']:.0e}"
     yield Line("embedding, float32", "LARF's loop", ours["ratio"], ours["distinct_share_of_peak"], note)
     rough = found["variants"]["bfloat16"]

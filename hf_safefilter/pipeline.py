@@ -89,6 +89,7 @@ def purify(
             data.path, config=data.config, split=data.split, revision=data.revision, streaming=data.streaming
         )
         ds, source_revision = loaded.rows, loaded.revision
+    _require_rows(ds)
     references, choice = _references(recipe)
     layer = choice.layer if choice is not None else _named_layer(recipe)
     embed = embedder(recipe, [layer], recipe.data.columns)
@@ -110,6 +111,16 @@ def purify(
         scored, rank = add_rank_average(scored, [score_column(method.name) for method in recipe.methods])
         steps.append(rank)
     return _decide(scored, recipe, steps, choice, source_revision, streamed)
+
+
+def _require_rows(ds: Any) -> None:
+    """Raise for a split without rows, to which `map` adds no column: a decision would miss its score in the end."""
+    from datasets import Dataset
+
+    for name, part in ds.items() if isinstance(ds, Mapping) else [(None, ds)]:
+        if isinstance(part, Dataset) and not len(part):
+            where = f"split {name!r} has no rows" if name is not None else "there are no rows"
+            raise DataError(where, fix=f"leave it out: ds.pop({name!r})" if name is not None else "check the source")
 
 
 def _fitted_to_rows(recipe: Recipe) -> bool:

@@ -103,6 +103,15 @@ def test_splits_are_decided_together_and_kept_apart(files, rows):
     assert sum(len(part) for part in done.dropped.values()) == len(together.dropped)
 
 
+def test_a_split_without_rows_is_named_before_any_work(files, rows, monkeypatch):
+    monkeypatch.setattr("hf_safefilter.pipeline._references", lambda recipe: pytest.fail("work was done"))
+    full = Dataset.from_list(rows)
+    with pytest.raises(DataError, match=r"split 'test' has no rows(.|\n)*ds.pop\('test'\)"):
+        purify(DatasetDict(train=full, test=full.select([])), recipe(files))
+    with pytest.raises(DataError, match="there are no rows"):
+        purify(full.select([]), recipe(files))
+
+
 def test_a_guarantee_from_known_good_rows(files):
     select = {"known_good": files["good"], "max_loss": 0.1, "confidence": 0.9}
     done = purify(None, recipe(files, select=select))
