@@ -210,17 +210,17 @@ def test_one_call_of_the_kernel_reads_the_same(small, layers, spans, alone, monk
 
 
 @pytest.mark.parametrize("only", [None, [3, 19, 20, 170, 171, 300]], ids=["all", "some"])
-@pytest.mark.parametrize("grouped", [1, 2, 4])
+@pytest.mark.parametrize(("heads", "grouped"), [(4, 1), (4, 2), (8, 1), (8, 2), (8, 8)])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=str)
-def test_piece_by_piece_each_token_sees_its_own_row(dtype, close, grouped, only):
+def test_piece_by_piece_each_token_sees_its_own_row(dtype, close, heads, grouped, only):
     draw = np.random.default_rng(0)
     tails = [draw.integers(100, 200, length).astype(np.int32) for length in (150, 64, 65, 20, 129)]
     rows = [np.concatenate([np.array(HEAD, np.int32), tail]) for tail in tails[:-1]] + tails[-1:]
     layout = Layout.of([rows[place] for place in order(rows)])
     packed = Packed(layout, torch.device("cpu"))
     drawn = torch.Generator().manual_seed(0)
-    count, heads = len(layout.ids), 4 // grouped
-    query, key, value = (torch.randn(count, each, 8, generator=drawn) for each in (4, heads, heads))
+    sizes = (heads, heads // grouped, heads // grouped)
+    query, key, value = (torch.randn(len(layout.ids), each, 8, generator=drawn) for each in sizes)
     places = np.arange(len(layout.ids)) if only is None else np.array(only)
     query, key, value = (part.to(dtype) for part in (query[places], key, value))
     told = packed.whole if only is None else packed.at(places)
