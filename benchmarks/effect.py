@@ -23,10 +23,10 @@ import numpy as np
 from datasets import Dataset
 
 from hf_safefilter import EmbedLayers, IsSafe, ReferenceIndex, compare_methods, measure_effect, threshold_for
-from hf_safefilter.comparison import draw
-from hf_safefilter.effect import ARMS, EffectReport, Questions, Tuning
+from hf_safefilter.compare.comparison import draw
+from hf_safefilter.effect import ARMS, EffectReport, Questions, Study, Tuning
 from hf_safefilter.effect.arms import match_lengths
-from hf_safefilter.pipeline import layers_of_model
+from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.recipe import MethodChoice
 from hf_safefilter.scores import METHODS
 from hf_safefilter.toy.corpus import Row, degrading_rows, mixed_rows, reference_rows, unsafe_rows
@@ -93,11 +93,13 @@ def study(scored: Dataset, column: str, share: float, folder: Path, given: argpa
                 shutil.copyfile(inputs, folder / "inputs.json")
     is_safe = IsSafe(column, threshold_for(scored, column, drop_count=round(share * len(scored))))
     blocks = tuple(map(int, given.freeze.split(":"))) if given.freeze else None
-    return measure_effect(
-        scored, is_safe, "toy", Questions.toy(given.questions), folder, tuning=Tuning(
+    asked = Study(
+        ModelOptions("toy", device="cpu"), Questions.toy(given.questions), tuning=Tuning(
             steps=given.steps, batch=16, learning_rate=given.learning_rate, method="full"),
-        arms=ARMS, seeds=range(given.seeds), freeze=blocks, device="cpu", max_new_tokens=16,
-        on_run=lambda run, number, count: print(
+        arms=ARMS, seeds=range(given.seeds), freeze=blocks, max_new_tokens=16,
+    )  # fmt: skip
+    return measure_effect(
+        scored, is_safe, asked, folder, on_run=lambda run, number, count: print(
             f"  {column} {number}/{count} {run.arm} seed {run.seed}: {run.measured.harmful.refusal:.0%}", flush=True),
     )  # fmt: skip
 
@@ -107,7 +109,7 @@ def one_set(share: float, given: argparse.Namespace) -> dict:
     unsafe, safe = reference_rows(REFERENCES, 7)
     rows = Dataset.from_list(planted_rows(given.kind, given.rows, share, given.seed, {row["prompt"] for row in unsafe}))
     folder = given.output / f"{given.kind}-{share:g}"
-    embed = EmbedLayers("toy", layers_of_model(EmbedLayers("toy", [0])), device="cpu")
+    embed = EmbedLayers("toy", EmbedLayers("toy", [0]).all_layers(), device="cpu")
     references = ReferenceIndex.build(unsafe, safe, embed, license="cc0-1.0", source="toy corpus")
     named = [name for name in given.methods.split(",") if name in METHODS]
     # what an owner of the model would trust: refusals, and everyday answers from elsewhere

@@ -77,7 +77,7 @@ def main() -> None:
 
 def pick_rows(files: list[Path] | None, limit: int) -> list[dict[str, Any]]:
     """`limit` rows as chat messages, spread evenly over the files, in their order."""
-    from hf_safefilter.rows import as_conversations
+    from hf_safefilter.data.conversations import as_conversations
 
     if files:
         sets = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line] for file in files]

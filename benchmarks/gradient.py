@@ -52,7 +52,7 @@ def measured(options: argparse.Namespace) -> dict:
     """Medians, ratios and differences."""
     import torch
 
-    from hf_safefilter.rows import as_conversations
+    from hf_safefilter.data.conversations import as_conversations
     from hf_safefilter.scores.gradient import fit_gradient
     from hf_safefilter.scores.gradient.anchor import examples_of, tuned_of
     from hf_safefilter.starter import starter_rows

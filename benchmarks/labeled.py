@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from hf_safefilter import EmbedLayers, ReferenceIndex, choose_layer, load_rows
 from hf_safefilter.columns import score_column
-from hf_safefilter.pipeline import embed_rows, layers_of_model
+from hf_safefilter.engine.local import embed_rows
 from hf_safefilter.scores import make
 from hf_safefilter.starter import starter_rows
 
@@ -69,7 +69,7 @@ def main() -> None:
     given = ask.parse_args()
 
     options = reader(given.model) | ({"position": given.position} if given.position else {})
-    layers = layers_of_model(EmbedLayers(**options, layers=[0]))
+    layers = EmbedLayers(**options, layers=[0]).all_layers()
     embed = EmbedLayers(**options, layers=layers)
     if given.unsafe:
         sides, named = [load_rows(path).rows for path in (given.unsafe, given.safe)], given.unsafe

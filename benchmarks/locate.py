@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_safefilter.inputs import load_rows
+from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.locate.sweep import Cell, Sweep
 from hf_safefilter.model.blocks import find_blocks

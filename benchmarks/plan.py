@@ -98,7 +98,7 @@ def taken(folder: Path, layer: int) -> dict[str, float]:
     from datasets import disable_progress_bars
 
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.pipeline import embed_rows
+    from hf_safefilter.engine.local import embed_rows
 
     disable_progress_bars()
     rows, step = read_rows(folder), EmbedLayers(str(folder), layers=[layer], device="cpu")

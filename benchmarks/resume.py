@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from hf_safefilter import cache
-from hf_safefilter.artifacts import store_root
 from hf_safefilter.cache import part
+from hf_safefilter.data.conversations import as_conversations, row_id
 from hf_safefilter.embed import EmbedLayers
-from hf_safefilter.rows import as_conversations, row_id
+from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.toy.corpus import mixed_rows
 
 EXAMPLE = """example:

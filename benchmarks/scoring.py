@@ -37,8 +37,8 @@ _LARGE_TEXT = "word " * 200
 
 def write_rows(path: Path, n: int, width: int, seed: int = 0, text: bool = False) -> None:
     """An Arrow stream of `n` rows: ids and float16 vectors, or ids, scores and text."""
-    from hf_safefilter.batch import to_arrow
     from hf_safefilter.columns import embedding_column
+    from hf_safefilter.data.batch import to_arrow
 
     draw = np.random.default_rng(seed)
     mean = draw.normal(size=width).astype(np.float32)
@@ -70,7 +70,7 @@ class RandomReader:
 
     def vectors(self, rows: list[dict[str, str]]) -> tuple[dict[int, np.ndarray], list[Any], list[str]]:
         """One layer, the conversations, no reasons."""
-        from hf_safefilter.rows import as_conversations
+        from hf_safefilter.data.conversations import as_conversations
 
         seed = 1 if rows[0]["prompt"].startswith("unsafe") else 2
         drawn = np.random.default_rng(seed).standard_normal((len(rows), self.width)).astype(np.float32)
@@ -102,8 +102,8 @@ def limit(path: Path) -> None:
     """Read the column and multiply it once with all references."""
     import torch
 
-    from hf_safefilter.batch import arrow_vectors
     from hf_safefilter.columns import embedding_column
+    from hf_safefilter.data.batch import arrow_vectors
 
     ds = opened(path)
     against = None
@@ -116,7 +116,7 @@ def limit(path: Path) -> None:
 
 def scored(name: str, path: Path) -> Callable[[], Any]:
     """Add a score's column, as users do; the references are there already."""
-    from hf_safefilter.pipeline import score_rows
+    from hf_safefilter.engine.local import score_rows
     from hf_safefilter.scores import method
 
     ds = opened(path)
@@ -135,8 +135,8 @@ def fitted(path: Path) -> None:
 
 def whole_svd(path: Path) -> None:
     """The same by NumPy on the whole matrix."""
-    from hf_safefilter.batch import arrow_vectors
     from hf_safefilter.columns import embedding_column
+    from hf_safefilter.data.batch import arrow_vectors
 
     column = embedding_column(LAYER)
     matrix = arrow_vectors(opened(path).with_format("arrow")[:][column]).astype(np.float32)
@@ -159,7 +159,7 @@ def afresh(run: Callable[[Path], None]) -> Callable[[Path], Callable[[], None]]:
 
 def parted(path: Path) -> None:
     """Split by a threshold into two flat sets."""
-    from hf_safefilter.select import IsSafe, split
+    from hf_safefilter.decide.select import IsSafe, split
 
     split(opened(path), IsSafe("larf_score", 0.9))
 
@@ -209,10 +209,10 @@ def work(name: str, path: Path, threads: int) -> None:
     import scipy.linalg  # noqa: F401  (loaded before the clock starts)
     import torch  # noqa: F401
 
-    import hf_safefilter.pipeline  # noqa: F401
+    import hf_safefilter.decide.select  # noqa: F401
+    import hf_safefilter.pipeline.purify  # noqa: F401
     import hf_safefilter.scores.nearest  # noqa: F401
     import hf_safefilter.scores.saft  # noqa: F401
-    import hf_safefilter.select  # noqa: F401
 
     opened(path)
     begin_bytes = most = own_bytes()

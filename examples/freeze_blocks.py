@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from hf_safefilter import FrozenBlocks, freeze_safety_blocks
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.locate.refusals import matcher, verdicts
 from hf_safefilter.model.generate import fit_threads, replies
 from hf_safefilter.model.source import local_folder
 from hf_safefilter.model.tokens import tokenise
-from hf_safefilter.rows import as_conversations
 from hf_safefilter.toy.corpus import degrading_rows, heldout_prompts
 
 ARMS = {

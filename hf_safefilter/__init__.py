@@ -9,8 +9,46 @@ clean        = ds.filter(is_safe, batched=True)
 push_filtered(ds, is_safe, "me/alpaca-safe", license="cc-by-4.0", source="tatsu-lab/alpaca")
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_safefilter.compare.compare_methods import compare_methods
+    from hf_safefilter.data.load_rows import load_rows
+    from hf_safefilter.decide.evaluate import evaluate
+    from hf_safefilter.decide.select import IsSafe, split
+    from hf_safefilter.decide.thresholds import threshold_for
+    from hf_safefilter.effect import EffectReport, Questions, Study, Tuning, measure_effect
+    from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.engine.ray import RayEngine
+    from hf_safefilter.errors import SafefilterError
+    from hf_safefilter.freeze import FrozenBlocks, freeze_safety_blocks, lora_config
+    from hf_safefilter.locate.bounds import BoundsOptions
+    from hf_safefilter.locate.cross_validation import choose_layer
+    from hf_safefilter.locate.gap import GapOptions
+    from hf_safefilter.locate.refusals import RefusalMatcher
+    from hf_safefilter.locate.safety_layers import SafetyLayers
+    from hf_safefilter.locate.scaling import ScalingOptions
+    from hf_safefilter.locate.search import locate_safety_layers
+    from hf_safefilter.model.reading_options import ReadingOptions
+    from hf_safefilter.model.scaled import scaled
+    from hf_safefilter.pipeline.purify import Purified, purify
+    from hf_safefilter.publish.provenance import Provenance
+    from hf_safefilter.publish.push import push_card, push_filtered
+    from hf_safefilter.recipe import Recipe
+    from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.scores.anchors import AnchorScore
+    from hf_safefilter.scores.controls import LengthScore, RandomScore
+    from hf_safefilter.scores.direction import DirectionScore
+    from hf_safefilter.scores.gradient import GradientAnchor, GradientScore, fit_gradient
+    from hf_safefilter.scores.guard import GuardScore
+    from hf_safefilter.scores.larf import LarfScore
+    from hf_safefilter.scores.nearest import NearestScore
+    from hf_safefilter.scores.rank_average import RankAverage, fit_rank_average
+    from hf_safefilter.scores.saft import SaftScore, fit_saft
+    from hf_safefilter.scores.seal import SealOptions, SealScore, SealSelector, fit_seal
 
 __version__ = "0.1.0"
 
@@ -25,52 +63,108 @@ _HOMES = {
     "GradientAnchor": "scores.gradient",
     "GradientScore": "scores.gradient",
     "GuardScore": "scores.guard",
-    "IsSafe": "select",
+    "IsSafe": "decide.select",
     "LarfScore": "scores.larf",
     "LengthScore": "scores.controls",
     "NearestScore": "scores.nearest",
     "Provenance": "publish.provenance",
-    "Purified": "pipeline",
+    "Purified": "pipeline.purify",
     "Questions": "effect",
     "RandomScore": "scores.controls",
     "RankAverage": "scores.rank_average",
     "RayEngine": "engine.ray",
+    "ReadingOptions": "model.reading_options",
     "Recipe": "recipe",
     "ReferenceIndex": "references",
     "RefusalMatcher": "locate.refusals",
     "SafefilterError": "errors",
-    "SafetyLayers": "locate.found",
+    "SafetyLayers": "locate.safety_layers",
     "SaftScore": "scores.saft",
     "ScalingOptions": "locate.scaling",
     "SealOptions": "scores.seal",
     "SealScore": "scores.seal",
     "SealSelector": "scores.seal",
+    "Study": "effect",
     "Tuning": "effect",
-    "choose_layer": "choose",
-    "compare_methods": "compare",
-    "evaluate": "evaluation",
+    "choose_layer": "locate.cross_validation",
+    "compare_methods": "compare.compare_methods",
+    "evaluate": "decide.evaluate",
     "fit_gradient": "scores.gradient",
     "fit_rank_average": "scores.rank_average",
     "fit_saft": "scores.saft",
     "fit_seal": "scores.seal",
     "freeze_safety_blocks": "freeze",
-    "load_rows": "inputs",
+    "load_rows": "data.load_rows",
     "locate_safety_layers": "locate.search",
     "lora_config": "freeze",
     "measure_effect": "effect",
-    "purify": "pipeline",
-    "push_card": "publish.hub",
-    "push_filtered": "publish.hub",
+    "purify": "pipeline.purify",
+    "push_card": "publish.push",
+    "push_filtered": "publish.push",
     "scaled": "model.scaled",
-    "split": "select",
-    "threshold_for": "select",
+    "split": "decide.select",
+    "threshold_for": "decide.thresholds",
 }
+"""Public name -> the module it is imported from when it is first used."""
 
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "AnchorScore",
+    "BoundsOptions",
+    "DirectionScore",
+    "EffectReport",
+    "EmbedLayers",
+    "FrozenBlocks",
+    "GapOptions",
+    "GradientAnchor",
+    "GradientScore",
+    "GuardScore",
+    "IsSafe",
+    "LarfScore",
+    "LengthScore",
+    "NearestScore",
+    "Provenance",
+    "Purified",
+    "Questions",
+    "RandomScore",
+    "RankAverage",
+    "RayEngine",
+    "ReadingOptions",
+    "Recipe",
+    "ReferenceIndex",
+    "RefusalMatcher",
+    "SafefilterError",
+    "SafetyLayers",
+    "SaftScore",
+    "ScalingOptions",
+    "SealOptions",
+    "SealScore",
+    "SealSelector",
+    "Study",
+    "Tuning",
+    "__version__",
+    "choose_layer",
+    "compare_methods",
+    "evaluate",
+    "fit_gradient",
+    "fit_rank_average",
+    "fit_saft",
+    "fit_seal",
+    "freeze_safety_blocks",
+    "load_rows",
+    "locate_safety_layers",
+    "lora_config",
+    "measure_effect",
+    "purify",
+    "push_card",
+    "push_filtered",
+    "scaled",
+    "split",
+    "threshold_for",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported when first used: `import hf_safefilter` must not pay for torch.
+    # `import hf_safefilter` must not pay for torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from hf_safefilter import cache
-from hf_safefilter.batch import Batch
 from hf_safefilter.cache import Reading
 from hf_safefilter.columns import FLOAT16_MAX, ROW_ID, TRUNCATED, UNSCORABLE, Layer, embedding_column
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import Conversation, as_conversations, conversations, row_id
 from hf_safefilter.errors import OptionError
-from hf_safefilter.rows import Conversation, as_conversations, conversations, row_id
+from hf_safefilter.model.reading_options import POSITIONS, ReadingOptions
 from hf_safefilter.step import Step
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ Part, Done = TypeVar("Part"), TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedLayers(Step):
+class EmbedLayers(ReadingOptions, Step):
     """Reads chosen layers of the model that is to be fine-tuned.
 
     Adds ``row_id``, ``truncated``, ``unscorable`` and, for each layer, ``emb_layer_<k>``: the mean state over the
@@ -67,23 +68,14 @@ class EmbedLayers(Step):
         ModelError: the model cannot be found or read.
     """
 
-    model: str
     layers: tuple[Layer, ...]
     _: KW_ONLY
-    revision: str | None = None
-    dtype: str = "auto"
-    position: str = "last"
-    max_length: int | None = None
     columns: tuple[tuple[str, str], ...] | None = None
-    device: str | None = None
-    chat_template: str | None = None
-    attn: str = "auto"
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         from hf_safefilter.model import load
         from hf_safefilter.model.source import ModelKey
-        from hf_safefilter.model.tokens import POSITIONS
 
         if self.position not in POSITIONS:
             raise OptionError(f"position {self.position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")
@@ -100,6 +92,13 @@ class EmbedLayers(Step):
         settle(self, "dtype", load.pick_dtype(self.dtype, device, getattr(config.get_text_config(), "dtype", None)))
         load.pick_attn(self.attn, self.dtype, device)
         Step.__post_init__(self)
+
+    @classmethod
+    def of(
+        cls, options: ReadingOptions, layers: Sequence[Layer], columns: Mapping[str, str] | None = None
+    ) -> EmbedLayers:
+        """The step that reads `layers` as `options` say, for rows with these `columns`."""
+        return cls(layers=tuple(layers), columns=columns, **options.values())
 
     def produces(self) -> tuple[str, ...]:
         """``row_id``, ``truncated``, ``unscorable`` and a column a layer."""
@@ -129,6 +128,12 @@ class EmbedLayers(Step):
         found = as_conversations(rows, self._mapping())
         read = self._read(found, self.layers, None).settled()
         return read.vectors, found, list(read.reasons)
+
+    def all_layers(self) -> list[int]:
+        """Layers 1..L of this model: all that a block has worked on."""
+        from hf_safefilter.model.load import model_config
+
+        return list(range(1, model_config(self._key()).get_text_config().num_hidden_layers + 1))
 
     def describe(self) -> dict[str, Any]:
         """`record()` with what else decides the vectors: digest of the chat template, hidden size, number of blocks."""

@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_safefilter.errors import MissingError, OptionError
-from hf_safefilter.locate.prompts import ASKED, KINDS
+from hf_safefilter.locate.search_prompts import ASKED, KINDS
+from hf_safefilter.model.reading_options import ReadingOptions, option_names
 
 EXAMPLE = """\
 data:
@@ -66,27 +67,6 @@ class DataChoice(_Part):
     """Licence of the rows, as the Hub spells it, e.g. cc-by-4.0."""
     source: str = Field(min_length=1)
     """Where the rows come from: a Hub id, a URL or a sentence."""
-
-
-class ModelChoice(_Part):
-    """The model that is to be tuned, whose layers are read."""
-
-    name: str
-    """Hub id, local folder, or "toy" for the model that ships with this package."""
-    revision: str | None = None
-    """Hub branch, tag or commit."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float32 on a CPU, the checkpoint's own on a GPU."""
-    position: Literal["last", "last_content", "mean_response", "last_prompt"] = "last"
-    """Which token's state stands for the row."""
-    max_length: int | None = Field(default=None, ge=8)
-    """Longest row in tokens; None: what the model can take."""
-    chat_template: str | None = None
-    """Jinja template for a model that has none, or "plain"."""
-    device: str | None = None
-    """cuda, cuda:1, mps or cpu; None picks."""
-    attn: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
-    """auto packs rows without padding where the model allows it; others pad."""
 
 
 class ReferenceChoice(_Part):
@@ -159,7 +139,7 @@ class LocateChoice(_Part):
         return self
 
 
-class Selection(_Part):
+class SelectionRule(_Part):
     """How the threshold is found: exactly one way."""
 
     by: str | None = None
@@ -186,7 +166,7 @@ class Selection(_Part):
     """... at this confidence."""
 
     @model_validator(mode="after")
-    def _one_rule(self) -> Selection:
+    def _one_rule(self) -> SelectionRule:
         ways = {
             "drop_fraction": self.drop_fraction,
             "drop_count": self.drop_count,
@@ -200,7 +180,7 @@ class Selection(_Part):
         return self
 
 
-class Evaluation(_Part):
+class LabelChoice(_Part):
     """Labels to measure the scores with (they are not used to choose anything)."""
 
     label: str
@@ -213,7 +193,8 @@ class Recipe(_Part):
     """One run: rows in, rows without the dangerous ones out."""
 
     data: DataChoice
-    model: ModelChoice
+    model: ReadingOptions
+    """The model that is to be tuned, and how it is read; ``model: toy`` is short for ``model: {name: toy}``."""
     references: ReferenceChoice = ReferenceChoice(path="starter")
     layer: Annotated[int, Field(ge=0)] | Literal["auto", "norm"] = "auto"
     """What is read: hidden_states[k]; auto: found as `locate` says."""
@@ -221,19 +202,21 @@ class Recipe(_Part):
     """How a layer is found where it is left open."""
     methods: tuple[MethodChoice, ...] = (MethodChoice(name="larf"),)
     """Scores to compute."""
-    select: Selection
-    evaluate: Evaluation | None = None
+    select: SelectionRule
+    evaluate: LabelChoice | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, given: Any) -> Any:
-        """`methods: [larf, {name: nearest, options: {k: 5}}]` and `methods: larf` are both fine."""
+        """`methods: larf`, `methods: [larf, {name: nearest, options: {k: 5}}]` and `model: toy` are all fine."""
         if isinstance(given, Mapping) and "methods" in given:
             methods = given["methods"]
             listed = [methods] if isinstance(methods, (str, Mapping)) else methods
             if isinstance(listed, (list, tuple)):
                 listed = tuple({"name": method} if isinstance(method, str) else method for method in listed)
             given = {**given, "methods": listed}
+        if isinstance(given, Mapping) and isinstance(given.get("model"), str):
+            given = {**given, "model": {"name": given["model"]}}
         return given
 
     @model_validator(mode="after")
@@ -322,7 +305,7 @@ class Recipe(_Part):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without what was left at its default."""
-        return json.loads(self.model_dump_json(exclude_defaults=True))
+        return json.loads(self.model_dump_json(exclude_defaults=True, by_alias=True))
 
     def portable(self) -> dict[str, Any]:
         """`to_dict` with local paths cut to their last part: what a card may show a stranger."""
@@ -357,7 +340,7 @@ def _sentences(error: ValidationError) -> list[str]:
     found = []
     for item in error.errors():
         where = ".".join(str(step) for step in item["loc"]) or "recipe"
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = list(_fields_at(item["loc"][:-1]))
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
@@ -367,8 +350,16 @@ def _sentences(error: ValidationError) -> list[str]:
     return found
 
 
-def _fields_at(loc: tuple[str | int, ...]) -> Mapping[str, Any]:
-    """The fields of the part of the recipe that `loc` leads to."""
-    homes = {"data": DataChoice, "model": ModelChoice, "references": ReferenceChoice, "methods": MethodChoice,
-             "select": Selection, "evaluate": Evaluation, "locate": LocateChoice}  # fmt: skip
-    return (homes[str(loc[0])] if loc else Recipe).model_fields
+def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that the part of the recipe at `loc` may have."""
+    if loc and loc[0] == "model":
+        return ["name" if name == "model" else name for name in option_names(ReadingOptions)]
+    parts: dict[str, type[_Part]] = {
+        "data": DataChoice,
+        "references": ReferenceChoice,
+        "methods": MethodChoice,
+        "select": SelectionRule,
+        "evaluate": LabelChoice,
+        "locate": LocateChoice,
+    }
+    return list((parts[str(loc[0])] if loc else Recipe).model_fields)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
 from hf_safefilter.columns import embedding_column
+from hf_safefilter.data.batch import Batch
 from hf_safefilter.errors import MissingError
 
 ROWS_PER_CALL = 1024

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.rows import conversations, row_id
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import conversations, row_id
 from hf_safefilter.step import Step
 
 

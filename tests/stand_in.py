@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_safefilter.rows import as_conversations, response_of
+from hf_safefilter.data.conversations import as_conversations, response_of
 
 WIDTH = 16
 LAYERS = (2, "norm")

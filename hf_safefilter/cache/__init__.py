@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from hf_safefilter.cache.lookup import recall
-from hf_safefilter.cache.reading import Reading
+from hf_safefilter.cache.read_rows import Reading
 from hf_safefilter.cache.scores import SCORE, as_reading, recall_scores
 from hf_safefilter.cache.space import Space
 from hf_safefilter.cache.store import flush

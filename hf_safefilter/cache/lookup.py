@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_safefilter.cache.pace import Pace
 from hf_safefilter.cache.part import Rows, packed
-from hf_safefilter.cache.reading import Reading
+from hf_safefilter.cache.read_rows import Reading
 from hf_safefilter.cache.space import Space
 from hf_safefilter.cache.store import SECONDS, open_layer
 from hf_safefilter.columns import Layer

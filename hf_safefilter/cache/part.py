@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from hf_safefilter.batch import arrow_vectors, to_arrow
+from hf_safefilter.data.batch import arrow_vectors, to_arrow
 from hf_safefilter.errors import IntegrityError
 
 logger = logging.getLogger(__name__)

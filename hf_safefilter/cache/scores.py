@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_safefilter.cache.lookup import recall
-from hf_safefilter.cache.reading import Reading
+from hf_safefilter.cache.read_rows import Reading
 from hf_safefilter.cache.space import Space
-from hf_safefilter.rows import Conversation, row_id
+from hf_safefilter.data.conversations import Conversation, row_id
 
 SCORE = "score"
 """What stands in place of a layer."""

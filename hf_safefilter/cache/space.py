@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.artifacts import atomic_text, store_root
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import IntegrityError
+from hf_safefilter.storage.artifacts import atomic_text, store_root
 
 FORMAT = 1
 """Of the files; part of every space's name, so that another version neither reads nor harms what this one wrote."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from hf_safefilter.cache import part
-from hf_safefilter.cache.index import UNKNOWN, Index, part_of, row_of
-from hf_safefilter.cache.reading import Reading
+from hf_safefilter.cache.read_rows import Reading
+from hf_safefilter.cache.row_index import UNKNOWN, Index, part_of, row_of
 from hf_safefilter.cache.space import Space
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import IntegrityError, SafefilterError

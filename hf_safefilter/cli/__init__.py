@@ -1,14 +1,15 @@
-"""The command line: parse, call, print. One file for each part of the job."""
+"""The command line: parse, call, print. One command, one file."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from hf_safefilter.cli.voice import Format, Voice
+from hf_safefilter.cli.output import Format, Voice
 from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
 
 app = typer.Typer(
@@ -35,11 +36,21 @@ def _options(
     context.obj = Voice(format)
 
 
-def _register() -> None:
-    from hf_safefilter.cli import cache, compare, data, decide, doctor, effect, locate, plan, seal, shards, share
+_COMMANDS = (
+    "plan", "embed", "merge", "reference", "score", "seal", "compare", "evaluate", "select", "run", "demo",
+    "locate", "freeze", "effect", "card", "push", "methods", "doctor", "cache",
+)  # fmt: skip
+"""In the order of `--help`; each is a file here with a function, or a group of commands, of its name."""
 
-    for part in (plan, data, shards, compare, seal, decide, locate, effect, share, doctor, cache):
-        part.register(app)
+
+def _register() -> None:
+    for name in _COMMANDS:
+        file = import_module(f"{__name__}.{name}")
+        command = getattr(file, name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name=name, epilog=f"Example: {file.EXAMPLE}")(command)
 
 
 _register()

@@ -9,11 +9,6 @@ import typer
 cache = typer.Typer(help="Look after the vectors that are kept between runs.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add this file's commands."""
-    app.add_typer(cache, name="cache")
-
-
 @cache.command(epilog="Example: hf-safefilter cache ls")
 def ls(context: typer.Context) -> None:
     """List what is kept, by model and way of reading."""

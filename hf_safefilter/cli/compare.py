@@ -7,40 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_safefilter.artifacts import atomic_folder, require_replaceable
-from hf_safefilter.cli.options import (
-    Column,
-    Device,
-    Dtype,
-    MaxLength,
-    Model,
-    Output,
-    Position,
-    Revision,
-    Rows,
-    Split,
-    Template,
-    layers_of,
-    pairs_of,
-    values_of,
-)
+from hf_safefilter.cli.arguments import Column, Output, Rows, Split, layers_of, pairs_of, reads_a_model, values_of
 from hf_safefilter.errors import OptionError
+from hf_safefilter.model.reading_options import ReadingOptions
+from hf_safefilter.storage.artifacts import atomic_folder, require_replaceable
+
+EXAMPLE = "hf-safefilter compare rows.jsonl --model toy --methods larf,nearest,saft --label label --output compared"
 
 _RECORD = "comparison.json"
 
 
-def register(app: typer.Typer) -> None:
-    """Add this file's command."""
-    app.command(
-        epilog="Example: hf-safefilter compare rows.jsonl --model toy --methods larf,nearest,saft "
-        "--label label --output compared"
-    )(compare)
-
-
+@reads_a_model()
 def compare(
     context: typer.Context,
     rows: Rows,
-    model: Model,
+    reading: ReadingOptions,
     output: Output,
     methods: Annotated[str, typer.Option(help="Names, with commas between them.")] = "larf,nearest,direction,saft",
     references: Annotated[
@@ -55,29 +36,20 @@ def compare(
         list[str] | None,
         typer.Option(help="Option of a method, e.g. --option nearest.k=3 or --option seal.selector=F."),
     ] = None,
-    revision: Revision = None,
-    dtype: Dtype = "auto",
-    position: Position = "last",
-    max_length: MaxLength = None,
-    device: Device = None,
-    chat_template: Template = None,
     column: Column = None,
     split: Split = None,
 ) -> None:
     """Score rows by several methods; say what each finds, costs and agrees with, beside length and random."""
-    from hf_safefilter.compare import compare_methods
-    from hf_safefilter.comparison import draw
+    from hf_safefilter.compare.compare_methods import compare_methods
+    from hf_safefilter.compare.comparison import draw
+    from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.inputs import load_rows
     from hf_safefilter.model.source import TOY
+    from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.scores import CONTROLS
-    from hf_safefilter.trail import save_rows
 
     def reader(layers: list[int | str]) -> EmbedLayers:
-        return EmbedLayers(
-            model, layers, revision=revision, dtype=dtype, position=position, max_length=max_length,
-            columns=pairs_of(column, "--column"), device=device, chat_template=chat_template,
-        )  # fmt: skip
+        return EmbedLayers.of(reading, layers, pairs_of(column, "--column"))
 
     choices = _choices(methods, option)
     require_replaceable(output, _RECORD)
@@ -96,7 +68,7 @@ def compare(
     tried = [one for one in found.entries if one.method not in CONTROLS]
     best = max(tried, key=lambda one: one.separation.auroc if one.separation else 0.0)
     # the starter set's prompts cannot be asked again where they are the references; the toy has questions of its own
-    asked = "" if references != "starter" or model == TOY else " --harmful PROMPTS"
+    asked = "" if references != "starter" or reading.model == TOY else " --harmful PROMPTS"
     voice.report(
         {"output": str(output), "rows": found.rows, "comparison": found.to_json()},
         ids=[json.dumps(line) for line in found.table()],
@@ -124,12 +96,12 @@ def _choices(methods: str, options: list[str] | None) -> list[Any]:
 
 def _read(reader: Any, references: str, layer: str) -> tuple[Any, Any]:
     """How rows are read, at all layers to choose from, and the references read alike."""
-    from hf_safefilter.pipeline import layers_of_model, open_references, require_same_reading
     from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.references.open import open_references, require_same_reading
 
     named = None if layer == "auto" else layers_of(layer)
     if references in ("starter", "none"):
-        embed = reader(named or layers_of_model(reader([0])))
+        embed = reader(named or reader([0]).all_layers())
         return embed, ReferenceIndex.starter(embed) if references == "starter" else None
     index = open_references(references)
     embed = reader(named or list(index.layers))

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+EXAMPLE = "hf-safefilter --format json doctor"
+
 _NEEDED = ("hf_safefilter", "datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
 _OPTIONAL = {
     "mlcroissant": "checks croissant.json",
@@ -16,11 +18,6 @@ _OPTIONAL = {
     "accelerate": "tuning",
     "trl": "the proof of effect",
 }
-
-
-def register(app: typer.Typer) -> None:
-    """Add this file's command."""
-    app.command(epilog="Example: hf-safefilter --format json doctor")(doctor)
 
 
 def doctor(context: typer.Context) -> None:
@@ -65,8 +62,8 @@ def _hub() -> dict[str, Any]:
 
 
 def _store() -> dict[str, Any]:
-    from hf_safefilter.artifacts import store_root
     from hf_safefilter.cache.upkeep import kept as kept_rows
+    from hf_safefilter.storage.artifacts import store_root
 
     root = store_root()
     kept = [path for path in root.glob("*/*") if path.is_dir() and path.parent.name != "rows"]

@@ -5,43 +5,40 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.options import Column, Device, Dtype, Folder, Revision, Template, pairs_of
+from hf_safefilter.cli.arguments import Column, Folder, blocks_of, pairs_of, reads_a_model
 from hf_safefilter.errors import OptionError
+from hf_safefilter.model.reading_options import ModelOptions
 
 if TYPE_CHECKING:
-    from hf_safefilter.cli.voice import Voice
+    from hf_safefilter.cli.output import Voice
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.effect import Questions, Tuning
     from hf_safefilter.effect.ledger import Run
-    from hf_safefilter.select import IsSafe
-    from hf_safefilter.trail import Saved
+    from hf_safefilter.saved.saved_rows import Saved
+
+EXAMPLE = "hf-safefilter effect scored --by larf_score --drop-fraction 0.05 --quick --output effect"
 
 _ARMS = "all,kept,dropped,random,length_matched"
 _QUICK_STEPS, _QUICK_QUESTIONS = 40, 60
 _TOY_RATE = 1e-3  # it is so small that less leaves it as it was
 
 
-def register(app: typer.Typer) -> None:
-    """Add this file's command."""
-    app.command(
-        epilog="Example: hf-safefilter effect scored --by larf_score --drop-fraction 0.05 --quick --output effect"
-    )(effect)
-
-
+@reads_a_model(optional=True)
 def effect(
     context: typer.Context,
     scored: Folder,
+    options: ModelOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a study begun there goes on.")],
     by: Annotated[str | None, typer.Option(help="Score column to decide by; not for a folder made by select.")] = None,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
-    model: Annotated[str | None, typer.Option(help="What is tuned; the model that was read if left out.")] = None,
-    revision: Revision = None,
     harmful: Annotated[
         str | None, typer.Option(help="Prompts an aligned model refuses: file, folder or Hub id.")
     ] = None,
@@ -60,40 +57,40 @@ def effect(
     target: Annotated[list[str] | None, typer.Option(help="Layers that LoRA changes; all linear ones.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = 1024,
     freeze: Annotated[
-        str | None, typer.Option(help="First and last block to keep frozen in further arms, e.g. 2:4.")
+        str | None, typer.Option(help="First and last block to keep frozen in further arms, e.g. 2-4.")
     ] = None,
     judge: Annotated[str, typer.Option(help="List of refusals: broad, larf, qi2023 or safety_layers.")] = "broad",
     reply_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 32,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    chat_template: Template = None,
     column: Column = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps and questions: minutes on the toy model.")] = False,
 ) -> None:
-    """Tune on all, kept, dropped, random and length-matched rows; measure refusals, over-refusal and loss."""
-    from hf_safefilter.effect import measure_effect
+    """Tune on all, kept, dropped, random and length-matched rows; measure refusals, over-refusal and loss.
+
+    Without --model, the model that was read is tuned.
+    """
+    from hf_safefilter.effect import Study, measure_effect
 
     saved, is_safe = _decision(scored, by, {"drop_fraction": drop_fraction, "drop_count": drop_count,
                                             "threshold": threshold})  # fmt: skip
-    reader = next((step for step in saved.steps if hasattr(step, "describe")), None)
-    if model is None:
-        if reader is None:
-            raise OptionError("which model is to be tuned?", fix="say it: --model")
-        model, revision = reader.model, revision or reader.revision
-    tuning = _tuning(model, tune, learning_rate, steps=min(steps, _QUICK_STEPS) if quick else steps, batch=batch,
-                     micro_batch=micro_batch, rank=rank, targets=tuple(target or ("all-linear",)),
+    reader = next((step for step in saved.steps if isinstance(step, ModelOptions)), None)
+    options = _tuned(options, reader)
+    tuning = _tuning(options.model, tune, learning_rate, steps=min(steps, _QUICK_STEPS) if quick else steps,
+                     batch=batch, micro_batch=micro_batch, rank=rank, targets=tuple(target or ("all-linear",)),
                      max_length=max_length)  # fmt: skip
-    questions = _questions(model, harmful, over_refusal, benign)
-    report = measure_effect(
-        saved.rows, is_safe, model, questions, output,
-        tuning=tuning, arms=[one.strip() for one in arms.split(",") if one.strip()], seeds=range(seeds),
-        ask_at_most=_QUICK_QUESTIONS if quick else None, freeze=_blocks(freeze),
-        known_prompts=_reference_prompts(saved), judge=judge, max_new_tokens=reply_tokens,
-        revision=revision, dtype=dtype, device=device,
-        chat_template=chat_template or getattr(reader, "chat_template", None),
+    study = Study(
+        options,
+        _questions(options.model, harmful, over_refusal, benign),
+        tuning=tuning,
+        arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
+        seeds=range(seeds),
+        ask_at_most=_QUICK_QUESTIONS if quick else None,
+        freeze=blocks_of(freeze, "--freeze") if freeze is not None else None,
+        known_prompts=_reference_prompts(saved),
+        judge=judge,
+        max_new_tokens=reply_tokens,
         columns=pairs_of(column, "--column") or dict(getattr(reader, "columns", None) or ()) or None,
-        on_run=_teller(context.obj),
-    )  # fmt: skip
+    )
+    report = measure_effect(saved.rows, is_safe, study, output, on_run=_teller(context.obj))
     voice = context.obj
     voice.table("Tuned on; harmful prompts refused, harmless ones refused, no text, benign loss", report.table())
     for contrast in report.contrasts:
@@ -108,13 +105,24 @@ def effect(
     )
 
 
+def _tuned(options: ModelOptions, reader: ModelOptions | None) -> ModelOptions:
+    """The model to tune: the one named, else the one that was read, with the template it was read by."""
+    if reader is not None:
+        options = replace(options, chat_template=options.chat_template or reader.chat_template)
+    if options.model:
+        return options
+    if reader is None:
+        raise OptionError("which model is to be tuned?", fix="say it: --model")
+    return replace(options, model=reader.model, revision=options.revision or reader.revision)
+
+
 def _decision(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved, IsSafe]:
     """The scored rows and the decision: one that select has written, or one made here."""
-    from hf_safefilter.decision import DECISION, read_decision
-    from hf_safefilter.pipeline import decide_threshold
-    from hf_safefilter.recipe import Selection
-    from hf_safefilter.select import IsSafe
-    from hf_safefilter.trail import load_rows_with_steps
+    from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.pipeline.decision_rule import decide_threshold
+    from hf_safefilter.recipe import SelectionRule
+    from hf_safefilter.saved.decision import DECISION, read_decision
+    from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
     given = {name: value for name, value in ways.items() if value is not None}
     if (folder / DECISION).is_file():
@@ -125,7 +133,7 @@ def _decision(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved
     if by is None:
         scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
         raise OptionError("which score decides?", found=", ".join(scores) or "no scores", fix="say it: --by larf_score")
-    return saved, IsSafe(by, decide_threshold(saved.rows, by, Selection.checked(**given), saved.steps))
+    return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**given), saved.steps))
 
 
 def _tuning(model: str, method: str | None, rate: float | None, **options: Any) -> Tuning:
@@ -139,8 +147,8 @@ def _tuning(model: str, method: str | None, rate: float | None, **options: Any) 
 
 def _questions(model: str, harmful: str | None, over_refusal: str | None, benign: str | None) -> Questions:
     """The questions in the files given; the others are the toy's own for the toy, else the starter sets."""
+    from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.effect import Questions
-    from hf_safefilter.inputs import load_rows
     from hf_safefilter.model.source import TOY
 
     questions = Questions.toy() if model == TOY else Questions.starter()
@@ -151,8 +159,8 @@ def _questions(model: str, harmful: str | None, over_refusal: str | None, benign
 
 def _reference_prompts(saved: Saved) -> list[str]:
     """What the rows were compared with must not be asked: the score has seen it."""
+    from hf_safefilter.data.conversations import Conversation, prompt_of
     from hf_safefilter.references import references
-    from hf_safefilter.rows import Conversation, prompt_of
 
     digests = dict.fromkeys(filter(None, map(_compared_with, saved.steps)))
     rows = (row for digest in digests for side in ("unsafe", "safe") for row in references(digest).rows(side))
@@ -167,15 +175,6 @@ def _compared_with(step: Any) -> str | None:
         return GradientAnchor.of(step.anchor).facts.get("references")
     given = getattr(step, "references", None)
     return given if isinstance(given, str) else None
-
-
-def _blocks(given: str | None) -> tuple[int, int] | None:
-    if given is None:
-        return None
-    first, sign, last = given.partition(":")
-    if not (sign and first.isdigit() and last.isdigit()):
-        raise OptionError(f"--freeze {given!r} is no range of blocks", fix="use e.g. --freeze 2:4")
-    return int(first), int(last)
 
 
 def _teller(voice: Voice) -> Callable[[Run, int, int], None]:

@@ -1,33 +1,23 @@
-"""locate, freeze: which blocks carry a model's safety, and how to keep them while tuning."""
+"""locate: which blocks carry a model's safety."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.options import Device, Dtype, Revision, Template
+from hf_safefilter.cli.arguments import blocks_of, reads_a_model
 from hf_safefilter.errors import OptionError
+from hf_safefilter.model.reading_options import ModelOptions
 
-Named = Annotated[
-    str, typer.Argument(help="Hub id, local folder, or 'toy' for the model that ships here.", show_default=False)
-]
-Blocks = Annotated[str | None, typer.Option(help="A range of blocks, the last one included, e.g. 6-12.")]
+EXAMPLE = "hf-safefilter locate toy --method scaling --over-refusal prompts.jsonl --output found"
 
 
-def register(app: typer.Typer) -> None:
-    """Add this file's commands."""
-    app.command(
-        epilog="Example: hf-safefilter locate toy --method scaling --over-refusal prompts.jsonl --output found"
-    )(locate)
-    app.command(epilog="Example: hf-safefilter freeze toy --blocks 1-2 --lora")(freeze)
-
-
+@reads_a_model(argument=True)
 def locate(
     context: typer.Context,
-    model: Named,
+    options: ModelOptions,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the result; a killed search goes on from what is there.")
     ],
@@ -50,18 +40,14 @@ def locate(
     include_o_proj: Annotated[
         bool, typer.Option(help="Scale attention's output projection too; the published tables did not.")
     ] = True,
-    revision: Revision = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    chat_template: Template = None,
 ) -> None:
     """Find the blocks that carry a model's safety; writes locate.json and a plot."""
-    from hf_safefilter.locate.prompts import ASKED
     from hf_safefilter.locate.search import OPTIONS, locate_safety_layers
+    from hf_safefilter.locate.search_prompts import ASKED
 
     given = {
         "refusals": refusals, "max_new_tokens": max_new_tokens, "scales": scales and _numbers(scales),
-        "initial": initial and range_of(initial, "--initial"), "alpha": alpha,
+        "initial": initial and blocks_of(initial, "--initial"), "alpha": alpha,
         "include_o_proj": None if include_o_proj else False,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
@@ -80,8 +66,8 @@ def locate(
         )
     prompts = {kind: _prompts(place, kind)[:limit] for kind, place in files.items() if place or limit}
     found = locate_safety_layers(
-        model, prompts, method, options=OPTIONS[method](**given), folder=output, revision=revision, dtype=dtype,
-        device=device, chat_template=chat_template,
+        options.model, prompts, method, options=OPTIONS[method](**given), folder=output, revision=options.revision,
+        dtype=options.dtype, device=options.device, chat_template=options.chat_template,
     )  # fmt: skip
     voice = context.obj
     voice.table(f"{method}: what was measured", found.shown())
@@ -96,56 +82,11 @@ def locate(
     voice.report(
         shown | {"found": found.to_json()},
         ids=[str(found.layer)] if found.signal else [],
-        hint=f"hf-safefilter embed rows.jsonl --model {model} --layers {found.layer} --output embedded, or "
-        f"hf-safefilter freeze {model} --blocks {first}-{last}"
+        hint=f"hf-safefilter embed rows.jsonl --model {options.model} --layers {found.layer} --output embedded, or "
+        f"hf-safefilter freeze {options.model} --blocks {first}-{last}"
         if found.signal
         else None,
     )
-
-
-def freeze(
-    context: typer.Context,
-    model: Named,
-    blocks: Blocks = None,
-    found: Annotated[Path | None, typer.Option(help="Folder written by locate, in place of --blocks.")] = None,
-    include_norms: Annotated[bool, typer.Option(help="Freeze the norms of these blocks too.")] = False,
-    lora: Annotated[bool, typer.Option("--lora", help="Print the LoraConfig that leaves these blocks out.")] = False,
-    revision: Revision = None,
-) -> None:
-    """Print how to freeze a range of blocks of a model (SPPFT): counts, and the settings to tune with."""
-    from hf_safefilter.freeze import freezing_plan, lora_settings
-    from hf_safefilter.locate.found import SafetyLayers
-
-    if (blocks is None) == (found is None):
-        raise OptionError("freeze needs a range of blocks", fix="give either --blocks 6-12 or --found FOLDER")
-    if found is not None:
-        result = SafetyLayers.load(found).require()
-        first, last = result.first, result.last
-    else:
-        first, last = range_of(blocks, "--blocks")
-    plan = freezing_plan(model, first, last, include_norms=include_norms, revision=revision)
-    settings: dict[str, Any] = {"first": first, "last": last, "include_norms": include_norms}
-    if lora:
-        settings = lora_settings(model, first, last, revision=revision)
-    code = (
-        f"model = get_peft_model(model, LoraConfig(task_type='CAUSAL_LM', **{json.dumps(settings)}))"
-        if lora
-        else f"freeze_safety_blocks(model, {first}, {last}, include_norms={include_norms})"
-    )
-    facts = plan.to_json()
-    context.obj.report(
-        facts | {"settings": settings, "python": code},
-        ids=[json.dumps(settings)],
-        hint="put the line above before the Trainer, and FrozenBlocks(...) from hf_safefilter among its callbacks",
-    )
-
-
-def range_of(text: str, flag: str) -> tuple[int, int]:
-    """``"6-12"`` -> ``(6, 12)``; ``"6"`` -> ``(6, 6)``."""
-    first, sign, last = text.partition("-")
-    if not first.isdecimal() or (sign and not last.isdecimal()):
-        raise OptionError(f"{flag} {text!r} is not a range of blocks", fix=f"use e.g. {flag} 6-12")
-    return int(first), int(last or first)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -157,10 +98,10 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _prompts(place: str | None, kind: str) -> list[str]:
     if place is None:
-        from hf_safefilter.locate.prompts import prompts_of as starter_prompts
+        from hf_safefilter.locate.search_prompts import prompts_of
 
-        return list(starter_prompts(None, kind, kind).texts)
-    from hf_safefilter.effect.questions import prompts_of
-    from hf_safefilter.inputs import load_rows
+        return list(prompts_of(None, kind, kind).texts)
+    from hf_safefilter.data.load_rows import load_rows
+    from hf_safefilter.data.prompts import prompts_in
 
-    return list(prompts_of(load_rows(place).rows))
+    return list(prompts_in(load_rows(place).rows))

@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.options import (
-    Column,
-    Device,
-    MaxLength,
-    Model,
-    Output,
-    Revision,
-    Rows,
-    Split,
-    Template,
-    pairs_of,
-)
-from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.cli.arguments import Column, Output, Rows, Split, pairs_of, reads_a_model
+from hf_safefilter.data.splits import require_free
+from hf_safefilter.errors import OptionError
+from hf_safefilter.model.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
-    from hf_safefilter.cli.voice import Voice
+    from hf_safefilter.cli.output import Voice
     from hf_safefilter.scores.seal import SealSelector
+
+EXAMPLE = "hf-safefilter seal rows.jsonl trusted.jsonl --model toy --epochs 2 --output sealed"
 
 _SHOWN = ("0", "0.5", "1")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this file's command."""
-    app.command(epilog="Example: hf-safefilter seal rows.jsonl trusted.jsonl --model toy --epochs 2 --output sealed")(
-        seal
-    )
-
-
+@reads_a_model(without=("position", "attn"))
 def seal(
     context: typer.Context,
     rows: Rows,
     safe: Annotated[str, typer.Argument(help="Trusted rows: file, folder or Hub id.", show_default=False)],
-    model: Model,
+    reading: ReadingOptions,
     output: Output,
-    revision: Revision = None,
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Of the model.")] = 1e-5,
     selector_optimiser: Annotated[str, typer.Option(help="adam (as published) or sgd (ours: less noise).")] = "adam",
@@ -63,11 +48,7 @@ def seal(
     lora_target: Annotated[
         list[str] | None, typer.Option(help="Layers that get one: --lora-target q_proj --lora-target v_proj.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (mixed precision).")] = "auto",
-    max_length: MaxLength = None,
     seed: Annotated[int, typer.Option(help="Of the order of rows and of the adapters.")] = 0,
-    device: Device = None,
-    chat_template: Template = None,
     column: Column = None,
     safe_column: Annotated[list[str] | None, typer.Option(help="Like --column, for the trusted rows.")] = None,
     split: Split = None,
@@ -78,21 +59,22 @@ def seal(
     A run that was stopped goes on where it was when the same command is given again. For several GPUs:
     torchrun --no-python --nproc-per-node 4 hf-safefilter seal ...
     """
-    from hf_safefilter.inputs import load_rows
+    from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.scores.seal import SealOptions, fit_seal
 
     options = SealOptions(
         activation=activation, auxiliary=auxiliary, epochs=epochs, learning_rate=learning_rate,
         selector_optimiser=selector_optimiser, selector_learning_rate=selector_learning_rate, upper_weight=upper_weight,
-        upper_weight_decay=upper_weight_decay, batch_size=batch_size, micro_batch=micro_batch, max_length=max_length,
-        dtype=dtype, seed=seed,
+        upper_weight_decay=upper_weight_decay, batch_size=batch_size, micro_batch=micro_batch,
+        max_length=reading.max_length, dtype=reading.dtype, seed=seed,
     )  # fmt: skip
     loaded, columns = load_rows(rows, split=split), pairs_of(column, "--column")
     _require_outputs(output, loaded.rows)
     selector = fit_seal(
-        model, loaded.rows, load_rows(safe).rows, options=options, lora=_lora(lora_rank, lora_alpha, lora_target),
-        revision=revision, columns=columns, safe_columns=pairs_of(safe_column, "--safe-column"),
-        chat_template=chat_template, device=device, checkpoints=output / "checkpoints",
+        reading.model, loaded.rows, load_rows(safe).rows, options=options,
+        lora=_lora(lora_rank, lora_alpha, lora_target),
+        revision=reading.revision, columns=columns, safe_columns=pairs_of(safe_column, "--safe-column"),
+        chat_template=reading.chat_template, device=reading.device, checkpoints=output / "checkpoints",
         checkpoint_seconds=checkpoint_seconds,
     )  # fmt: skip
     if _is_first():
@@ -102,16 +84,13 @@ def seal(
 
 def _require_outputs(output: Path, rows: Any) -> None:
     """Raise now, rather than after hours of training, when there is no place for the result."""
-    from hf_safefilter.artifacts import MANIFEST, require_replaceable
-    from hf_safefilter.scores.seal.step import COLUMNS
-    from hf_safefilter.trail import TRAIL
+    from hf_safefilter.saved.saved_rows import TRAIL
+    from hf_safefilter.scores.seal.score import COLUMNS
+    from hf_safefilter.storage.artifacts import MANIFEST, require_replaceable
 
     for name, marker in (("selector", MANIFEST), ("scored", TRAIL)):
         require_replaceable(output / name, marker)
-    for part in rows.values() if isinstance(rows, Mapping) else [rows]:
-        taken = sorted(set(COLUMNS) & set(part.column_names))
-        if taken:
-            raise DataError(f"the rows already have a column {taken[0]!r}", fix="rename or remove it")
+    require_free(rows, COLUMNS)
 
 
 def _lora(rank: int | None, alpha: float | None, targets: list[str] | None) -> Any:
@@ -125,10 +104,10 @@ def _lora(rank: int | None, alpha: float | None, targets: list[str] | None) -> A
 
 
 def _write(selector: SealSelector, loaded: Any, columns: dict[str, str] | None, output: Path) -> None:
-    from hf_safefilter.artifacts import atomic_text
-    from hf_safefilter.pipeline import score_rows
+    from hf_safefilter.engine.local import score_rows
+    from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.scores.seal import SealScore
-    from hf_safefilter.trail import save_rows
+    from hf_safefilter.storage.artifacts import atomic_text
 
     selector.save(output / "selector")
     atomic_text(output / "report.json", json.dumps(selector.report(), indent=1) + "\n")

@@ -5,9 +5,9 @@ rows chosen without the score, and asks each of them harmful and harmless questi
 """
 
 from hf_safefilter.effect.arms import ARMS, CONTRASTS
+from hf_safefilter.effect.effect_report import EffectReport, read_card_part
 from hf_safefilter.effect.questions import Questions
-from hf_safefilter.effect.report import EffectReport, read_card_part
-from hf_safefilter.effect.study import measure_effect
+from hf_safefilter.effect.study import Study, measure_effect
 from hf_safefilter.effect.tuning import Tuning
 
-__all__ = ["ARMS", "CONTRASTS", "EffectReport", "Questions", "Tuning", "measure_effect", "read_card_part"]
+__all__ = ["ARMS", "CONTRASTS", "EffectReport", "Questions", "Study", "Tuning", "measure_effect", "read_card_part"]

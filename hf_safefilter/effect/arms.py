@@ -58,7 +58,7 @@ def arms_of(names: Sequence[str], blocks: tuple[int, int] | None) -> list[Arm]:
         raise OptionError(f"arms {list(names)}: none, or one twice", fix=f"use some of {', '.join(ARMS)}")
     found = [Arm(name.removesuffix(FROZEN), name.endswith(FROZEN)) for name in names]
     if blocks is None and any(arm.frozen for arm in found):
-        raise OptionError("an arm with frozen blocks needs to know which", fix="say e.g. --freeze 2:4")
+        raise OptionError("an arm with frozen blocks needs to know which", fix="say e.g. `freeze=(2, 4)`")
     if blocks is not None and not any(arm.frozen for arm in found):
         found += [Arm(rows, frozen=True) for rows in ("all", "kept") if rows in names]
     return found

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.artifacts import atomic_text
 from hf_safefilter.effect.measures import Measured
 from hf_safefilter.errors import OptionError
+from hf_safefilter.storage.artifacts import atomic_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
 from hf_safefilter.columns import EMBEDDING_PREFIX
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import Conversation, conversations, prompt_of, row_id
 from hf_safefilter.errors import DataError
-from hf_safefilter.rows import Conversation, conversations, prompt_of, row_id
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.model.source import ModelKey
     from hf_safefilter.model.tokens import Tokens
-    from hf_safefilter.select import IsSafe
 
 
 @dataclass(frozen=True)

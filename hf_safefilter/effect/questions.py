@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_safefilter.data.conversations import Conversation, as_conversations, row_id
+from hf_safefilter.data.prompts import prompts_in
 from hf_safefilter.errors import DataError
-from hf_safefilter.rows import Conversation, as_conversations, prompt_of, row_id
 
-_PROMPT_COLUMNS = ("prompt", "instruction", "question", "text")
 _TOY_PROMPTS = 200
 
 
@@ -36,7 +36,7 @@ class Questions:
         Raises:
             DataError: rows without prompts.
         """
-        return cls(prompts_of(harmful), prompts_of(over_refusal), _readable(benign), source)
+        return cls(prompts_in(harmful), prompts_in(over_refusal), _readable(benign), source)
 
     @classmethod
     def starter(cls, benign: Iterable[Any] = ()) -> Questions:
@@ -57,7 +57,7 @@ class Questions:
         """With other rows for some kinds: ``harmful=(rows, where they come from)``."""
         read: dict[str, Any] = {}
         for kind, (rows, _) in given.items():
-            read[kind] = _readable(rows) if kind == "benign" else prompts_of(rows)
+            read[kind] = _readable(rows) if kind == "benign" else prompts_in(rows)
         names = [f"{kind}: {source}" for kind, (_, source) in given.items()]
         return replace(self, **read, source="; ".join([*([] if len(given) == 3 else [self.source]), *names]))
 
@@ -106,35 +106,8 @@ class Questions:
         return self
 
 
-def prompts_of(rows: Iterable[Any]) -> tuple[str, ...]:
-    """The distinct prompts of rows, or of bare strings, in order; a row needs no response.
-
-    Raises:
-        DataError: rows that hold none.
-    """
-    found: list[Any] = []
-    whole: list[Mapping[str, Any]] = []
-    for row in rows:
-        if isinstance(row, str):
-            found.append(row)
-            continue
-        column = next((name for name in _PROMPT_COLUMNS if isinstance(row.get(name), str)), None)
-        if column is None:
-            whole.append(row)
-        else:
-            found.append(row[column])
-    found += _asked(whole)
-    if not all(prompt.strip() for prompt in found):
-        raise DataError("a row holds an empty prompt", fix="remove it")
-    return tuple(dict.fromkeys(found))
-
-
 def _readable(rows: Iterable[Any]) -> tuple[Conversation, ...]:
     return tuple(dict.fromkeys(one for one in as_conversations(rows) if not one.reason))
-
-
-def _asked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [prompt_of(one) for one in as_conversations(rows)]
 
 
 def _folded(prompt: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hf_safefilter.engine.pieces import NewColumns
+from hf_safefilter.engine.ordered import NewColumns
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from hf_safefilter.engine.pieces import NewColumns, Piece, Sample, cut, in_order, pack, some_rows, unpack
-from hf_safefilter.engine.session import import_ray, running
+from hf_safefilter.data.arrow_files import lay_down
+from hf_safefilter.engine.ordered import NewColumns, Piece, Sample, cut, in_order, pack, some_rows, unpack
+from hf_safefilter.engine.ray_session import import_ray, running
 from hf_safefilter.errors import OptionError
-from hf_safefilter.select import lay_down
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from hf_safefilter.batch import Batch
 from hf_safefilter.columns import ROW_ID
-from hf_safefilter.engine.pieces import Piece, cut
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import conversations, row_id
+from hf_safefilter.engine.ordered import Piece, cut
 from hf_safefilter.errors import DataError
-from hf_safefilter.rows import conversations, row_id
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from hf_safefilter.select import IsSafe
+    from hf_safefilter.decide.select import IsSafe
 
 
 def kept_again(

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_safefilter.columns import EMBEDDING_PREFIX, score_column
+from hf_safefilter.data.splits import column_names, joined, require_free, splits_of
 from hf_safefilter.engine.second_pass import kept_again
-from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.engine import Engine, NewColumns
-    from hf_safefilter.select import IsSafe
     from hf_safefilter.step import Step
 
 _COUNTED_BY = ("source", "category")
 
 
 @dataclass(frozen=True, slots=True)
-class Streamed:
+class StreamedScores:
     """A stream, and what an engine found out about its rows.
 
     Attributes:
@@ -41,10 +41,7 @@ class Streamed:
     @property
     def scored(self) -> Dataset | DatasetDict:
         """Ids, scores, reasons and columns to count by: no text and no vectors."""
-        from datasets import DatasetDict
-
-        splits = {name: one.rows for name, one in self.found.items()}
-        return splits[""] if "" in splits else DatasetDict(splits)
+        return joined({name: one.rows for name, one in self.found.items()})
 
     def kept(
         self, scored: Dataset | DatasetDict, is_safe: IsSafe, steps: Sequence[Step]
@@ -79,7 +76,7 @@ def score_stream(
     *,
     labels: Iterable[str | None] = (),
     columns: Mapping[str, str] | None = None,
-) -> Streamed:
+) -> StreamedScores:
     """Carry out `steps` on a stream, and the controls, which could not be computed later without the text.
 
     Args:
@@ -100,18 +97,10 @@ def score_stream(
     new = [name for step in every for name in step.produces()]
     bring = [name for name in new if not name.startswith(EMBEDDING_PREFIX)]
     wanted = [name for name in (*labels, *_COUNTED_BY) if name is not None]
-    splits = dict(rows) if isinstance(rows, Mapping) else {"": rows}
+    splits = splits_of(rows)
     found = {}
     for name, part in splits.items():
-        own = names_of(part)
-        if taken := sorted(set(own) & set(new)):
-            raise DataError(
-                f"the rows already have a column {taken[0]!r}", fix="rename or remove it: it would be written over"
-            )
+        own = column_names(part)
+        require_free(part, new)
         found[name] = engine.columns(part, every, [*bring, *dict.fromkeys(one for one in wanted if one in own)])
-    return Streamed(rows, found, columns)
-
-
-def names_of(rows: Any) -> list[str]:
-    """Columns of a data set or stream; a stream that does not say is asked for its first row."""
-    return rows.column_names if rows.column_names is not None else list(next(iter(rows), {}))
+    return StreamedScores(rows, found, columns)

@@ -15,11 +15,12 @@ import numpy as np
 from hf_safefilter.errors import OptionError
 from hf_safefilter.locate import bounds, gap, scaling
 from hf_safefilter.locate.bounds import BoundsOptions
-from hf_safefilter.locate.found import SafetyLayers
 from hf_safefilter.locate.gap import GapOptions
-from hf_safefilter.locate.prompts import Given, Prompts, prompts_of
 from hf_safefilter.locate.refusals import Judge, RefusalMatcher, Verdict, matcher, record_of
+from hf_safefilter.locate.safety_layers import SafetyLayers
 from hf_safefilter.locate.scaling import ScalingOptions
+from hf_safefilter.locate.search_plot import write_plot
+from hf_safefilter.locate.search_prompts import Given, Prompts, prompts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,6 +111,7 @@ def locate_safety_layers(
     found.facts["seconds"] = round(time.perf_counter() - begin, 2)
     if folder is not None:
         found.save(folder)
+        write_plot(found, Path(folder) / "locate")
     return found
 
 

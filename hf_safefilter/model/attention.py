@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_safefilter.model.tree import Layout
+from hf_safefilter.model.prefix_tree import Layout
 
 NAME = "hf_safefilter_packed"
 """As what transformers knows it."""

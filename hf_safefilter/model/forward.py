@@ -11,7 +11,8 @@ import torch
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model import budget, tree
+from hf_safefilter.model import budget
+from hf_safefilter.model import prefix_tree as tree
 from hf_safefilter.model.load import Trunk, depth_for
 from hf_safefilter.model.packed import can_pack, read_packed
 from hf_safefilter.model.padded import read_padded

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hf_safefilter.model.measured import remembered
+from hf_safefilter.model.machine_memo import remembered
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model.blocks import Stack, find_blocks
+from hf_safefilter.model.reading_options import ATTENTIONS
 from hf_safefilter.model.source import (
     CONVERT,
     ModelKey,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "ATTENTIONS",
     "DTYPES",
     "ModelKey",
     "Trunk",
@@ -56,7 +56,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 _HELD = 2  # models kept at once in a process: one that is read, one to compare with
 _trunks: OrderedDict[tuple[ModelKey, str, bool, str], Trunk] = OrderedDict()
 _forked_with_torch = False

@@ -18,7 +18,7 @@ from hf_safefilter.model import attention
 from hf_safefilter.model.attention import Packed, Unfit, attending, on
 from hf_safefilter.model.hooks import Reads, read
 from hf_safefilter.model.padded import read_padded
-from hf_safefilter.model.tree import Layout
+from hf_safefilter.model.prefix_tree import Layout
 
 if TYPE_CHECKING:
     from hf_safefilter.model.load import Trunk

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from hf_safefilter.artifacts import file_sha256
 from hf_safefilter.errors import IntegrityError, ModelError, OptionError, SafefilterError
+from hf_safefilter.storage.artifacts import file_sha256
 
 TOY = "toy"
 """Reserved name of the tiny model that ships with the package."""

@@ -9,9 +9,9 @@ from functools import lru_cache
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.data.conversations import TEXT
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model.control import Controls
-from hf_safefilter.rows import TEXT
+from hf_safefilter.model.control_tokens import Controls
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_safefilter.data.conversations import TEXT, Conversation
 from hf_safefilter.errors import DataError, ModelError, OptionError
-from hf_safefilter.model.control import Offsets
+from hf_safefilter.model.control_tokens import Offsets
+from hf_safefilter.model.reading_options import POSITIONS
 from hf_safefilter.model.template import PLAIN, Rendered, renderer, template_digest
-from hf_safefilter.rows import TEXT, Conversation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PLAIN", "POSITIONS", "Tokens", "template_digest", "tokenise", "tokenise_prompts"]
-
-POSITIONS = ("last", "last_content", "mean_response", "last_prompt")
-"""What stands for a row: the last token of the rendering (often an end token), the last token of the response, the
-mean over the response, or the last token of the prompt (with the header after which the model would answer)."""
+__all__ = ["PLAIN", "Tokens", "template_digest", "tokenise", "tokenise_prompts"]
 
 _LEAST_RESPONSE = 2  # tokens that a cut leaves of a response: its first and its last
 

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
+from hf_safefilter.plan.calibration import Measured, calibrate
 from hf_safefilter.plan.devices import DEVICES, Device, device_named
 from hf_safefilter.plan.estimate import Estimate, Plan, make_plan
-from hf_safefilter.plan.measure import Measured, calibrate
-from hf_safefilter.plan.rows import Lengths, sample_lengths
+from hf_safefilter.plan.lengths import Lengths, sample_lengths
 from hf_safefilter.plan.work import Work, count_work
 
 __all__ = [

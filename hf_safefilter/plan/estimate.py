@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_safefilter.errors import OptionError
 from hf_safefilter.plan.devices import Device
-from hf_safefilter.plan.rows import Lengths
+from hf_safefilter.plan.lengths import Lengths
 from hf_safefilter.plan.work import BYTES, Work
 
 _TOKENISING = 0.35e-6  # seconds a token, on four cores: rendering and encoding, before the device gets to see it

@@ -96,7 +96,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     from hf_safefilter.model.blocks import find_blocks
     from hf_safefilter.model.last_block import can_read_positions
     from hf_safefilter.model.load import depth_for
-    from hf_safefilter.model.tokens import POSITIONS
+    from hf_safefilter.model.reading_options import POSITIONS
 
     if position not in POSITIONS:
         raise OptionError(f"position {position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")

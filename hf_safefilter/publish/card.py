@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from hf_safefilter.errors import PublishError
-from hf_safefilter.publish.files import Published, SplitSize
+from hf_safefilter.publish.data_files import Published, SplitSize
 from hf_safefilter.publish.provenance import Provenance
 
 BEGIN = "<!-- hf_safefilter: begin; what stands between these two lines is written anew at each push -->"

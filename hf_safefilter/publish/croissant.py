@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.artifacts import file_sha256
+from hf_safefilter.storage.artifacts import file_sha256
 
 if TYPE_CHECKING:
-    from hf_safefilter.publish.files import Published
+    from hf_safefilter.publish.data_files import Published
     from hf_safefilter.publish.provenance import Provenance
 
 CONTEXT: dict[str, Any] = {

@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.artifacts import atomic_folder
 from hf_safefilter.errors import OptionError
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.croissant import croissant
-from hf_safefilter.publish.files import read_published, write_dropped, write_kept
+from hf_safefilter.publish.data_files import read_published, write_dropped, write_kept
+from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.plots import write_plots
-from hf_safefilter.publish.reasons import by_split
+from hf_safefilter.storage.artifacts import atomic_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.publish.provenance import Provenance
-    from hf_safefilter.select import IsSafe
 
 PROVENANCE = "provenance.json"
 
@@ -48,8 +48,8 @@ def write_folder(
         OptionError: `out` holds something else, or the text of rows is asked for that is not there.
         PublishError: nothing was kept, or the record may not be published.
     """
-    from hf_safefilter.select import split
-    from hf_safefilter.thresholds import numbers_of
+    from hf_safefilter.decide.select import split
+    from hf_safefilter.decide.thresholds import numbers_of
 
     provenance.checked()
     parts = split(scored, is_safe)

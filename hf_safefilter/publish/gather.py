@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
+from hf_safefilter.publish.drop_reasons import by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Provenance, Selection, Share, Source, SourceSplit, portable
-from hf_safefilter.publish.reasons import by_split, reasons_of, row_ids
 from hf_safefilter.step import Step, steps_made
-from hf_safefilter.thresholds import numbers_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from hf_safefilter.select import IsSafe
+    from hf_safefilter.decide.select import IsSafe
 
 _MOST_VALUES = 40
 _MOST_CHAINS = 32
@@ -212,7 +212,7 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
 
 
 def _controls(scored: Any, scores: np.ndarray, columns: Mapping[str, str] | None) -> dict[str, float | None]:
-    from hf_safefilter.evaluation import control_scores, spearman
+    from hf_safefilter.decide.evaluate import control_scores, spearman
 
     found = control_scores(scored, columns)
     return {name: spearman(scores, values) for name, values in found.items()}

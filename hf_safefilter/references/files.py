@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_safefilter.columns import Layer
-from hf_safefilter.pieces import unit
+from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.data.vectors import unit
 from hf_safefilter.references.flat import flat_index, to_bytes
-from hf_safefilter.rows import Conversation
 
 SIDES = ("unsafe", "safe")
 VECTORS = "vectors.safetensors"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_safefilter.data.vectors import lengths, unit
 from hf_safefilter.errors import IntegrityError
-from hf_safefilter.pieces import lengths, unit
 
 _FLAT_INNER_PRODUCT = b"IxFI"
 _HEADER_BYTES = 64

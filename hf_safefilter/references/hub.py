@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_safefilter.artifacts import MANIFEST
 from hf_safefilter.errors import MissingError, PublishError
 from hf_safefilter.references.files import ROWS, VECTORS
+from hf_safefilter.storage.artifacts import MANIFEST
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from hf_safefilter.columns import Layer
+from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.kept import Kept
-from hf_safefilter.pieces import by_piece, unit
 from hf_safefilter.references.files import ROWS, SIDES, VECTORS, ReferenceRow, index_name, read_rows, to_files
 from hf_safefilter.references.flat import from_bytes, search
-from hf_safefilter.references.reading import read_sides
+from hf_safefilter.references.read_sides import read_sides
+from hf_safefilter.storage.fitted import Kept
 
 if TYPE_CHECKING:
     from datasets import Dataset

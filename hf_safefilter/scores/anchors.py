@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import Layer, score_column
-from hf_safefilter.pieces import mean_of_largest, unit
-from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.vectors import mean_of_largest, unit
+from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.flat import search
 from hf_safefilter.references.index import check_count
-from hf_safefilter.scores.base import score, settle, vectors_beside
-from hf_safefilter.step import Step
+from hf_safefilter.scores.base import ReferenceScore, score_vectors
 
 
 @dataclass(frozen=True, slots=True)
-class AnchorScore(Step):
+class AnchorScore(ReferenceScore):
     """Mean of the `top` largest cosines to the unsafe references, in [-1, 1]; the safe ones play no part.
 
     Args:
@@ -32,27 +31,27 @@ class AnchorScore(Step):
     Source: He et al., arXiv 2404.01099, representation matching.
     """
 
-    references: ReferenceIndex | str
-    layer: Layer
+    METHOD: ClassVar[str] = "anchor"
+    MEASURES: ClassVar[str] = "mean of the largest cosines to unsafe references"
+    SOURCE: ClassVar[str] = "He et al., arXiv 2404.01099"
+
     _: KW_ONLY
     top: int = 1
     algorithm: int = field(default=1, init=False)
 
-    def __post_init__(self) -> None:
-        index = settle(self)
+    def check(self, index: ReferenceIndex) -> None:
+        """Raise unless there are `top` unsafe references."""
         check_count("top", self.top, index.counts["unsafe"], "unsafe references")
-        Step.__post_init__(self)
 
-    def produces(self) -> tuple[str, ...]:
-        """`anchor_score`."""
-        return (score_column("anchor"),)
+    @classmethod
+    def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+        """See `anchor`."""
+        return anchor(rows, unsafe)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,)."""
-        index = references(self.references)
-        unsafe = index.index(self.layer, "unsafe")
-        rows = vectors_beside(batch, index, self.layer)
-        return {self.produces()[0]: score(rows, lambda piece: search(unsafe, piece, self.top)[0].mean(axis=1))}
+        unsafe, rows = self.index.index(self.layer, "unsafe"), self.vectors(batch)
+        return {self.produces()[0]: score_vectors(rows, lambda piece: search(unsafe, piece, self.top)[0].mean(axis=1))}
 
 
 def anchor(rows: np.ndarray, unsafe: np.ndarray, top: int = 1) -> np.ndarray:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import ROW_ID, UNSCORABLE, score_column
+from hf_safefilter.columns import ROW_ID, UNSCORABLE
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import conversations, response_of, row_id
 from hf_safefilter.errors import OptionError
-from hf_safefilter.rows import conversations, response_of, row_id
+from hf_safefilter.scores.base import Score
 from hf_safefilter.step import Step
 
 Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class LengthScore(Step):
+class LengthScore(Score):
     """Characters in the response. Unsafe answers are often longer than refusals: a score may be no more than this.
 
     Args:
         columns: where prompt and response are, for rows of no known shape.
     """
+
+    METHOD: ClassVar[str] = "length"
+    MEASURES: ClassVar[str] = "control: characters in the response"
+    REQUIRES: ClassVar[str] = "nothing"
 
     columns: Mapping[str, str] | Pairs | None = None
     algorithm: int = field(default=1, init=False)
@@ -31,10 +37,6 @@ class LengthScore(Step):
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
-
-    def produces(self) -> tuple[str, ...]:
-        """`length_score`."""
-        return (score_column("length"),)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,); NaN where there is no response to read."""
@@ -44,13 +46,17 @@ class LengthScore(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomScore(Step):
+class RandomScore(Score):
     """A number in [0, 1) that depends on the row's content and the seed alone; duplicates share it.
 
     Args:
         seed: another seed, another order.
         columns: where prompt and response are, for rows of no known shape that have no `row_id` column yet.
     """
+
+    METHOD: ClassVar[str] = "random"
+    MEASURES: ClassVar[str] = "control: chance"
+    REQUIRES: ClassVar[str] = "nothing"
 
     seed: int = 0
     columns: Mapping[str, str] | Pairs | None = None
@@ -61,10 +67,6 @@ class RandomScore(Step):
             raise OptionError(f"seed={self.seed!r} is not a whole number", fix="use for example seed=0")
         object.__setattr__(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
-
-    def produces(self) -> tuple[str, ...]:
-        """`random_score`."""
-        return (score_column("random"),)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,); NaN for a row that the other scores cannot judge either."""

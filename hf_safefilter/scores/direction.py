@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import Layer, score_column
+from hf_safefilter.columns import Layer
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.vectors import lengths, widen
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.pieces import lengths, widen
 from hf_safefilter.references import ReferenceIndex, references
-from hf_safefilter.scores.base import score, settle, vectors_beside
-from hf_safefilter.step import Step
+from hf_safefilter.scores.base import ReferenceScore, score_vectors
 
 FORMS = ("mean_difference", "lda")
 
 
 @dataclass(frozen=True, slots=True)
-class DirectionScore(Step):
+class DirectionScore(ReferenceScore):
     """Place of a row along the line from the safe to the unsafe references; unbounded, lengths count.
 
     Such a score follows whatever differs most between the two sides, often length: compare it with `LengthScore` in
@@ -40,26 +40,29 @@ class DirectionScore(Step):
         DataError: equal means, or for "lda" no variance within the sides.
     """
 
-    references: ReferenceIndex | str
-    layer: Layer
+    METHOD: ClassVar[str] = "direction"
+    MEASURES: ClassVar[str] = "projection on the difference of means, or shrinkage LDA"
+    SOURCE: ClassVar[str] = "Arditi et al., arXiv 2406.11717"
+
     _: KW_ONLY
     form: str = "mean_difference"
     shrinkage: float = 0.1
     algorithm: int = field(default=1, init=False)
 
-    def __post_init__(self) -> None:
-        line(*settle(self).vectors(self.layer), self.form, self.shrinkage)
-        Step.__post_init__(self)
+    def check(self, index: ReferenceIndex) -> None:
+        """Raise unless there is a direction of this form between the references."""
+        line(*index.vectors(self.layer), self.form, self.shrinkage)
 
-    def produces(self) -> tuple[str, ...]:
-        """`direction_score`."""
-        return (score_column("direction"),)
+    @classmethod
+    def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+        """See `place`."""
+        return place(rows, unsafe, safe)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,)."""
-        rows = vectors_beside(batch, references(self.references), self.layer)
-        origin, along = _line(self.references, self.layer, self.form, self.shrinkage)
-        return {self.produces()[0]: score(rows, lambda piece: _place(piece, origin, along))}
+        rows = self.vectors(batch)
+        origin, along = _line(self.index.digest, self.layer, self.form, self.shrinkage)
+        return {self.produces()[0]: score_vectors(rows, lambda piece: _place(piece, origin, along))}
 
 
 def place(

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import Layer, score_column
+from hf_safefilter.columns import Layer
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.vectors import lengths, mean_of_largest, unit, widen
 from hf_safefilter.errors import DataError
-from hf_safefilter.pieces import lengths, mean_of_largest, unit, widen
 from hf_safefilter.references import ReferenceIndex, references
 from hf_safefilter.references.flat import flat_index, search
 from hf_safefilter.references.index import check_count
-from hf_safefilter.scores.base import score, settle, vectors_beside
-from hf_safefilter.step import Step
+from hf_safefilter.scores.base import ReferenceScore, score_vectors
 
 
 @dataclass(frozen=True, slots=True)
-class LarfScore(Step):
+class LarfScore(ReferenceScore):
     """Cosine to the unsafe references minus cosine to the safe ones, in [-2, 2].
 
     Args:
@@ -38,31 +37,32 @@ class LarfScore(Step):
     Source: LARF, arXiv 2507.18631, the bidirectional representation score.
     """
 
-    references: ReferenceIndex | str
-    layer: Layer
+    METHOD: ClassVar[str] = "larf"
+    MEASURES: ClassVar[str] = "cosine to unsafe references minus cosine to safe ones"
+    SOURCE: ClassVar[str] = "LARF, arXiv 2507.18631"
+
     _: KW_ONLY
     top: int | None = None
     algorithm: int = field(default=1, init=False)
 
-    def __post_init__(self) -> None:
-        index = settle(self)
+    def check(self, index: ReferenceIndex) -> None:
+        """Raise unless there are `top` pairs."""
         if self.top is not None:
-            pairs = check_pairs(*index.vectors(self.layer))
-            check_count("top", self.top, pairs, "reference pairs")
-        Step.__post_init__(self)
-
-    def produces(self) -> tuple[str, ...]:
-        """`larf_score`."""
-        return (score_column("larf"),)
+            check_count("top", self.top, check_pairs(*index.vectors(self.layer)), "reference pairs")
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,)."""
-        rows = vectors_beside(batch, references(self.references), self.layer)
-        if self.top is None:
-            toward = _direction(self.references, self.layer)
-            return {self.produces()[0]: score(rows, lambda piece: np.vecdot(piece, toward) / lengths(piece))}
-        pairs = _pairs(self.references, self.layer)
-        return {self.produces()[0]: score(rows, lambda piece: search(pairs, piece, self.top)[0].mean(axis=1))}
+        rows, top = self.vectors(batch), self.top
+        if top is None:
+            toward = _direction(self.index.digest, self.layer)
+            return {self.produces()[0]: score_vectors(rows, lambda piece: np.vecdot(piece, toward) / lengths(piece))}
+        pairs = _pairs(self.index.digest, self.layer)
+        return {self.produces()[0]: score_vectors(rows, lambda piece: search(pairs, piece, top)[0].mean(axis=1))}
+
+    @classmethod
+    def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+        """See `larf`."""
+        return larf(rows, unsafe, safe)
 
 
 def larf(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, top: int | None = None) -> np.ndarray:

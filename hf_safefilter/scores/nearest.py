@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import Layer, score_column
-from hf_safefilter.pieces import by_piece, mean_of_largest, unit
-from hf_safefilter.references import SIDES, ReferenceIndex, references
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.vectors import by_piece, mean_of_largest, unit
+from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.references.flat import search
 from hf_safefilter.references.index import check_count
-from hf_safefilter.scores.base import settle, vectors_beside
-from hf_safefilter.step import Step
+from hf_safefilter.scores.base import ReferenceScore
+
+DEFAULT_K = 5
 
 NEAREST_UNSAFE = "nearest_unsafe"
 """Ids of the `k` nearest unsafe references, nearest first (strings, (n, k)); "" where a row cannot be scored."""
 
 
 @dataclass(frozen=True, slots=True)
-class NearestScore(Step):
+class NearestScore(ReferenceScore):
     """Mean of the `k` largest cosines to the unsafe references minus the same to the safe ones, in [-2, 2].
 
     The ids of the nearest unsafe rows are kept beside the score, so that a person can see why:
@@ -36,25 +37,30 @@ class NearestScore(Step):
         OptionError: `k` larger than either side.
     """
 
-    references: ReferenceIndex | str
-    layer: Layer
+    METHOD: ClassVar[str] = "nearest"
+    MEASURES: ClassVar[str] = "the k nearest unsafe references against the k nearest safe ones; says which"
+
     _: KW_ONLY
-    k: int = 5
+    k: int = DEFAULT_K
     algorithm: int = field(default=1, init=False)
 
-    def __post_init__(self) -> None:
-        index = settle(self)
+    def check(self, index: ReferenceIndex) -> None:
+        """Raise unless there are `k` references on each side."""
         for side in SIDES:
             check_count("k", self.k, index.counts[side], f"{side} references")
-        Step.__post_init__(self)
 
     def produces(self) -> tuple[str, ...]:
         """`nearest_score` and `nearest_unsafe`."""
-        return score_column("nearest"), NEAREST_UNSAFE
+        return (*ReferenceScore.produces(self), NEAREST_UNSAFE)
+
+    @classmethod
+    def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+        """See `nearest`; with fewer neighbours where a side has fewer rows."""
+        return nearest(rows, unsafe, safe, min(DEFAULT_K, len(unsafe), len(safe)))
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,) and strings (n, k)."""
-        index = references(self.references)
+        index = self.index
         unsafe, safe = (index.index(self.layer, side) for side in SIDES)
         # Position -1 is the empty id. Objects, not fixed-width text: a reference in place of 128 bytes a neighbour.
         ids = np.array([*(row.row_id for row in index.rows("unsafe")), ""], dtype=object)
@@ -63,11 +69,11 @@ class NearestScore(Step):
             near, places = search(unsafe, piece, self.k)
             return near.mean(axis=1) - search(safe, piece, self.k)[0].mean(axis=1), ids[places]
 
-        scores, nearest = zip(*by_piece(vectors_beside(batch, index, self.layer), one_piece), strict=True)
+        scores, nearest = zip(*by_piece(self.vectors(batch), one_piece), strict=True)
         return dict(zip(self.produces(), (np.concatenate(scores), np.concatenate(nearest)), strict=True))
 
 
-def nearest(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, k: int = 5) -> np.ndarray:
+def nearest(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, k: int = DEFAULT_K) -> np.ndarray:
     """The score of `rows` (n, d) against `unsafe` (m, d) and `safe` (s, d), in the widest dtype given; (n,)."""
     check_count("k", k, min(len(unsafe), len(safe)), "references on the smaller side")
     directions = unit(rows)

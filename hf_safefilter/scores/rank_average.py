@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hf_safefilter.batch import Batch
-from hf_safefilter.columns import score_column
+from hf_safefilter.data.batch import Batch
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.kept import Kept
-from hf_safefilter.scores.base import record_batches
+from hf_safefilter.scores.base import Score, record_batches
 from hf_safefilter.step import Step
+from hf_safefilter.storage.fitted import Kept
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -79,7 +78,7 @@ def fit_rank_average(ds: Dataset | DatasetDict | IterableDataset, columns: Seque
 
 
 @dataclass(frozen=True, slots=True)
-class RankAverage(Step):
+class RankAverage(Score):
     """Mean over several scores of a row's rank, in [0, 1]; NaN where any of them is.
 
     A rank is the share of the fitted rows that score lower, ties counted half, so scores of unlike scales weigh the
@@ -89,16 +88,16 @@ class RankAverage(Step):
         ranks: what `fit_rank_average` returned, or its digest.
     """
 
+    METHOD: ClassVar[str] = "rank_average"
+    MEASURES: ClassVar[str] = "mean rank over several scores"
+    REQUIRES: ClassVar[str] = "scores"
+
     ranks: Ranks | str
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranks", Ranks.of(self.ranks).digest)
         Step.__post_init__(self)
-
-    def produces(self) -> tuple[str, ...]:
-        """`rank_average_score`."""
-        return (score_column("rank_average"),)
 
     def needs(self) -> tuple[str, ...]:
         """The score columns that are averaged."""

@@ -16,8 +16,8 @@ from hf_safefilter.errors import OptionError
 from hf_safefilter.toy import wording
 from hf_safefilter.toy.borderline import borderline_topics
 from hf_safefilter.toy.doings import doing_topics
+from hf_safefilter.toy.everyday import FAMILIES
 from hf_safefilter.toy.harm import REASONS, harm_topics, neutral_topics
-from hf_safefilter.toy.questions import FAMILIES
 
 Kind = Literal["benign", "harmful", "borderline"]
 

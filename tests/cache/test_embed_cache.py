@@ -11,9 +11,9 @@ from processes import answer, start
 from hf_safefilter import cache
 from hf_safefilter.cache import SWITCH
 from hf_safefilter.cache import store as stores
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.model import load
-from hf_safefilter.rows import as_conversations
 from hf_safefilter.toy.corpus import mixed_rows
 
 ROWS = [{"prompt": row["prompt"], "response": row["response"]} for row in mixed_rows(150, 0.2, 7)]
@@ -256,7 +256,7 @@ if __name__ == "__main__":
 
 
 def test_ids_are_those_of_the_rows(store):
-    from hf_safefilter.rows import row_id
+    from hf_safefilter.data.conversations import row_id
 
     step = EmbedLayers("toy", layers=[1])
     for _ in range(2):

@@ -10,8 +10,8 @@ import pytest
 from hf_safefilter import cache
 from hf_safefilter.cache import Reading, Space, part
 from hf_safefilter.cache import store as stores
-from hf_safefilter.cache.index import UNKNOWN, Index
 from hf_safefilter.cache.pace import Pace
+from hf_safefilter.cache.row_index import UNKNOWN, Index
 from hf_safefilter.cache.store import LayerStore
 
 WIDTH = 8

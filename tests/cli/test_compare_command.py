@@ -52,7 +52,9 @@ def test_a_wrong_call_writes_nothing(call, rows, tmp_path, words, code, says):
 
 
 def test_a_folder_of_other_files_is_refused_before_anything_is_scored(call, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_safefilter.compare.compare_methods", lambda *_, **__: pytest.fail("scored too early"))
+    monkeypatch.setattr(
+        "hf_safefilter.compare.compare_methods.compare_methods", lambda *_, **__: pytest.fail("scored too early")
+    )
     (tmp_path / "mine.txt").write_text("keep")
     code, _, err = call("compare", rows, "--model", "toy", "--layer", "5", "--methods", "larf", "-o", tmp_path)
     assert (code, "other files" in err) == (2, True)

@@ -15,8 +15,8 @@ def scored(tmp_path_factory):
     from datasets import Dataset
 
     from hf_safefilter import EmbedLayers, LarfScore, ReferenceIndex
+    from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.toy.corpus import reference_rows
-    from hf_safefilter.trail import save_rows
 
     embed = EmbedLayers("toy", [5])
     step = LarfScore(ReferenceIndex.build(*reference_rows(20, 3), embed, license="mit", source="a test"), 5)
@@ -77,7 +77,7 @@ def test_quick_needs_nothing_but_a_score(call, scored, tmp_path, monkeypatch):
         (("--by", "larf_score"), 2, "drop_fraction"),
         (("--by", "cheese_score", "--drop-count", "3"), 1, "cheese_score"),
         (("--by", "larf_score", "--drop-count", "3", "--arms", "most"), 2, "most"),
-        (("--by", "larf_score", "--drop-count", "3", "--freeze", "two"), 2, "--freeze 2:4"),
+        (("--by", "larf_score", "--drop-count", "3", "--freeze", "two"), 2, "--freeze 6-12"),
         (("--by", "larf_score", "--drop-count", "3", "--judge", "broads"), 2, "broad"),
         (("--by", "larf_score", "--drop-count", "3", "--tune", "magic"), 2, "magic"),
         (("--by", "larf_score", "--drop-count", "3", "--harmful", "none.jsonl"), 1, "none.jsonl"),
@@ -95,9 +95,9 @@ def test_the_prompts_that_an_anchor_was_fitted_to_are_known(tmp_path):
 
     from hf_safefilter import EmbedLayers, ReferenceIndex
     from hf_safefilter.cli.effect import _reference_prompts
+    from hf_safefilter.saved.saved_rows import load_rows_with_steps, save_rows
     from hf_safefilter.scores.gradient import GradientScore, fit_to_references
     from hf_safefilter.toy.corpus import reference_rows
-    from hf_safefilter.trail import load_rows_with_steps, save_rows
 
     sides = reference_rows(3, 3)
     index = ReferenceIndex.build(*sides, EmbedLayers("toy", [1]), license="mit", source="a test")

@@ -7,9 +7,10 @@ from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_safefilter.data.arrow_files import materialise
+from hf_safefilter.decide.select import IsSafe, split
+from hf_safefilter.decide.thresholds import Threshold, threshold_for
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.select import IsSafe, materialise, split
-from hf_safefilter.thresholds import Threshold, threshold_for
 
 SCORES = st.lists(st.floats(-5, 5, width=32) | st.sampled_from([0.0, 1.0, float("nan"), float("inf")]), min_size=3,
                   max_size=60)  # fmt: skip

@@ -4,11 +4,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_safefilter.effect import Questions, Tuning, measure_effect
+from hf_safefilter.decide.select import IsSafe
+from hf_safefilter.effect import Questions, Study, Tuning, measure_effect
 from hf_safefilter.effect.material import read_material
 from hf_safefilter.model import load
+from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.model.source import ModelKey
-from hf_safefilter.select import IsSafe
 from hf_safefilter.toy.corpus import mixed_rows
 
 CPU = torch.device("cpu")
@@ -56,6 +57,9 @@ def small() -> Tuning:
     return Tuning(steps=2, batch=4, learning_rate=1e-3, method="full")
 
 
+TOY = ModelOptions("toy", device="cpu")
+
+
 @pytest.fixture(scope="session")
 def study(scored, is_safe, questions, small):
     """Runs a study with small defaults; keywords change them."""
@@ -63,7 +67,8 @@ def study(scored, is_safe, questions, small):
     def run(output, **change):
         data = change.pop("scored", scored)
         asked = change.pop("questions", questions)
-        options = {"tuning": small, "seeds": (0, 1), "device": "cpu"} | change
-        return measure_effect(data, is_safe, "toy", asked, output, **options)
+        options = {"tuning": small, "seeds": (0, 1)} | change
+        on_run = options.pop("on_run", None)
+        return measure_effect(data, is_safe, Study(TOY, asked, **options), output, on_run=on_run)
 
     return run

@@ -97,7 +97,7 @@ def test_names_of_arms():
         (("kep",), None, "'kept'"),
         ((), None, "none"),
         (("all", "all"), None, "twice"),
-        (("all+frozen",), None, "--freeze"),
+        (("all+frozen",), None, "freeze="),
     ):
         with pytest.raises(OptionError, match=says):
             arms_of(names, blocks)

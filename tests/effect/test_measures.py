@@ -6,7 +6,7 @@ import torch
 from hf_safefilter.effect.measures import Measured, Replies, mean_loss, replies_to
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.toy.corpus import heldout_prompts
-from hf_safefilter.toy.measure import replies as toy_replies
+from hf_safefilter.toy.refusal_rates import replies as toy_replies
 from hf_safefilter.toy.wording import is_refusal
 
 

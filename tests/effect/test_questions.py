@@ -2,22 +2,23 @@
 
 import pytest
 
-from hf_safefilter.effect.questions import Questions, prompts_of
+from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.prompts import prompts_in
+from hf_safefilter.effect.questions import Questions
 from hf_safefilter.errors import DataError
-from hf_safefilter.rows import as_conversations, row_id
 
 ROWS = [{"prompt": f"How do I bake number {n}?", "response": "With flour."} for n in range(4)]
 
 
 def test_prompts_come_from_any_rows_with_or_without_responses():
-    assert prompts_of(["a b", "a b", "c"]) == ("a b", "c")
-    assert prompts_of([{"prompt": "x"}, {"instruction": "y"}, {"question": "z", "answer": "!"}]) == ("x", "y", "z")
+    assert prompts_in(["a b", "a b", "c"]) == ("a b", "c")
+    assert prompts_in([{"prompt": "x"}, {"instruction": "y"}, {"question": "z", "answer": "!"}]) == ("x", "y", "z")
     turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "well"}]
-    assert prompts_of([{"messages": turns}]) == ("first",)
+    assert prompts_in([{"messages": turns}]) == ("first",)
     with pytest.raises(DataError, match="empty prompt"):
-        prompts_of(["ok", "  "])
+        prompts_in(["ok", "  "])
     with pytest.raises(DataError, match="no known shape"):
-        prompts_of([{"cheese": "x"}])
+        prompts_in([{"cheese": "x"}])
 
 
 def test_what_a_model_has_seen_is_left_out_and_counted():

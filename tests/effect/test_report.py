@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hf_safefilter.effect.effect_plot import draw
+from hf_safefilter.effect.effect_report import EffectReport, Mean, read_card_part
 from hf_safefilter.effect.ledger import Run
 from hf_safefilter.effect.measures import Measured, Replies
-from hf_safefilter.effect.plot import draw
-from hf_safefilter.effect.report import EffectReport, Mean, read_card_part
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.gather import gather
@@ -105,8 +105,8 @@ def test_a_report_is_read_back_for_the_card(report, tmp_path):
 def test_the_card_shows_the_effect_of_this_decision_only(report, tmp_path):
     from datasets import Dataset
 
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.scores.controls import LengthScore
-    from hf_safefilter.select import IsSafe
 
     rows = [{"prompt": f"Question {number}?", "response": "word " * (10 + number)} for number in range(60)]
     step = LengthScore()

@@ -13,9 +13,9 @@ import pytest
 from datasets import Dataset
 
 from hf_safefilter.effect import Questions, Tuning
-from hf_safefilter.effect import study as study_module
+from hf_safefilter.effect import runs as study_module
 from hf_safefilter.effect.arms import ARMS
-from hf_safefilter.effect.report import metric
+from hf_safefilter.effect.effect_report import metric
 from hf_safefilter.errors import DataError, ModelError, OptionError
 from hf_safefilter.toy.corpus import heldout_rows
 
@@ -127,14 +127,15 @@ def test_a_damaged_run_is_done_again(done, study, tuned):
 _KILLED = """
 import sys
 from pathlib import Path
-from hf_safefilter.effect import Questions, Tuning, measure_effect
-from hf_safefilter.select import IsSafe
+from hf_safefilter.effect import Questions, Study, Tuning, measure_effect
+from hf_safefilter.decide.select import IsSafe
+from hf_safefilter.model.reading_options import ModelOptions
 from datasets import Dataset
 from hf_safefilter.toy.corpus import mixed_rows
 rows = [{**row, "some_score": float(row["label"] == "unsafe")} for row in mixed_rows(80, 0.2, 3)]
 tuning = Tuning(steps=2, batch=4, learning_rate=1e-3, method="full")
-measure_effect(Dataset.from_list(rows), IsSafe("some_score", 0.5), "toy", Questions.toy(12), sys.argv[1],
-               tuning=tuning, seeds=(0, 1), device="cpu")
+study = Study(ModelOptions("toy", device="cpu"), Questions.toy(12), tuning=tuning, seeds=(0, 1))
+measure_effect(Dataset.from_list(rows), IsSafe("some_score", 0.5), study, sys.argv[1])
 """
 
 

@@ -1,8 +1,6 @@
 """What is read is what transformers computes, row by row, whatever the batch."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +8,6 @@ import pytest
 import torch
 import transformers
 from scipy.stats import spearmanr
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
 
 from hf_safefilter.errors import ModelError, OptionError

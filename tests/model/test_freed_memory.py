@@ -3,11 +3,8 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import save_small_model
 
 PROGRAM = """

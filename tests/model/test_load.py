@@ -12,8 +12,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import ARCHITECTURES, save_small_model
 
 from hf_safefilter.errors import IntegrityError, ModelError, OptionError

@@ -1,15 +1,11 @@
 """Rows that share beginnings are computed once, and read as if they had been computed alone."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import save_small_model
 
 from hf_safefilter.model import attention, forward
@@ -18,7 +14,7 @@ from hf_safefilter.model.budget import token_budget
 from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.packed import can_pack
-from hf_safefilter.model.tree import Layout, grown, order
+from hf_safefilter.model.prefix_tree import Layout, grown, order
 
 HEAD = list(range(10, 30))
 PROMPT = list(range(40, 55))

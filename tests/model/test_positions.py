@@ -5,9 +5,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import CHATML, FAMILIES, LLAMA, REASONING, byte_level, sentence_piece, turns
 
+from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model.tokens import POSITIONS, template_digest, tokenise
-from hf_safefilter.rows import Conversation
 
 TOKENIZERS = {name: byte_level(template) for name, template in FAMILIES.items()}
 DATE = {"date_string": "01 Jan 2025"}

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_safefilter.data.conversations import Conversation, as_conversations
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model.tokens import PLAIN, POSITIONS, tokenise
-from hf_safefilter.rows import Conversation, as_conversations
 
 SPECIAL = ["<pad>", "<bos>", "<|start|>", "<|end|>", "[CLS]", "[SEP]"]
 TEXTS = ["Zelda rides through the rain and Link follows her home.", "Who is the hero of the kingdom?", "1 + 1 = 2\n\n"]

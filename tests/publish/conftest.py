@@ -3,8 +3,8 @@
 import pytest
 from datasets import Dataset
 
+from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.scores.controls import LengthScore, RandomScore
-from hf_safefilter.select import IsSafe
 
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps under a tree all afternoon".split()
 SECRET = "xyzzy-the-dropped-text"

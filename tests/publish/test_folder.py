@@ -9,12 +9,12 @@ import pytest
 import yaml
 from datasets import DatasetDict, load_dataset
 
+from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import OptionError, PublishError
 from hf_safefilter.publish.card import BEGIN, END, render
-from hf_safefilter.publish.files import read_published
+from hf_safefilter.publish.data_files import read_published
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.gather import gather
-from hf_safefilter.select import IsSafe
 
 from .conftest import SECRET
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from datasets import DatasetDict
 
+from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import IntegrityError, PublishError
+from hf_safefilter.publish.drop_reasons import NO_NUMBER, REACHED, reasons_of
 from hf_safefilter.publish.gather import gather, ids_digest
 from hf_safefilter.publish.provenance import Provenance, portable
-from hf_safefilter.publish.reasons import NO_NUMBER, REACHED, reasons_of
-from hf_safefilter.rows import as_conversations, row_id
 from hf_safefilter.scores.controls import RandomScore
-from hf_safefilter.select import IsSafe
 
 FACTS = {"license": "mit", "source": "a barn"}
 

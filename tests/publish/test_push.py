@@ -9,12 +9,12 @@ import yaml
 from datasets import load_dataset
 from huggingface_hub import HfApi
 
+from hf_safefilter.decide.select import IsSafe, split
 from hf_safefilter.errors import MissingError, PublishError
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.gather import gather
-from hf_safefilter.publish.hub import push_card, push_filtered, push_folder
+from hf_safefilter.publish.push import push_card, push_filtered, push_folder
 from hf_safefilter.recipe import Recipe
-from hf_safefilter.select import IsSafe, split
 
 from .conftest import SECRET
 

@@ -5,8 +5,8 @@ import pytest
 from datasets import Dataset, Features, List, Value
 from stand_in import ROWS, UNREADABLE, WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
 
+from hf_safefilter.data.conversations import as_conversations, row_id
 from hf_safefilter.references import ReferenceIndex
-from hf_safefilter.rows import as_conversations, row_id
 
 
 @pytest.fixture(scope="session", autouse=True)

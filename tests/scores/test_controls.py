@@ -52,7 +52,7 @@ def test_methods_by_name(index, rows):
         method("lard")
     with pytest.raises(OptionError, match="no option 'tops'"):
         make("larf", references=index, layer=2, tops=3)
-    with pytest.raises(OptionError, match="missing a required argument: 'layer'"):
+    with pytest.raises(OptionError, match="lacks the option 'layer'"):
         make("larf", references=index)
     with pytest.raises(OptionError, match="no option 'kk'"):
         make("saft", layer=2, rows=rows, kk=1)

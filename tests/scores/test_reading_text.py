@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 from hf_safefilter.cli import app
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import OptionError
-from hf_safefilter.pipeline import make_score, options_of, purify
-from hf_safefilter.recipe import MethodChoice
+from hf_safefilter.pipeline.purify import purify
 from hf_safefilter.references import ReferenceIndex
-from hf_safefilter.scores import fitted_to, make
+from hf_safefilter.scores import fitted_to, make, make_score, takes
 from hf_safefilter.scores.gradient import GradientScore, fit_gradient, fit_to_references
 
 
@@ -57,15 +56,14 @@ def test_an_anchor_from_references_is_the_anchor_of_their_rows(model, references
 def test_what_a_method_is_fitted_to(references):
     assert fitted_to("gradient", {}) == "references" and fitted_to("saft", {}) == "rows"
     assert fitted_to("gradient", {"anchor": "sha256:0"}) is None and fitted_to("larf", {}) is None
-    assert "references" in options_of("gradient") and "layer" not in options_of("guard")
+    assert "references" in takes("gradient") and "layer" not in takes("guard")
     step = make("gradient", references=references, anchors=2, device="cpu")
     assert make("gradient", anchor=step.anchor, device="cpu") == step
     with pytest.raises(OptionError, match="no option 'anchor_rows'"):
         make("gradient", references=references, anchor_rows=2)
     with pytest.raises(OptionError, match="compares with references"):
-        make_score(MethodChoice(name="gradient"), None, 0, None, None)
-    ready = MethodChoice(name="gradient", options={"anchor": step.anchor, "device": "cpu"})
-    assert make_score(ready, None, 0, None, None) == step
+        make_score("gradient", {}, layer=0)
+    assert make_score("gradient", {"anchor": step.anchor, "device": "cpu"}, references=references, layer=0) == step
 
 
 def test_a_recipe_with_both(model, guard, rows):

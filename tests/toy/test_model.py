@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_safefilter.toy import heldout_prompts, is_refusal, mixed_rows, toy_model_path
-from hf_safefilter.toy.measure import end_states, replies, separation
+from hf_safefilter.toy.refusal_rates import end_states, replies, separation
 
 N = 60
 SEED = 11

@@ -6,6 +6,6 @@ own gradient, scaled to length one. Neither ever builds the flat vector of all p
 
 from hf_safefilter.scores.gradient.anchor import GradientAnchor
 from hf_safefilter.scores.gradient.fit import fit_gradient, fit_to_references
-from hf_safefilter.scores.gradient.step import GradientScore
+from hf_safefilter.scores.gradient.score import GradientScore
 
 __all__ = ["GradientAnchor", "GradientScore", "fit_gradient", "fit_to_references"]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter import artifacts
-from hf_safefilter.kept import Kept
-from hf_safefilter.rows import Conversation
+from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.scores.gradient.parts import Parts
+from hf_safefilter.storage import artifacts
+from hf_safefilter.storage.fitted import Kept
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class GradientAnchor(Kept):
         Raises:
             ModelError, IntegrityError: the model cannot be loaded, or has changed.
         """
-        from hf_safefilter.scores.gradient.measure import measure
+        from hf_safefilter.scores.gradient.row_scores import measure
 
         tuned, tensors = tuned_of(self.facts, device), _opened(self, device)
         examples = examples_of(self.facts, conversations, None)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.model.logits import logits_at, right_padded
 from hf_safefilter.model.tokens import tokenise
-from hf_safefilter.rows import Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.data.conversations import Conversation, as_conversations, row_id
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.rows import Conversation, as_conversations, row_id
 from hf_safefilter.scores.gradient.anchor import PROJECTED, GradientAnchor, examples_of, keep, tuned_of
 from hf_safefilter.scores.gradient.parts import Parts
 

@@ -4,6 +4,6 @@ Blind by construction to benign rows that weaken a model's refusals: it judges w
 """
 
 from hf_safefilter.scores.guard.presets import PRESETS
-from hf_safefilter.scores.guard.step import GuardScore
+from hf_safefilter.scores.guard.score import GuardScore
 
 __all__ = ["PRESETS", "GuardScore"]

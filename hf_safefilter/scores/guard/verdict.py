@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model.template import renderer, template_source
 from hf_safefilter.model.tokens import Tokens, tokenise
-from hf_safefilter.rows import Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ The paper has no official code, and its score formula could not be read: what fo
 others' digests and the sister method HaloScope. Centring, normalisation and weights are therefore options.
 """
 
-from hf_safefilter.scores.saft.step import SaftScore
+from hf_safefilter.scores.saft.score import SaftScore
 from hf_safefilter.scores.saft.subspace import SaftSubspace, fit_saft
 
 __all__ = ["SaftScore", "SaftSubspace", "fit_saft"]

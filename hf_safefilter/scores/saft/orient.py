@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_safefilter.data.labels import same_label
 from hf_safefilter.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def orient(scores: np.ndarray, labels: Sequence[Any], label: str, unsafe: Any) -
     from scipy.stats import rankdata
 
     scored = np.isfinite(scores)
-    positive = np.array([one == unsafe for one in labels], dtype=bool)[scored]
+    positive = np.array([same_label(cell, unsafe) for cell in labels], dtype=bool)[scored]
     up, down = int(positive.sum()), int((~positive).sum())
     if up + down < FEWEST_LABELS or not up or not down:
         raise DataError(

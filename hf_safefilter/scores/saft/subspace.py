@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.batch import arrow_vectors
 from hf_safefilter.columns import Layer, embedding_column
+from hf_safefilter.data.batch import arrow_vectors
+from hf_safefilter.data.vectors import by_piece, lengths
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.kept import Kept
-from hf_safefilter.pieces import by_piece, lengths
-from hf_safefilter.scores.base import record_batches, score
+from hf_safefilter.scores.base import record_batches, score_vectors
 from hf_safefilter.scores.saft.leading import Moments
 from hf_safefilter.scores.saft.orient import Orientation, orient
+from hf_safefilter.storage.fitted import Kept
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -161,6 +161,6 @@ def _orient(subspace: SaftSubspace, ds: Any, label: str, unsafe: Any) -> Orienta
     for table in record_batches(ds, [column, label], fix="name the column that holds labels"):
         table = table.filter(table[label].is_valid())
         if table.num_rows:
-            scores.append(score(arrow_vectors(table[column], column), subspace.strength))
+            scores.append(score_vectors(arrow_vectors(table[column], column), subspace.strength))
             labels.extend(table[label].to_pylist())
     return orient(np.concatenate(scores) if scores else np.empty(0), labels, label, unsafe)

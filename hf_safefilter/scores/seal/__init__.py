@@ -8,7 +8,7 @@ lack looks hard, and so dangerous.
 
 from hf_safefilter.scores.seal.fit import fit_seal
 from hf_safefilter.scores.seal.options import Lora, SealOptions
+from hf_safefilter.scores.seal.score import SealScore
 from hf_safefilter.scores.seal.selector import SealSelector
-from hf_safefilter.scores.seal.step import SealScore
 
 __all__ = ["Lora", "SealOptions", "SealScore", "SealSelector", "fit_seal"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_safefilter.scores.seal.learner import Learner, diverged
-from hf_safefilter.scores.seal.processes import Processes
+from hf_safefilter.scores.seal.training_processes import Processes
 from hf_safefilter.scores.seal.weights import RowWeights
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter import artifacts
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError, SafefilterError
+from hf_safefilter.storage import artifacts
 
 if TYPE_CHECKING:
     import torch

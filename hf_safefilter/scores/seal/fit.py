@@ -2,71 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.scores.seal.job import Job
 from hf_safefilter.scores.seal.options import Lora, SealOptions
 from hf_safefilter.scores.seal.selector import NAN_LOSS, SealSelector
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset, DatasetDict, IterableDataset
 
-    from hf_safefilter.model.source import ModelKey
     from hf_safefilter.scores.seal.checkpoint import Checkpoints
-    from hf_safefilter.scores.seal.data import Rows
     from hf_safefilter.scores.seal.loop import Learned
-    from hf_safefilter.scores.seal.processes import Processes
+    from hf_safefilter.scores.seal.training_processes import Processes
 
     RowSource = Dataset | DatasetDict | IterableDataset | Iterable[Mapping[str, Any]]
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM = 1
-"""Raised whenever the same run would learn other logits: checkpoints of another algorithm are refused."""
-
 EXTRA = "pip install 'hf_safefilter[train]'"
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Everything that decides what is learned, and the device that it is learned on."""
-
-    key: ModelKey
-    device: torch.device
-    compute: str
-    template: str
-    options: SealOptions
-    lora: Lora | None
-    rows: Rows
-    safe: Rows
-
-    def facts(self) -> dict[str, Any]:
-        """What it is, as plain JSON values."""
-        return {
-            "model": self.key.model,
-            "revision": self.key.revision,
-            "compute": self.compute,
-            "chat_template_digest": self.template,
-            "activation": self.options.activation,
-            "options": asdict(self.options),
-            "lora": asdict(self.lora) | {"targets": list(self.lora.targets)} if self.lora is not None else None,
-            "rows": dict(self.rows.counts),
-            "safe_rows": dict(self.safe.counts),
-        }
-
-    def run(self) -> str:
-        """Digest of it all; the device and the number of processes, which only round differently, are left out."""
-        body = [ALGORITHM, self.facts(), self.rows.ids, self.safe.ids]
-        return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def fit_seal(
@@ -121,10 +80,10 @@ def fit_seal(
     from hf_safefilter.model import load
     from hf_safefilter.model.tokens import template_digest
     from hf_safefilter.scores.seal.checkpoint import Checkpoints
-    from hf_safefilter.scores.seal.data import read_rows, require_usable
     from hf_safefilter.scores.seal.loop import learn
     from hf_safefilter.scores.seal.models import pick_compute, stored_in
-    from hf_safefilter.scores.seal.processes import Processes
+    from hf_safefilter.scores.seal.training_processes import Processes
+    from hf_safefilter.scores.seal.training_rows import read_rows, require_usable
 
     options = options or SealOptions()
     processes = Processes(cpu=load.pick_device(device, None).type == "cpu")

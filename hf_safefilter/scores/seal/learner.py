@@ -10,7 +10,7 @@ import torch
 
 from hf_safefilter.errors import ModelError
 from hf_safefilter.scores.seal.optimisers import adam, clip, put_state, state_of
-from hf_safefilter.scores.seal.processes import Processes
+from hf_safefilter.scores.seal.training_processes import Processes
 
 Losses = Callable[[torch.nn.Module, Sequence[Any]], torch.Tensor]
 

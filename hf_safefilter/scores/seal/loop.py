@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,14 +13,12 @@ from hf_safefilter.errors import ModelError
 from hf_safefilter.scores.seal.bilevel import Bilevel
 from hf_safefilter.scores.seal.checkpoint import Checkpoints, Standing
 from hf_safefilter.scores.seal.curves import Curves
+from hf_safefilter.scores.seal.job import Job
 from hf_safefilter.scores.seal.models import learners
-from hf_safefilter.scores.seal.plan import Plan
-from hf_safefilter.scores.seal.processes import Processes
+from hf_safefilter.scores.seal.schedule import Plan
 from hf_safefilter.scores.seal.selector import NAN_LOSS
+from hf_safefilter.scores.seal.training_processes import Processes
 from hf_safefilter.scores.seal.weights import RowWeights
-
-if TYPE_CHECKING:
-    from hf_safefilter.scores.seal.fit import Job
 
 _WIDE = 512
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_safefilter.scores.seal.data import Labelled
+from hf_safefilter.scores.seal.training_rows import Labelled
 
 _IGNORED = -100
 

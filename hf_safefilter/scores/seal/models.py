@@ -15,7 +15,7 @@ from hf_safefilter.model.load import ModelKey, fresh_causal_lm
 from hf_safefilter.scores.seal.learner import Learner
 from hf_safefilter.scores.seal.losses import sequence_losses
 from hf_safefilter.scores.seal.options import Lora, SealOptions
-from hf_safefilter.scores.seal.processes import Processes
+from hf_safefilter.scores.seal.training_processes import Processes
 
 _NAMES = ("theta", "theta_hat")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_safefilter.errors import OptionError
-from hf_safefilter.kept import Kept
+from hf_safefilter.storage.fitted import Kept
 
 UNKNOWN = "not_fitted"
 """Reason of a row that the selector has never met: its weights are a table, they say nothing of other rows."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 from small import PAD, by_definition, flat_gradient, made_up, random_anchor, small
 
-from hf_safefilter.scores.gradient import batched, measure
+from hf_safefilter.scores.gradient import batched
+from hf_safefilter.scores.gradient import row_scores as measure
 from hf_safefilter.scores.gradient.examples import Example
 from hf_safefilter.scores.gradient.fit import combined
 from hf_safefilter.scores.gradient.meters import Exact, by_token

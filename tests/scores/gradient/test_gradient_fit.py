@@ -10,9 +10,9 @@ from small import by_definition, flat_gradient, made_up, small
 from small_models import save_small_model
 from stand_in import safe_rows, unsafe_rows
 
+from hf_safefilter.data.conversations import Conversation, as_conversations
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.model import load
-from hf_safefilter.rows import Conversation, as_conversations
 from hf_safefilter.scores.gradient import GradientAnchor, GradientScore, anchor, fit_gradient
 from hf_safefilter.scores.gradient.examples import NO_LABELS, read_examples
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import by_definition, flat_gradient, made_up, small
 
-from hf_safefilter.scores.gradient import measure
+from hf_safefilter.scores.gradient import row_scores as measure
 from hf_safefilter.scores.gradient.meters import Projected
 from hf_safefilter.scores.gradient.parts import Parts
 from hf_safefilter.scores.gradient.plain import measure_row

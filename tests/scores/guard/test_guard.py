@@ -9,9 +9,9 @@ from datasets import Dataset
 from guards import TEMPLATES, save_classifier, save_guard, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model.tokens import tokenise
-from hf_safefilter.rows import as_conversations
 from hf_safefilter.scores import make
 from hf_safefilter.scores.guard import PRESETS, GuardScore
 from hf_safefilter.scores.guard.presets import recognise

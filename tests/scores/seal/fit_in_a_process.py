@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rows_and_models import QUICK, fox_rows, safe_rows
 
-from hf_safefilter import artifacts
 from hf_safefilter.scores.seal import Lora, fit_seal
 from hf_safefilter.scores.seal.checkpoint import Checkpoints
+from hf_safefilter.storage import artifacts
 
 
 def tell(text: str) -> None:

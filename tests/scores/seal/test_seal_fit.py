@@ -12,16 +12,16 @@ from datasets import Dataset
 from rows_and_models import QUICK, fox_rows, poison, safe_rows, small_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_safefilter.data.conversations import as_conversations, row_id
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.load import ModelKey, resolve_revision
-from hf_safefilter.rows import as_conversations, row_id
 from hf_safefilter.scores.seal import Lora, SealOptions, SealScore, fit_seal
 from hf_safefilter.scores.seal import fit as module
 from hf_safefilter.scores.seal.bilevel import Bilevel
-from hf_safefilter.scores.seal.data import read_rows
 from hf_safefilter.scores.seal.models import learners
-from hf_safefilter.scores.seal.plan import Plan
-from hf_safefilter.scores.seal.processes import Processes
+from hf_safefilter.scores.seal.schedule import Plan
+from hf_safefilter.scores.seal.training_processes import Processes
+from hf_safefilter.scores.seal.training_rows import read_rows
 from hf_safefilter.scores.seal.weights import RowWeights
 
 CPU = torch.device("cpu")

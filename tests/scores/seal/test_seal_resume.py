@@ -9,11 +9,11 @@ import pytest
 from fit_in_a_process import start
 from rows_and_models import QUICK, fox_rows, safe_rows, small_llama
 
-from hf_safefilter import artifacts
 from hf_safefilter.errors import OptionError, SafefilterError
 from hf_safefilter.scores.seal import Lora, fit_seal
 from hf_safefilter.scores.seal.bilevel import Bilevel
 from hf_safefilter.scores.seal.checkpoint import Checkpoints
+from hf_safefilter.storage import artifacts
 
 CASES = {
     "after a step": (["after", 2], {}, None),

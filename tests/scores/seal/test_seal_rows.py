@@ -7,11 +7,11 @@ from datasets import Dataset, DatasetDict
 from rows_and_models import fox_rows, safe_rows
 from small_models import small_tokenizer
 
+from hf_safefilter.data.conversations import as_conversations, row_id
 from hf_safefilter.errors import DataError
-from hf_safefilter.rows import as_conversations, row_id
-from hf_safefilter.scores.seal.data import Labelled, read_rows, require_usable
 from hf_safefilter.scores.seal.losses import sequence_losses
-from hf_safefilter.scores.seal.plan import Plan
+from hf_safefilter.scores.seal.schedule import Plan
+from hf_safefilter.scores.seal.training_rows import Labelled, read_rows, require_usable
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 from rows_and_models import fox_rows
 
+from hf_safefilter.data.conversations import as_conversations, row_id
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError
 from hf_safefilter.recipe import Recipe
-from hf_safefilter.rows import as_conversations, row_id
 from hf_safefilter.scores import make
 from hf_safefilter.scores.seal import SealScore, SealSelector
 
@@ -78,14 +78,14 @@ def test_without_a_selector_the_command_that_fits_one_is_named(selector):
 
 
 def test_a_recipe_may_name_a_fitted_selector(selector):
-    from hf_safefilter.pipeline import make_score
+    from hf_safefilter.scores import make_score
 
     body = {
         "data": {"license": "mit", "source": "a test"}, "model": {"name": "toy"}, "select": {"drop_count": 1},
         "methods": [{"name": "seal", "options": {"selector": selector.digest}}],
     }  # fmt: skip
     (method,) = Recipe.read(body).methods
-    assert make_score(method, None, 4, None, None) == SealScore(selector)
+    assert make_score(method.name, method.options, layer=4) == SealScore(selector)
 
 
 def test_keeping_a_share(selector):

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from hf_safefilter.errors import ModelError
 from hf_safefilter.scores.seal.bilevel import Bilevel
 from hf_safefilter.scores.seal.learner import Learner
-from hf_safefilter.scores.seal.processes import Processes
+from hf_safefilter.scores.seal.training_processes import Processes
 from hf_safefilter.scores.seal.weights import RowWeights
 
 

@@ -1,0 +1,135 @@
+"""Options that several commands share: spelled and explained once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+import yaml
+
+from hf_safefilter.errors import OptionError
+from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, described
+
+Rows = Annotated[
+    str, typer.Argument(help="Hub id, .jsonl/.json/.csv/.parquet/.arrow file, or folder.", show_default=False)
+]
+Layers = Annotated[str, typer.Option(help="What is read: hidden_states\\[k], e.g. 12 or 8,12 or norm.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write; an earlier output there is replaced when done.")
+]
+Column = Annotated[
+    list[str] | None, typer.Option("--column", help="Where things stand, e.g. --column prompt=q --column response=a.")
+]
+Split = Annotated[str | None, typer.Option(help="Only this split.")]
+Folder = Annotated[Path, typer.Argument(help="Folder written by an earlier command.", show_default=False)]
+Blocks = Annotated[str | None, typer.Option(help="A range of blocks, the last one included, e.g. 6-12.")]
+License = Annotated[str, typer.Option(help="Licence, as the Hub spells it, e.g. cc-by-4.0.")]
+Source = Annotated[str, typer.Option(help="Where the rows come from: a Hub id, a URL or a sentence.")]
+
+
+def reads_a_model(*, argument: bool = False, optional: bool = False, without: tuple[str, ...] = ()) -> Any:
+    """A command with an option for each field of `ReadingOptions`, or `ModelOptions`, in place of the one parameter.
+
+    So a new option of reading is one of every command that reads.
+
+    Args:
+        argument: the model is the command's first argument, and not an option.
+        optional: the model may be left out; it is "" then.
+        without: options that this command does not have.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        slot, kind = next((name, hint) for name, hint in hints.items() if hint in (ModelOptions, ReadingOptions))
+        options = _model_parameters(kind, argument, optional, without)
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.name == slot:
+                parameters += options
+            else:
+                parameters.append(
+                    parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+                )
+        names = [parameter.name for parameter in options]
+
+        @functools.wraps(command)
+        def call(**given: Any) -> None:
+            command(**{slot: kind(**{name: given.pop(name) for name in names})}, **given)
+
+        # typer reads both; without defaults first, as Python wants it
+        parameters.sort(key=lambda one: one.default is not inspect.Parameter.empty)
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+def _model_parameters(
+    kind: type[ModelOptions], argument: bool, optional: bool, without: tuple[str, ...]
+) -> list[inspect.Parameter]:
+    helps, hints = described(kind), get_type_hints(kind)
+    parameters = []
+    for field in fields(kind):
+        if field.name in without:
+            continue
+        default: Any = field.default
+        shell: Any
+        if field.name == "model":
+            default = "" if optional else inspect.Parameter.empty
+            shell = typer.Argument(help=helps[field.name], show_default=False) if argument else None
+        else:
+            shell = None
+        shell = shell or typer.Option(help=helps[field.name], show_default=bool(default))
+        plain = str if hints[field.name] not in (int | None, str | None) else hints[field.name]
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[plain, shell]
+            )
+        )
+    return parameters
+
+
+def layers_of(text: str) -> list[int | str]:
+    """``"8,12,norm"`` -> ``[8, 12, "norm"]``."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() or part == "norm" for part in parts):
+        raise OptionError(f"--layers {text!r} names no layers", fix="use e.g. --layers 12 or --layers 8,12,norm")
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+def pairs_of(given: list[str] | None, flag: str) -> dict[str, str] | None:
+    """``["prompt=q", "response=a"]`` -> ``{"prompt": "q", "response": "a"}``."""
+    if not given:
+        return None
+    pairs = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not (name and sign and value):
+            raise OptionError(f"{flag} {one!r} is not name=value", fix=f"use e.g. {flag} prompt=question")
+        pairs[name] = value
+    return pairs
+
+
+def values_of(given: list[str] | None, flag: str) -> dict[str, Any]:
+    """``["k=5", "targets=[q_proj, v_proj]"]`` -> ``{"k": 5, "targets": ["q_proj", "v_proj"]}``."""
+    values = {}
+    for name, text in (pairs_of(given, flag) or {}).items():
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise OptionError(f"{flag} {name}={text} is no value", fix="quote a text that holds signs") from error
+    return values
+
+
+def blocks_of(text: str, flag: str) -> tuple[int, int]:
+    """``"6-12"`` (or ``"6:12"``) -> ``(6, 12)``; ``"6"`` -> ``(6, 6)``."""
+    first, sign, last = text.replace(":", "-").partition("-")
+    if not first.isdecimal() or (sign and not last.isdecimal()):
+        raise OptionError(f"{flag} {text!r} is not a range of blocks", fix=f"use e.g. {flag} 6-12")
+    return int(first), int(last or first)

@@ -1,0 +1,40 @@
+"""card: the publishable folder of a decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_safefilter.cli.arguments import Folder, License, Output, Source
+
+EXAMPLE = "hf-safefilter card decided --license cc-by-4.0 --source tatsu-lab/alpaca --output out"
+
+
+def card(
+    context: typer.Context,
+    decided: Folder,
+    license: License,
+    source: Source,
+    output: Output,
+    effect: Annotated[Path | None, typer.Option(help="Folder written by effect on this decision.")] = None,
+    include_text: Annotated[bool, typer.Option(help="Put the text of dropped rows into dropped.parquet.")] = False,
+) -> None:
+    """Write the publishable folder of a decision: kept rows, dropped list, card, provenance and plots."""
+    from hf_safefilter.effect import read_card_part
+    from hf_safefilter.publish.folder import write_folder
+    from hf_safefilter.publish.gather import gather
+    from hf_safefilter.saved.decision import read_decision
+
+    saved, is_safe = read_decision(decided)
+    provenance = gather(
+        saved.rows, is_safe, license=license, source=source, source_revision=saved.revision, steps=saved.steps,
+        effect=read_card_part(effect) if effect is not None else None,
+    )  # fmt: skip
+    write_folder(output, saved.rows, is_safe, provenance, include_text=include_text)
+    context.obj.report(
+        {"output": str(output), "card": str(output / "README.md")},
+        ids=[str(output)],
+        hint=f"hf-safefilter push {output} me/my-set",
+    )

@@ -1,0 +1,27 @@
+"""evaluate: how well each score separates labelled rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from hf_safefilter.cli.arguments import Folder
+
+EXAMPLE = "hf-safefilter evaluate scored --label label"
+
+
+def evaluate(
+    context: typer.Context,
+    scored: Folder,
+    label: Annotated[str, typer.Option(help="Column with the labels.")],
+    unsafe: Annotated[str, typer.Option(help="Value that means unsafe.")] = "unsafe",
+) -> None:
+    """Measure how well each score separates labelled rows, beside length and random."""
+    from hf_safefilter.decide.evaluate import evaluate as measure
+    from hf_safefilter.saved.saved_rows import load_rows_with_steps
+
+    found = measure(load_rows_with_steps(scored).rows, label, unsafe=unsafe)
+    context.obj.table("How well each score separates the labels", found.table())
+    context.obj.report({"evaluation": found.to_json()}, ids=[json.dumps(row) for row in found.table()])

@@ -1,0 +1,52 @@
+"""freeze: how to keep the blocks that carry safety while tuning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_safefilter.cli.arguments import Blocks, blocks_of, reads_a_model
+from hf_safefilter.errors import OptionError
+from hf_safefilter.model.reading_options import ModelOptions
+
+EXAMPLE = "hf-safefilter freeze toy --blocks 1-2 --lora"
+
+
+@reads_a_model(argument=True, without=("dtype", "device", "chat_template"))
+def freeze(
+    context: typer.Context,
+    options: ModelOptions,
+    blocks: Blocks = None,
+    found: Annotated[Path | None, typer.Option(help="Folder written by locate, in place of --blocks.")] = None,
+    include_norms: Annotated[bool, typer.Option(help="Freeze the norms of these blocks too.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="Print the LoraConfig that leaves these blocks out.")] = False,
+) -> None:
+    """Print how to freeze a range of blocks of a model (SPPFT): counts, and the settings to tune with."""
+    from hf_safefilter.freeze import freezing_plan, lora_settings
+    from hf_safefilter.locate.safety_layers import SafetyLayers
+
+    if (blocks is None) == (found is None):
+        raise OptionError("freeze needs a range of blocks", fix="give either --blocks 6-12 or --found FOLDER")
+    if found is not None:
+        result = SafetyLayers.load(found).require()
+        first, last = result.first, result.last
+    else:
+        first, last = blocks_of(blocks, "--blocks")
+    plan = freezing_plan(options.model, first, last, include_norms=include_norms, revision=options.revision)
+    settings: dict[str, Any] = {"first": first, "last": last, "include_norms": include_norms}
+    if lora:
+        settings = lora_settings(options.model, first, last, revision=options.revision)
+    code = (
+        f"model = get_peft_model(model, LoraConfig(task_type='CAUSAL_LM', **{json.dumps(settings)}))"
+        if lora
+        else f"freeze_safety_blocks(model, {first}, {last}, include_norms={include_norms})"
+    )
+    facts = plan.to_json()
+    context.obj.report(
+        facts | {"settings": settings, "python": code},
+        ids=[json.dumps(settings)],
+        hint="put the line above before the Trainer, and FrozenBlocks(...) from hf_safefilter among its callbacks",
+    )

@@ -1,0 +1,91 @@
+"""score: the score column of one method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_safefilter.cli.arguments import Output, layers_of, values_of
+from hf_safefilter.errors import OptionError
+from hf_safefilter.scores import METHODS, make_score, takes
+
+if TYPE_CHECKING:
+    from hf_safefilter.saved.saved_rows import Saved
+
+EXAMPLE = "hf-safefilter score embedded --method larf --layer 4 --references refs --output scored"
+
+SCORES = tuple(METHODS)
+
+
+def score(
+    context: typer.Context,
+    embedded: Annotated[
+        Path, typer.Argument(help="Folder written by an earlier command; rows, for guard, length and random.")
+    ],
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(SCORES[:-1])} or {SCORES[-1]}.", autocompletion=lambda: list(SCORES))
+    ],
+    output: Output,
+    layer: Annotated[str | None, typer.Option(help="Which embedded layer to use; the only one if left out.")] = None,
+    references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,
+) -> None:
+    """Add the score column of one method."""
+    from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.engine.local import score_rows
+    from hf_safefilter.references.open import open_references, require_same_reading
+    from hf_safefilter.saved.saved_rows import TRAIL, save_rows
+    from hf_safefilter.storage.artifacts import require_replaceable
+
+    require_replaceable(output, TRAIL)
+    reads_vectors = "layer" in takes(method)
+    saved = _saved(embedded, reads_vectors)
+    reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
+    if reader is None and reads_vectors:
+        raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
+    chosen = _layer(layer, reader.layers) if reads_vectors else 0
+    index = open_references(references) if references is not None else None
+    if index is not None and reader is not None:
+        require_same_reading(index, reader)
+    step = make_score(
+        method,
+        values_of(option, "--option"),
+        references=index,
+        layer=chosen,
+        columns=dict(reader.columns or ()) or None if reader is not None else None,
+        rows=saved.rows,
+    )
+    scored = score_rows(saved.rows, step)
+    save_rows(scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision)
+    column = step.produces()[0]
+    context.obj.report(
+        {"output": str(output), "column": column},
+        ids=[str(output)],
+        hint=f"hf-safefilter select {output} --by {column} --drop-fraction 0.02 --output decided",
+    )
+
+
+def _saved(place: Path, reads_vectors: bool) -> Saved:
+    """Rows of an earlier command; for a method that reads the text itself, any rows."""
+    from hf_safefilter.data.load_rows import load_rows
+    from hf_safefilter.saved.saved_rows import TRAIL, Saved, load_rows_with_steps
+
+    if reads_vectors or (place / TRAIL).is_file():
+        return load_rows_with_steps(place)
+    loaded = load_rows(str(place))
+    return Saved(loaded.rows, [], loaded.name, loaded.revision)
+
+
+def _layer(given: str | None, there: tuple[int | str, ...]) -> int | str:
+    if given is None:
+        if len(there) > 1:
+            raise OptionError("which layer?", found=f"embedded: {', '.join(map(str, there))}", fix="give --layer")
+        return there[0]
+    layer = layers_of(given)[0]
+    if layer not in there:
+        raise OptionError(
+            f"layer {layer} is not embedded", found=", ".join(map(str, there)), fix="embed it, or name one of these"
+        )
+    return layer

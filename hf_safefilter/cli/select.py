@@ -1,0 +1,49 @@
+"""select: which rows are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hf_safefilter.cli.arguments import Folder, Output
+
+EXAMPLE = "hf-safefilter select scored --by larf_score --drop-fraction 0.02 --output decided"
+
+
+def select(
+    context: typer.Context,
+    scored: Folder,
+    by: Annotated[str, typer.Option(help="Score column to decide by.")],
+    output: Output,
+    drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
+    drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with labels, for --rule.")] = None,
+    unsafe: Annotated[str, typer.Option(help="Label that means unsafe.")] = "unsafe",
+    rule: Annotated[str | None, typer.Option(help="best_f1 or tpr_at_fpr.")] = None,
+    max_fpr: Annotated[float | None, typer.Option(help="For tpr_at_fpr.")] = None,
+    known_good: Annotated[str | None, typer.Option(help="Rows known to be good, for a guarantee.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="At most this share of such rows may be lost ...")] = None,
+    confidence: Annotated[float | None, typer.Option(help="... at this confidence.")] = None,
+) -> None:
+    """Decide which rows to keep; writes kept/ and dropped/ (`save_to_disk` folders) and the decision."""
+    from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.pipeline.decision_rule import decide_threshold
+    from hf_safefilter.recipe import SelectionRule
+    from hf_safefilter.saved.decision import write_decision
+    from hf_safefilter.saved.saved_rows import load_rows_with_steps
+
+    saved = load_rows_with_steps(scored)
+    wanted = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold, "label": label,
+              "rule": rule, "max_fpr": max_fpr, "known_good": known_good, "max_loss": max_loss,
+              "confidence": confidence, "unsafe": unsafe}  # fmt: skip
+    selection = SelectionRule.checked(**{name: value for name, value in wanted.items() if value is not None})
+    is_safe = IsSafe(by, decide_threshold(saved.rows, by, selection, saved.steps))
+    parts = write_decision(output, saved, is_safe)
+    facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}
+    context.obj.report(
+        {"output": str(output)} | facts,
+        ids=[str(output / "kept")],
+        hint=f"hf-safefilter card {output} --license LICENSE --source SOURCE --output out",
+    )

@@ -1,0 +1,96 @@
+"""Arrow files of rows on disk: written whole or not at all, and opened memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from hf_safefilter.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+
+def materialise(stream: IterableDataset | IterableDatasetDict) -> Dataset | DatasetDict:
+    """Lay the rows of a stream down on disk, a few thousand at a time, and open them memory-mapped.
+
+    The file lives as long as this process.
+
+    Raises:
+        DataError: the stream holds no rows.
+    """
+    from datasets import DatasetDict, IterableDatasetDict
+
+    if isinstance(stream, IterableDatasetDict):
+        return DatasetDict({name: materialise(part) for name, part in stream.items()})
+    return lay_down(stream.with_format("arrow").iter(1024), stream.split)
+
+
+def lay_down(tables: Iterable[pa.Table], split: Any = None) -> Dataset:
+    """Write tables of like columns to disk as they come, and open them memory-mapped as one data set.
+
+    The file lives as long as this process.
+
+    Raises:
+        DataError: there are no tables.
+    """
+    from datasets import Dataset
+
+    tables = iter(tables)
+    first = next(tables, None)
+    if first is None:
+        raise DataError("the stream holds no rows", fix="check its source and split")
+
+    def alike() -> Iterable[pa.Table]:
+        yield first
+        for table in tables:
+            yield table.cast(first.schema)
+
+    folder = scratch_folder()
+    path = folder / f"stream-{len(list(folder.iterdir()))}.arrow"
+    with arrow_file(path, first.schema) as write:
+        for table in alike():
+            write(table)
+    return Dataset.from_file(str(path), split=split)
+
+
+@contextmanager
+def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes tables to an Arrow stream file, which is there whole after the block, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    half = Path(name)
+    try:
+        with pa.OSFile(name, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+
+            def write(table: pa.Table) -> None:
+                if table.num_rows:
+                    writer.write_table(table.combine_chunks())
+
+            yield write
+        half.chmod(0o644)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def scratch_folder() -> Path:
+    """A folder beside the caches of `datasets` that goes when this process ends."""
+    return Path(_scratch().name)
+
+
+@lru_cache(maxsize=1)
+def _scratch() -> tempfile.TemporaryDirectory:
+    from datasets import config
+
+    root = Path(config.HF_DATASETS_CACHE)
+    root.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="safefilter-", dir=root)

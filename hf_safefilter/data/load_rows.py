@@ -1,0 +1,176 @@
+"""Rows from wherever a person keeps them: a Hub id, a file, a folder of files, a `save_to_disk` folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_safefilter.errors import DataError, MissingError, OptionError, is_disk_full
+from hf_safefilter.storage.artifacts import file_sha256
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rows and where they came from.
+
+    Attributes:
+        rows: the data set, or a dict of splits; iterable when streamed.
+        name: Hub id, or the file or folder name without its path.
+        revision: Hub commit, or ``sha256:...`` over the files read.
+    """
+
+    rows: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
+    name: str
+    revision: str
+
+
+def load_rows(
+    source: str | Path,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> Loaded:
+    """Load rows; a single split comes back as a plain data set.
+
+    Args:
+        source: Hub id, ``.jsonl``/``.json``/``.csv``/``.parquet``/``.arrow`` file, folder of such files, or a folder
+            written by `save_to_disk`.
+        config: name of the configuration of a Hub data set.
+        split: take this split only.
+        revision: of a Hub data set: branch, tag or commit; resolved to a commit.
+        streaming: read rows as they are needed (a `save_to_disk` folder is memory-mapped in any case).
+
+    Raises:
+        MissingError: nothing there.
+        DataError: a file that cannot be read as rows, or holds none.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        if revision is not None or config is not None:
+            raise OptionError(f"{path.name} is local: it has no revision or config", fix="leave them out")
+        rows = _local(path, split, streaming)
+        name, pinned = path.resolve().name, _content_digest(path)
+    elif _HUB_ID.fullmatch(str(source)) and path.suffix not in _READERS:
+        rows, pinned = _hub(str(source), config, split, revision, streaming)
+        name = str(source)
+    else:
+        raise MissingError(f"there is no file, folder or Hub data set {str(source)!r}", fix="check the path")
+    return Loaded(_unwrap(rows, name), name, pinned)
+
+
+def _local(path: Path, split: str | None, streaming: bool):
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        rows = load_from_disk(str(path))
+        if split is not None:
+            if not isinstance(rows, DatasetDict):
+                raise OptionError(f"{path.name} has no splits", fix="leave split out")
+            rows = _take(rows, split)
+        return rows.to_iterable_dataset() if streaming and not isinstance(rows, DatasetDict) else rows
+    if path.is_dir():
+        if not any(file.suffix in _READERS for file in path.rglob("*")):
+            raise DataError(f"folder {path.name} holds no rows", fix=f"expected files ending in {', '.join(_READERS)}")
+        return _guarded(path, lambda: load_dataset(str(path), split=split, streaming=streaming))
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise DataError(f"{path.name} is not a file of rows", fix=f"expected one of {', '.join(_READERS)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path.name} is empty", fix="check how it was written")
+    return _guarded(path, lambda: load_dataset(reader, data_files=str(path), split=split, streaming=streaming))
+
+
+def _guarded(path: Path, load):
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return load()
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        if is_disk_full(error):
+            raise
+        raise DataError(
+            f"{path.name} cannot be read as rows", found=_bad_line(path) or _root_cause(error), fix="mend the file"
+        ) from error
+
+
+def _bad_line(path: Path) -> str | None:
+    """Number of the first line of a JSON-lines file that is no JSON object (its text is not repeated)."""
+    if path.suffix != ".jsonl":
+        return None
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    return f"line {number} is JSON but not an object"
+            except ValueError:
+                return f"line {number} is not JSON"
+    return None
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
+
+
+def _hub(source: str, config: str | None, split: str | None, revision: str | None, streaming: bool):
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        pinned = str(HfApi().dataset_info(source, revision=revision).sha)
+    except RepositoryNotFoundError as error:
+        raise MissingError(
+            f"there is no file or folder {source!r}, and no such data set on the Hub",
+            fix="check the name; for a private one run `hf auth login`",
+        ) from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise MissingError(
+            f"the Hub did not say which revision of {source!r} is meant",
+            found=type(error).__name__,
+            fix="check the connection and the revision, or give a local path",
+        ) from error
+    try:
+        return load_dataset(source, config, split=split, revision=pinned, streaming=streaming), pinned
+    except (ValueError, OSError) as error:
+        raise DataError(f"{source} cannot be loaded", found=_root_cause(error), fix="check config and split") from error
+
+
+def _take(rows, split: str):
+    if split not in rows:
+        raise MissingError(f"there is no split {split!r}", found=", ".join(rows), fix="name one of these")
+    return rows[split]
+
+
+def _unwrap(rows, name: str):
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if isinstance(rows, (DatasetDict, IterableDatasetDict)) and len(rows) == 1:
+        rows = next(iter(rows.values()))
+    parts = rows.values() if isinstance(rows, DatasetDict) else [rows]
+    if all(isinstance(part, Dataset) and not len(part) for part in parts):
+        raise DataError(f"{name} holds no rows", fix="check how it was written")
+    return rows
+
+
+def _content_digest(path: Path) -> str:
+    """sha256 over names and contents of the files read, whatever folder they lie in."""
+    if path.is_file():
+        return f"sha256:{file_sha256(path)}"
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

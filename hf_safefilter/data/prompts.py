@@ -1,0 +1,34 @@
+"""Prompts alone: the user turns of rows, or bare strings, for searches and studies that ask a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hf_safefilter.data.conversations import as_conversations, prompt_of
+from hf_safefilter.errors import DataError
+
+_COLUMNS = ("prompt", "instruction", "question", "text")
+
+
+def prompts_in(rows: Iterable[Any]) -> tuple[str, ...]:
+    """The distinct prompts of rows, or of bare strings, in order; a row needs no response.
+
+    Raises:
+        DataError: rows that hold none.
+    """
+    prompts: list[str] = []
+    whole: list[Mapping[str, Any]] = []
+    for row in rows:
+        if isinstance(row, str):
+            prompts.append(row)
+            continue
+        column = next((name for name in _COLUMNS if isinstance(row.get(name), str)), None)
+        if column is None:
+            whole.append(row)
+        else:
+            prompts.append(row[column])
+    prompts += [prompt_of(conversation) for conversation in as_conversations(whole)]
+    if not all(prompt.strip() for prompt in prompts):
+        raise DataError("a row holds an empty prompt", fix="remove it")
+    return tuple(dict.fromkeys(prompts))

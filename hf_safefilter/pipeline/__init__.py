@@ -1,0 +1,1 @@
+"""One recipe from rows to the rows that are safe to tune on."""

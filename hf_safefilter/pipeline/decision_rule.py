@@ -1,0 +1,32 @@
+"""The threshold that a recipe's `select` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_safefilter.data.load_rows import load_rows
+from hf_safefilter.decide.thresholds import threshold_for
+from hf_safefilter.engine.local import score_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hf_safefilter.decide.thresholds import Threshold
+    from hf_safefilter.recipe import SelectionRule
+    from hf_safefilter.step import Step
+
+
+def decide_threshold(
+    scored: Dataset | DatasetDict, column: str, rule: SelectionRule, steps: Sequence[Step]
+) -> Threshold:
+    """The threshold that `rule` asks for; rows known to be good are scored by the same `steps` first."""
+    options = rule.model_dump(exclude_none=True, exclude={"by"})
+    if rule.label is None:
+        options.pop("unsafe")
+    if rule.known_good is not None:
+        good = load_rows(rule.known_good).rows
+        for step in steps:
+            good = score_rows(good, step)
+        options["known_good"] = good
+    return threshold_for(scored, column, **options)

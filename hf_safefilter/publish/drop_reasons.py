@@ -1,0 +1,52 @@
+"""Rows as a record tells of them: split by split, by id, and why they were dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_safefilter.columns import ROW_ID, SCORE_SUFFIX, UNSCORABLE, reason_column
+from hf_safefilter.data.batch import Batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hf_safefilter.decide.select import IsSafe
+
+REACHED = "score at or above the threshold"
+NO_NUMBER = "score is not a number"
+
+
+def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
+    """Why each row was dropped; "" where it was kept."""
+    own = reason_column(is_safe.column.removesuffix(SCORE_SUFFIX))
+    columns = [name for name in (is_safe.column, own, UNSCORABLE) if name in part.column_names]
+    view = Batch(part.select_columns(columns).with_format("arrow")[:]) if len(part) else None
+    if view is None:
+        return []
+    # a method that reads the text itself knows best why it could not
+    said = next((name for name in (own, UNSCORABLE) if name in columns), None)
+    unread = view.cells(said) if said else [""] * view.n
+    finite = np.isfinite(view.numbers(is_safe.column))
+    return [
+        "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER
+        for kept, reason, scored in zip(is_safe.mask(view).tolist(), unread, finite.tolist(), strict=True)
+    ]
+
+
+def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str]:
+    """Ids of the rows: the column if it is there, else worked out from the text."""
+    from hf_safefilter.data.conversations import as_conversations, row_id
+
+    if ROW_ID in part.column_names:
+        return part.with_format("arrow")[:][ROW_ID].to_pylist() if len(part) else []
+    return [row_id(one) for one in as_conversations(part, columns)]
+
+
+def by_split(ds: Dataset | DatasetDict) -> dict[str, Any]:
+    """Split name -> rows; a data set without a split is called train."""
+    if isinstance(ds, Mapping):
+        return dict(ds)
+    return {str(ds.split) if ds.split is not None else "train": ds}

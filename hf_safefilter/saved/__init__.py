@@ -1,0 +1,1 @@
+"""Rows and decisions on disk, with the steps that made their columns."""

@@ -1,0 +1,63 @@
+"""A decision on disk: what was kept, what was dropped, and by which rule, for the commands that come after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.saved.saved_rows import Saved, files_for, load_rows_with_steps, save_rows
+from hf_safefilter.storage.artifacts import atomic_folder
+
+if TYPE_CHECKING:
+    from hf_safefilter.decide.select import IsSafe
+
+DECISION = "decision.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """How many rows a written decision keeps and drops."""
+
+    n_kept: int
+    n_dropped: int
+
+
+def write_decision(folder: Path, saved: Saved, is_safe: IsSafe) -> Decided:
+    """Write kept/, dropped/, scored/ (`save_to_disk` folders) and ``decision.json``, all at once or not at all."""
+    from hf_safefilter.decide.select import split
+
+    parts = split(saved.rows, is_safe)
+    decision = {"column": is_safe.column, "threshold": float(is_safe.threshold).hex(), "rule": is_safe.rule}
+    with atomic_folder(folder, marker=DECISION) as scratch:
+        for name, part in (("kept", parts.kept), ("dropped", parts.dropped)):
+            part.save_to_disk(str(scratch / name), num_shards=files_for(part))
+        save_rows(saved.rows, scratch / "scored", saved.steps, name=saved.name, revision=saved.revision)
+        (scratch / DECISION).write_text(json.dumps(decision, indent=1) + "\n", encoding="utf-8")
+    return Decided(_count(parts.kept), _count(parts.dropped))
+
+
+def read_decision(folder: Path) -> tuple[Saved, IsSafe]:
+    """The scored rows and the predicate of a decision written by `write_decision`.
+
+    Raises:
+        MissingError: no decision there.
+        IntegrityError: a damaged one.
+    """
+    from hf_safefilter.decide.select import IsSafe
+
+    path = folder / DECISION
+    if not path.is_file():
+        raise MissingError(f"{folder} holds no decision", fix="make one: hf-safefilter select --help")
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        is_safe = IsSafe(given["column"], float.fromhex(given["threshold"]), given["rule"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is damaged", fix="run select again") from error
+    return load_rows_with_steps(folder / "scored"), is_safe
+
+
+def _count(rows) -> int:
+    return sum(len(part) for part in rows.values()) if hasattr(rows, "values") else len(rows)

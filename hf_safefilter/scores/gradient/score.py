@@ -1,0 +1,85 @@
+"""GradientScore: does a row's gradient point where harmful answers would take the model?"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from hf_safefilter import cache
+from hf_safefilter.columns import reason_column
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.scores.base import Fitting, Score
+from hf_safefilter.scores.controls import Pairs, as_pairs
+from hf_safefilter.scores.gradient.anchor import GradientAnchor
+from hf_safefilter.scores.gradient.fit import fit_to_references
+from hf_safefilter.step import Step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GradientScore(Score):
+    """Dot product of the row's unit gradient with the anchor gradient; within [-2, 2] for one safe set.
+
+    Reads the text, not the embedded vectors: the loss is the mean negative log likelihood of the response and of the
+    token after it, by the anchor's own model. Short responses have large gradients and long ones resemble each other:
+    compare with `LengthScore`. `gradient_unscored` says why a row has no score.
+
+    Args:
+        anchor: what `fit_gradient` returned, or its digest.
+        columns: where prompt and response are, for rows of no known shape.
+        device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None.
+
+    Raises:
+        MissingError: the anchor is not in the store.
+
+    Source: He et al., arXiv 2404.01099, gradient matching.
+    """
+
+    METHOD: ClassVar[str] = "gradient"
+    MEASURES: ClassVar[str] = "cosine of a row's gradient to the references'"
+    REQUIRES: ClassVar[str] = "references, backward"
+    SOURCE: ClassVar[str] = "He et al., arXiv 2404.01099"
+    FITTING: ClassVar[Fitting | None] = Fitting(
+        field="anchor",
+        to="references",
+        by=fit_to_references,
+        options=("anchors", "parts", "blocks", "rank", "targets", "projection", "seed", "anchor_tokens", "device"),
+    )
+
+    anchor: GradientAnchor | str
+    _: KW_ONLY
+    columns: Mapping[str, str] | Pairs | None = None
+    device: str | None = None
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "anchor", GradientAnchor.of(self.anchor).digest)
+        object.__setattr__(self, "columns", as_pairs(self.columns))
+        Step.__post_init__(self)
+
+    def produces(self) -> tuple[str, ...]:
+        """`gradient_score` and `gradient_unscored`."""
+        return (*Score.produces(self), reason_column(self.METHOD))
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,) and strings (n,)."""
+        from hf_safefilter.model.load import pick_device
+
+        read = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
+        anchor, device = GradientAnchor.of(self.anchor), pick_device(self.device, rank)
+        if read and cache.enabled():
+            facts = {"step": "GradientScore", "anchor": self.anchor, "algorithm": self.algorithm, "device": device.type}
+            space = cache.Space.of(facts, f"gradient of {anchor.facts['model']}")
+            done = cache.recall_scores(space, read, lambda rows: cache.as_reading(*anchor.score(rows, device)))
+        else:
+            done = cache.as_reading(*anchor.score(read, device))
+        for reason, count in Counter(filter(None, done.reasons)).items():
+            logger.warning("%d rows have no gradient score: %s", count, reason)
+        return dict(zip(self.produces(), (done.vectors[cache.SCORE][:, 0], done.reasons), strict=True))

@@ -1,0 +1,64 @@
+"""SaftScore: how strongly a row is present in the fitted directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from hf_safefilter.columns import Layer
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.errors import OptionError
+from hf_safefilter.scores.base import Fitting, Score, layer_vectors, score_vectors
+from hf_safefilter.scores.saft.subspace import SaftSubspace, fit_saft
+from hf_safefilter.step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class SaftScore(Score):
+    """Squared projection on the leading directions of the data set, meaned over them; 0 or more unless the sign is -1.
+
+    A reconstruction of SAFT, not its reference. Rows other than those it was fitted to can be scored too.
+
+    Args:
+        subspace: what `fit_saft` returned, or its digest.
+        layer: where the rows were read; the subspace's own, and may be left out.
+
+    Raises:
+        OptionError: another layer than the subspace's.
+
+    Source: SAFT, arXiv 2410.10014, reconstructed.
+    """
+
+    METHOD: ClassVar[str] = "saft"
+    MEASURES: ClassVar[str] = "energy in the leading singular subspace; a reconstruction"
+    REQUIRES: ClassVar[str] = "the rows alone"
+    SOURCE: ClassVar[str] = "SAFT, arXiv 2410.10014"
+    FITTING: ClassVar[Fitting | None] = Fitting(
+        field="subspace",
+        to="rows",
+        by=fit_saft,
+        options=("layer", "k", "center", "normalize_rows", "weight", "label", "unsafe"),
+    )
+
+    subspace: SaftSubspace | str
+    layer: Layer | None = None
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        fitted = SaftSubspace.of(self.subspace)
+        if self.layer not in (None, fitted.layer):
+            raise OptionError(
+                f"the subspace was fitted at layer {fitted.layer!r}, not {self.layer!r}",
+                fix=f"use layer={fitted.layer!r}, or fit_saft(ds, {self.layer!r})",
+            )
+        object.__setattr__(self, "subspace", fitted.digest)
+        object.__setattr__(self, "layer", fitted.layer)
+        Step.__post_init__(self)
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+        """float32 (n,)."""
+        subspace = SaftSubspace.of(self.subspace)
+        rows = layer_vectors(batch, self.layer, len(subspace.directions))
+        return {self.produces()[0]: score_vectors(rows, subspace.strength)}

@@ -1,0 +1,1 @@
+"""What is kept on disk: artefacts known by their digest, and fitted things opened by it."""

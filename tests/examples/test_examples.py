@@ -1,0 +1,29 @@
+"""The examples are run."""
+
+import json
+import runpy
+from pathlib import Path
+
+from hf_safefilter.demo import mixed_rows
+from hf_safefilter.pipeline.purify import purify
+from hf_safefilter.recipe import Recipe
+from hf_safefilter.toy.corpus import heldout_rows
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_filtering_step_by_step_finds_the_planted_rows(capsys):
+    runpy.run_path(str(EXAMPLES / "filter_rows.py"))["main"]()
+    said = capsys.readouterr().out
+    larf = next(float(line.split()[-1]) for line in said.splitlines() if line.strip().startswith("larf"))
+    assert larf > 0.95
+    assert "900 rows kept, 100 dropped" in said
+
+
+def test_the_recipe_runs_with_rows_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("rows", mixed_rows()[:150]), ("good", heldout_rows("benign", 100))):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = purify(None, Recipe.read(EXAMPLES / "recipe.yaml"))
+    assert done.is_safe.column == "nearest_score"
+    assert "at most 0.05" in done.is_safe.rule
