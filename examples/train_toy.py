@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from hf_safefilter.storage.artifacts import atomic_folder
+from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.toy import MODEL_FOLDER
 from hf_safefilter.toy.dialogues import Message, training_dialogues
 from hf_safefilter.toy.refusal_rates import refusal_rates, separation

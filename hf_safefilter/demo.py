@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import OptionError
 from hf_safefilter.recipe import Recipe
-from hf_safefilter.storage.artifacts import atomic_text
+from hf_safefilter.storage.atomic import atomic_text
 
 if TYPE_CHECKING:
     from hf_safefilter.toy.corpus import Row

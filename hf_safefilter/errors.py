@@ -17,6 +17,8 @@ import errno
 class SafefilterError(Exception):
     """Base of all errors raised on purpose by this package.
 
+    An option stands in backticks in its Python form, `name=value`; each surface prints it in its own language.
+
     Args:
         fact: what happened, with the offending value, in one sentence.
         found: what was there instead, when that helps.
@@ -29,7 +31,7 @@ class SafefilterError(Exception):
         if found is not None:
             lines.append(f"found: {found}")
         if fix is not None:
-            lines.append(f"to mend it: {fix}")
+            lines.append(f"fix: {fix}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple:
@@ -49,7 +51,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is want of memory; for the machine's own torch has no type."""
+    """Whether an error, or what it came from, is a lack of memory: torch has no type for the machine's own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ import xxhash
 
 from hf_safefilter.data.batch import arrow_vectors, to_arrow
 from hf_safefilter.errors import IntegrityError
+from hf_safefilter.storage.atomic import atomic_bytes
 
 logger = logging.getLogger(__name__)
 
-PART, DAMAGED, SCRATCH = ".arrow", ".damaged", ".tmp"
+PART, DAMAGED = ".arrow", ".damaged"
 _ID = 16  # bytes of a row_id
 _MARK = b"hf_safefilter"
 
@@ -78,27 +78,8 @@ def write(folder: Path, mark: str, rows: Rows) -> Path:
         writer.write_table(table)
     content = sink.getvalue()
     target = folder / f"{checksum(content)}{PART}"
-    handle, scratch = tempfile.mkstemp(suffix=SCRATCH, dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, target)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
-    _settle_on_disk(folder)
+    atomic_bytes(target, memoryview(content))
     return target
-
-
-def _settle_on_disk(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def checksum(content: pa.Buffer) -> str:

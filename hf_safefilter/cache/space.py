@@ -11,7 +11,8 @@ from typing import Any
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import IntegrityError
-from hf_safefilter.storage.artifacts import atomic_text, store_root
+from hf_safefilter.storage.artifacts import store_root
+from hf_safefilter.storage.atomic import atomic_text
 
 FORMAT = 1
 """Of the files; part of every space's name, so that another version neither reads nor harms what this one wrote."""

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_safefilter.cache.part import DAMAGED, PART, SCRATCH, set_aside, verify
+from hf_safefilter.cache.part import DAMAGED, PART, set_aside, verify
 from hf_safefilter.cache.space import FACTS, FORMAT, read_facts, rows_root
 from hf_safefilter.errors import IntegrityError, OptionError
+from hf_safefilter.storage.atomic import SCRATCH
 
 logger = logging.getLogger(__name__)
 

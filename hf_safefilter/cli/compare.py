@@ -10,7 +10,7 @@ import typer
 from hf_safefilter.cli.arguments import Column, Output, Rows, Split, layers_of, pairs_of, reads_a_model, values_of
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
-from hf_safefilter.storage.artifacts import atomic_folder, require_replaceable
+from hf_safefilter.storage.atomic import atomic_folder, require_replaceable
 
 EXAMPLE = "hf-safefilter compare rows.jsonl --model toy --methods larf,nearest,saft --label label --output compared"
 

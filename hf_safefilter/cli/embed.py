@@ -37,7 +37,7 @@ def embed(
     from hf_safefilter.engine.local_processes import embed_in_processes
     from hf_safefilter.saved.saved_rows import TRAIL, save_rows
     from hf_safefilter.saved.shards import Shard
-    from hf_safefilter.storage.artifacts import require_replaceable
+    from hf_safefilter.storage.atomic import require_replaceable
 
     if (shard is None) != (num_shards is None):
         raise OptionError("--shard and --num-shards go together", fix="use e.g. --shard 0 --num-shards 8")

@@ -65,7 +65,7 @@ def carry_out(
     """Purify, write the output folder, and say what happened."""
     from hf_safefilter.pipeline.purify import purify
     from hf_safefilter.publish.folder import PROVENANCE, write_folder
-    from hf_safefilter.storage.artifacts import require_replaceable
+    from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, PROVENANCE)
     if engine is not None and recipe.data.streaming and include_text:

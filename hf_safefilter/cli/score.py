@@ -37,7 +37,7 @@ def score(
     from hf_safefilter.engine.local import score_rows
     from hf_safefilter.references.open import open_references, require_same_reading
     from hf_safefilter.saved.saved_rows import TRAIL, save_rows
-    from hf_safefilter.storage.artifacts import require_replaceable
+    from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, TRAIL)
     reads_vectors = "layer" in takes(method)

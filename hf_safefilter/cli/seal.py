@@ -86,7 +86,8 @@ def _require_outputs(output: Path, rows: Any) -> None:
     """Raise now, rather than after hours of training, when there is no place for the result."""
     from hf_safefilter.saved.saved_rows import TRAIL
     from hf_safefilter.scores.seal.score import COLUMNS
-    from hf_safefilter.storage.artifacts import MANIFEST, require_replaceable
+    from hf_safefilter.storage.artifacts import MANIFEST
+    from hf_safefilter.storage.atomic import require_replaceable
 
     for name, marker in (("selector", MANIFEST), ("scored", TRAIL)):
         require_replaceable(output / name, marker)
@@ -107,7 +108,7 @@ def _write(selector: SealSelector, loaded: Any, columns: dict[str, str] | None, 
     from hf_safefilter.engine.local import score_rows
     from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.scores.seal import SealScore
-    from hf_safefilter.storage.artifacts import atomic_text
+    from hf_safefilter.storage.atomic import atomic_text
 
     selector.save(output / "selector")
     atomic_text(output / "report.json", json.dumps(selector.report(), indent=1) + "\n")

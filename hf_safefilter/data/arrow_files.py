@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from hf_safefilter.errors import DataError
+from hf_safefilter.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -64,22 +64,17 @@ def lay_down(tables: Iterable[pa.Table], split: Any = None) -> Dataset:
 @contextmanager
 def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """What writes tables to an Arrow stream file, which is there whole after the block, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    half = Path(name)
-    try:
-        with pa.OSFile(name, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with (
+        atomic_file(path) as scratch,
+        pa.OSFile(str(scratch), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
 
-            def write(table: pa.Table) -> None:
-                if table.num_rows:
-                    writer.write_table(table.combine_chunks())
+        def write(table: pa.Table) -> None:
+            if table.num_rows:
+                writer.write_table(table.combine_chunks())
 
-            yield write
-        half.chmod(0o644)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
+        yield write
 
 
 def scratch_folder() -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from hf_safefilter.effect.arms import CONTRASTS
 from hf_safefilter.effect.ledger import Run
 from hf_safefilter.errors import IntegrityError, MissingError
-from hf_safefilter.storage.artifacts import atomic_text
+from hf_safefilter.storage.atomic import atomic_text
 
 REPORT = "effect.json"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_safefilter.effect.measures import Measured
 from hf_safefilter.errors import OptionError
-from hf_safefilter.storage.artifacts import atomic_text
+from hf_safefilter.storage.atomic import atomic_text
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_safefilter.errors import DataError, IntegrityError
 from hf_safefilter.locate.refusals import Verdict
+from hf_safefilter.storage.atomic import atomic_text
 
 _LETTERS: dict[Verdict, str] = {"refusal": "r", "answer": "a", "degenerate": "d"}
 _VERDICTS = {letter: verdict for verdict, letter in _LETTERS.items()}
@@ -55,8 +56,7 @@ class Journal:
         else:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             if text != path.read_text(encoding="utf-8"):  # a line was cut short: the next one must not follow it
-                path.with_suffix(".part").write_text(text, encoding="utf-8")
-                os.replace(path.with_suffix(".part"), path)
+                atomic_text(path, text)
 
     def holds(self, blocks: tuple[int, ...], by: float, rows: Iterable[int]) -> bool:
         """Whether all of `rows` have their verdict."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_safefilter.errors import DataError, IntegrityError, MissingError
-from hf_safefilter.storage.artifacts import atomic_text
+from hf_safefilter.storage.atomic import atomic_text
 
 FILE = "locate.json"
 _VERSION = 1

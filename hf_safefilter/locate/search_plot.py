@@ -5,26 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.figures import BLUE, GREY, RED, figure
+
 if TYPE_CHECKING:
     from hf_safefilter.locate.safety_layers import SafetyLayers
-
-_LINE, _FOUND, _FAINT = "#3b6ea5", "#c8553d", "#9aa5b1"
 
 
 def write_plot(found: SafetyLayers, path: Path) -> None:
     """Write `path` as PNG and SVG; the same result gives the same bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     draw = {"gap": _gap, "scaling": _scaling, "bounds": _bounds}[found.method]
-    with matplotlib.rc_context({"svg.hashsalt": "hf_safefilter", "font.size": 10, "axes.spines.top": False,
-                                "axes.spines.right": False}):  # fmt: skip
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
+    with figure(path, 7, 4) as drawn:
+        axes = drawn.subplots()
         draw(axes, found)
         axes.set_title(_title(found), fontsize=10, loc="left")
-        figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 
 def _title(found: SafetyLayers) -> str:
@@ -37,15 +30,15 @@ def _shade(axes: Any, found: SafetyLayers) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if found.signal:
-        axes.axvspan(found.first - 0.5, found.last + 0.5, color=_FOUND, alpha=0.15, linewidth=0)
+        axes.axvspan(found.first - 0.5, found.last + 0.5, color=RED, alpha=0.15, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("block (its output is layer block + 1)")
 
 
 def _gap(axes: Any, found: SafetyLayers) -> None:
     blocks = [row["block"] for row in found.table]
-    axes.axhline(0, color=_FAINT, linewidth=0.8)
-    axes.plot(blocks, [row["gap"] for row in found.table], color=_LINE, marker="o", markersize=3)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.plot(blocks, [row["gap"] for row in found.table], color=BLUE, marker="o", markersize=3)
     axes.set_ylabel("angular gap (degrees)")
     _shade(axes, found)
 
@@ -54,8 +47,8 @@ def _scaling(axes: Any, found: SafetyLayers) -> None:
     blocks = [row["block"] for row in found.table]
     scores = [row["score"] for row in found.table]
     reach = [[row["score"] - row["low"] for row in found.table], [row["high"] - row["score"] for row in found.table]]
-    axes.axhline(0, color=_FAINT, linewidth=0.8)
-    axes.errorbar(blocks, scores, yerr=reach, color=_LINE, fmt="o", markersize=4, capsize=2, linewidth=1)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.errorbar(blocks, scores, yerr=reach, color=BLUE, fmt="o", markersize=4, capsize=2, linewidth=1)
     axes.set_ylabel("refusals, louder minus quieter (a prompt)")
     _shade(axes, found)
 
@@ -64,10 +57,10 @@ def _bounds(axes: Any, found: SafetyLayers) -> None:
     by = found.facts.get("alpha")
     rows = [row for row in found.table if row["alpha"] == by] or list(found.table)
     names = [f"{row['first']}-{row['last']}" for row in rows]
-    colors = [_FOUND if found.signal and (row["first"], row["last"]) == (found.first, found.last) else _LINE
+    colors = [RED if found.signal and (row["first"], row["last"]) == (found.first, found.last) else BLUE
               for row in rows]  # fmt: skip
     axes.bar(range(len(rows)), [row["refusals"] for row in rows], color=colors)
-    axes.axhline(found.facts.get("unscaled", {}).get("refusal", 0), color=_FAINT, linestyle="--", linewidth=1)
+    axes.axhline(found.facts.get("unscaled", {}).get("refusal", 0), color=GREY, linestyle="--", linewidth=1)
     axes.set_xticks(range(len(rows)), names, rotation=60, fontsize=8)
     axes.set_xlabel(f"blocks scaled by {by:g} (dashed: unscaled)" if by else "blocks scaled")
     axes.set_ylabel("refusals")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from hf_safefilter.storage.artifacts import atomic_text, store_root
+from hf_safefilter.storage.artifacts import store_root
+from hf_safefilter.storage.atomic import atomic_text
 
 logger = logging.getLogger(__name__)
 

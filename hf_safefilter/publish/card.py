@@ -23,7 +23,12 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def render(
-    provenance: Provenance, published: Published | None, *, existing: str | None = None, text_included: bool = False
+    provenance: Provenance,
+    published: Published | None,
+    *,
+    existing: str | None = None,
+    text_included: bool = False,
+    repository: str = "OWNER/NAME",
 ) -> str:
     """README.md of a published data set.
 
@@ -34,12 +39,13 @@ def render(
         existing: the README.md that is there already: its text outside our part, and metadata keys that are not ours,
             are kept.
         text_included: whether ``dropped.parquet`` holds the text of the dropped rows.
+        repository: where the card will stand, for the commands that it shows.
 
     Raises:
         PublishError: the existing card's metadata are not YAML.
     """
     metadata, text = _taken_apart(existing) if existing else ({}, None)
-    ours = _body(provenance, text_included)
+    ours = _body(provenance, text_included, repository)
     if text is None:
         body = f"# {_escape(provenance.source.name)}, filtered for safety\n\n{ours}\n"
     elif _OURS.search(text):
@@ -51,16 +57,18 @@ def render(
 
 
 def _taken_apart(card: str) -> tuple[dict[str, Any], str]:
-    found = re.match(r"\A---\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", card, re.DOTALL)
-    if not found:
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # where the Hub itself sees the metadata end
+
+    block = REGEX_YAML_BLOCK.search(card)
+    if block is None:
         return {}, card
     try:
-        metadata = yaml.safe_load(found.group(1)) or {}
+        metadata = yaml.safe_load(block.group(2)) or {}
     except yaml.YAMLError as error:
         raise PublishError("the metadata of the existing card are not YAML", fix="mend its first lines") from error
     if not isinstance(metadata, dict):
         raise PublishError("the metadata of the existing card are no mapping", fix="mend its first lines")
-    return metadata, card[found.end() :]
+    return metadata, card[block.end() :]
 
 
 def splits_in(card: str | None) -> dict[str, SplitSize]:
@@ -118,7 +126,7 @@ def _size(rows: int) -> str:
     return next((name for bound, name in steps if rows < bound), "n>10M")
 
 
-def _body(provenance: Provenance, text_included: bool) -> str:
+def _body(provenance: Provenance, text_included: bool, repository: str) -> str:
     facts = _escaped(provenance.to_dict())
     counts = facts["counts"]
     titles = (("split", "by_split"), ("source", "by_source"), ("category", "by_category"))
@@ -126,6 +134,7 @@ def _body(provenance: Provenance, text_included: bool) -> str:
         facts,
         begin=BEGIN,
         end=END,
+        repository=_escape(repository),
         tables=[(title, counts[key]) for title, key in titles if counts[key]],
         labelled_rule="labelled rows" in provenance.selection.rule,
         text_included=text_included,

@@ -12,7 +12,7 @@ from hf_safefilter.publish.croissant import croissant
 from hf_safefilter.publish.data_files import read_published, write_dropped, write_kept
 from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.plots import write_plots
-from hf_safefilter.storage.artifacts import atomic_folder
+from hf_safefilter.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -7,32 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_safefilter.figures import BLUE, RED, figure
+
 if TYPE_CHECKING:
     from hf_safefilter.publish.provenance import Provenance, Share
-
-_KEPT, _DROPPED = "#3b6ea5", "#c8553d"
 
 
 def write_plots(folder: Path, scores: np.ndarray, provenance: Provenance) -> None:
     """Write ``plots/scores`` and ``plots/shares`` as PNG and SVG; the same input gives the same bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    (folder / "plots").mkdir()
-    with matplotlib.rc_context({"svg.hashsalt": "hf_safefilter", "font.size": 10, "axes.spines.top": False,
-                                "axes.spines.right": False}):  # fmt: skip
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        _scores(figure.subplots(), scores, provenance)
-        _save(figure, folder / "plots" / "scores")
-        shares = provenance.counts.by_category or provenance.counts.by_source or provenance.counts.by_split
-        figure = Figure(figsize=(7, 1.2 + 0.28 * len(shares)), layout="constrained")
-        _shares(figure.subplots(), shares)
-        _save(figure, folder / "plots" / "shares")
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    with figure(folder / "plots" / "scores", 7, 4) as drawn:
+        _scores(drawn.subplots(), scores, provenance)
+    shares = provenance.counts.by_category or provenance.counts.by_source or provenance.counts.by_split
+    with figure(folder / "plots" / "shares", 7, 1.2 + 0.28 * len(shares)) as drawn:
+        _shares(drawn.subplots(), shares)
 
 
 def _scores(axes: Any, scores: np.ndarray, provenance: Provenance) -> None:
@@ -44,7 +31,7 @@ def _scores(axes: Any, scores: np.ndarray, provenance: Provenance) -> None:
     edges = threshold + step * np.arange(np.floor((low - threshold) / step), np.ceil((high - threshold) / step) + 2)
     sides = [finite[finite < threshold], finite[finite >= threshold]]
     labels = [f"kept ({len(sides[0])})", f"dropped ({len(sides[1])})"]
-    axes.hist(sides, bins=edges, stacked=True, color=[_KEPT, _DROPPED], label=labels)
+    axes.hist(sides, bins=edges, stacked=True, color=[BLUE, RED], label=labels)
     axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.4g}")
     axes.set_yscale("symlog", linthresh=10)
     most = axes.get_ylim()[1]
@@ -62,7 +49,7 @@ def _shares(axes: Any, shares: dict[str, Share]) -> None:
     names = [_plain(name)[:40] or "(none)" for name in shares]
     values = [100 * share.dropped / share.rows if share.rows else 0.0 for share in shares.values()]
     places = np.arange(len(names))
-    axes.barh(places, values, color=_DROPPED)
+    axes.barh(places, values, color=RED)
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xlabel("dropped, % of rows")

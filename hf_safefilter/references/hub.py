@@ -4,62 +4,70 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from hf_safefilter.errors import MissingError, PublishError
 from hf_safefilter.references.files import ROWS, VECTORS
 from hf_safefilter.storage.artifacts import MANIFEST
+from hf_safefilter.storage.fitted import Fitted
+from hf_safefilter.storage.hub_commit import README, Pushed, Repository, commit
 
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
-
-CARD = "README.md"
+CARD = README
 _OURS = (MANIFEST, VECTORS, ROWS, "index_*.faiss")
 _MARK = "<!-- written by hf_safefilter -->"
 
 
-def push(index: Any, repo_id: str, *, private: bool, token: str | None) -> CommitInfo:
+def push(
+    index: Fitted,
+    summary: Mapping[str, Any],
+    repo_id: str,
+    *,
+    private: bool,
+    token: str | None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Pushed:
     """Commit the files of `index` and a card to a data set repository, made if need be; older index files go.
 
     A card that a person wrote is left alone.
 
-    Raises:
-        PublishError: the repository is public although `private` was asked for, or the Hub refused the commit, for
-            example because another one came first; the repository is then as it was.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    Args:
+        index: the references.
+        summary: what the card says of them; no text of theirs.
+        repo_id: owner and name.
+        private: of a repository that is made; one that is there must be private too.
+        token: Hub token; None: the one logged in with.
+        sleep: waits between tries.
 
-    api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    info = api.repo_info(repo_id, repo_type="dataset")
-    if private and not info.private:
-        raise PublishError(
-            f"{repo_id} is public and would show the texts of the reference rows",
-            fix="make it private, push elsewhere, or pass private=False",
-        )
-    there = set(api.list_repo_files(repo_id, repo_type="dataset", revision=info.sha))
+    Raises:
+        PublishError: the repository is public although `private` was asked for, or the Hub refused the commit; the
+            repository is then as it was.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     files = {name: index.bytes_of(name) for name in index.files}
-    if CARD not in there or _is_ours(api, repo_id, info.sha):
-        files[CARD] = card(index, repo_id).encode()
-    stale = [name for name in there if Path(name).match("index_*.faiss") and name not in files and "/" not in name]
-    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-    try:
-        return api.create_commit(
-            repo_id,
-            operations=[*additions, *(CommitOperationDelete(name) for name in sorted(stale))],
-            commit_message=f"References {index.digest[:19]}",
-            repo_type="dataset",
-            parent_commit=info.sha,
-        )
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        raise PublishError(f"the Hub refused the commit to {repo_id}", found=f"{status}", fix="push again") from error
+
+    def operations(there: Repository) -> list[Any]:
+        if private and not there.private:
+            raise PublishError(
+                f"{repo_id} is public and would show the texts of the reference rows",
+                fix="make it private, push elsewhere, or pass `private=False`",
+            )
+        text = there.card()
+        own = {CARD: card(summary, repo_id).encode()} if text is None or _MARK in text else {}
+        stale = [
+            name for name in there.files if "/" not in name and name not in files and fnmatch(name, "index_*.faiss")
+        ]
+        adds = [CommitOperationAdd(name, content) for name, content in (files | own).items()]
+        return [*adds, *(CommitOperationDelete(name) for name in sorted(stale))]
+
+    return commit(repo_id, operations, f"References {index.digest[:19]}", private, token, sleep)
 
 
 @contextmanager
@@ -84,16 +92,15 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
         yield Path(scratch)
 
 
-def card(index: Any, repo_id: str) -> str:
+def card(summary: Mapping[str, Any], repo_id: str) -> str:
     """The README of a reference repository: what it is, in numbers; none of its texts."""
     head = {
-        "license": index.license,
+        "license": summary["license"],
         "pretty_name": "Reference rows for fine-tuning data filters",
         "configs": [{"config_name": "default", "data_files": ROWS}],
         "tags": ["hf_safefilter", "references"],
     }
-    said = index.summary()
-    facts = "\n".join(f"- {name}: `{_plain(value)}`" for name, value in said.items())
+    facts = "\n".join(f"- {name}: `{_plain(value)}`" for name, value in summary.items())
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -110,7 +117,7 @@ Unsafe and safe rows that a fine-tuning set is compared with, and their hidden s
 from hf_safefilter import ReferenceIndex
 
 references = ReferenceIndex.from_hub({repo_id!r})
-assert references.digest == {index.digest!r}
+assert references.digest == {summary["digest"]!r}
 ```
 """
 
@@ -118,8 +125,3 @@ assert references.digest == {index.digest!r}
 def _plain(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return " ".join(text.replace("`", "'").split())
-
-
-def _is_ours(api: Any, repo_id: str, revision: str) -> bool:
-    path = api.hf_hub_download(repo_id, CARD, repo_type="dataset", revision=revision)
-    return _MARK in Path(path).read_text(encoding="utf-8")

@@ -15,13 +15,13 @@ from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.references.files import ROWS, SIDES, VECTORS, ReferenceRow, index_name, read_rows, to_files
 from hf_safefilter.references.flat import from_bytes, search
 from hf_safefilter.references.read_sides import read_sides
-from hf_safefilter.storage.fitted import Kept
+from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from huggingface_hub import CommitInfo
 
     from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.storage.hub_commit import Pushed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Neighbours:
         return [[self.side[place] for place in places if place >= 0] for places in self.position.tolist()]
 
 
-class ReferenceIndex(Kept):
+class ReferenceIndex(Fitted):
     """Reference rows with their vectors and FAISS indexes; `build` one, or `load` one that was saved.
 
     On disk: `vectors.safetensors` (float32, side and layer), `rows.parquet`, one FAISS inner-product index a layer and
@@ -111,11 +111,11 @@ class ReferenceIndex(Kept):
         with fetch(repo_id, revision, token) as folder:
             return cls.load(folder)
 
-    def push(self, repo_id: str, *, private: bool = True, token: str | None = None) -> CommitInfo:
+    def push(self, repo_id: str, *, private: bool = True, token: str | None = None) -> Pushed:
         """Publish the references, texts included, with a short card, in one commit to a data set repository."""
         from hf_safefilter.references.hub import push
 
-        return push(self, repo_id, private=private, token=token)
+        return push(self, self.summary(), repo_id, private=private, token=token)
 
     @property
     def license(self) -> str:

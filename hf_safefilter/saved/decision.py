@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.saved.saved_rows import Saved, files_for, load_rows_with_steps, save_rows
-from hf_safefilter.storage.artifacts import atomic_folder
+from hf_safefilter.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.select import IsSafe

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.step import Step
-from hf_safefilter.storage.artifacts import atomic_folder
+from hf_safefilter.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

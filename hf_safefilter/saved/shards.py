@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.saved.saved_rows import TRAIL, Trail
-from hf_safefilter.storage.artifacts import require_replaceable
+from hf_safefilter.storage.atomic import require_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

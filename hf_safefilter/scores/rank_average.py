@@ -13,7 +13,7 @@ from hf_safefilter.data.batch import Batch
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.scores.base import Score, record_batches
 from hf_safefilter.step import Step
-from hf_safefilter.storage.fitted import Kept
+from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FILE = "ranks.safetensors"
 
 
-class Ranks(Kept):
+class Ranks(Fitted):
     """The sorted scores that `RankAverage` ranks a row among; made by `fit_rank_average`."""
 
     KIND = "ranks"

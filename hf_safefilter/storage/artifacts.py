@@ -12,14 +12,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.errors import IntegrityError, MissingError, OptionError
+from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.storage.atomic import atomic_folder
 
 MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -67,71 +66,6 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file, hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def require_replaceable(target: Path, marker: str | None) -> None:
-    """Raise unless `atomic_folder` may write `target`: asked before hours of work, and not only after them.
-
-    Raises:
-        OptionError: `target` is somebody else's.
-    """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OptionError(f"{target} is there and is not a folder", fix="choose another output")
-    if target.exists() and any(target.iterdir()) and not (marker and (target / marker).is_file()):
-        raise OptionError(f"{target} holds other files, which would be lost", fix="choose another output folder")
-
-
-@contextmanager
-def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
-    """A scratch folder that takes the place of `target` when the block ends well, and vanishes when it does not.
-
-    Args:
-        target: the folder to write. One that is there already is replaced only if it is empty or holds the file
-            `marker`, by which earlier output of the same kind is known: a person's own folder is never replaced.
-        marker: name of that file.
-
-    Raises:
-        OptionError: `target` is somebody else's.
-    """
-    target = Path(target)
-    require_replaceable(target, marker)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        _swap(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _swap(scratch: Path, target: Path) -> None:
-    if not target.exists():
-        scratch.rename(target)
-        return
-    # A folder cannot be replaced in one call; the old one steps aside first and comes back if the new one cannot land.
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(aside / "old")
-    try:
-        scratch.rename(target)
-    except OSError:
-        (aside / "old").rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def atomic_text(target: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def write(folder: Path, kind: str, version: int, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Manifest:

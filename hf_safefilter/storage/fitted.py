@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Self
 
 from hf_safefilter.errors import IntegrityError, OptionError
 from hf_safefilter.storage import artifacts
+from hf_safefilter.storage.atomic import atomic_folder
 
 
-class Kept:
+class Fitted:
     """Base of fitted things: a subclass names its `KIND` and `VERSION` and reads its own files with `bytes_of`."""
 
     KIND: ClassVar[str]
@@ -73,7 +74,7 @@ class Kept:
         target = Path(folder)
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not self._is_one_of_ours(target))):
             raise OptionError(f"{target} holds something else", fix="choose a new folder")
-        with artifacts.atomic_folder(target, marker=artifacts.MANIFEST) as scratch:
+        with atomic_folder(target, marker=artifacts.MANIFEST) as scratch:
             for name in self.files:
                 shutil.copyfile(self._folder / name, scratch / name)
         artifacts.read(target, self.KIND, self.VERSION)
@@ -130,5 +131,5 @@ class Kept:
 
 
 @lru_cache(maxsize=32)
-def _open(kind: type[Kept], digest: str) -> Any:
+def _open(kind: type[Fitted], digest: str) -> Any:
     return kind(digest)

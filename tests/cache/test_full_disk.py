@@ -10,9 +10,9 @@ import pytest
 from processes import answer, start
 from test_recall import another_process, recall, same_as_the_model
 
-from hf_safefilter.cache import part
 from hf_safefilter.cache import store as stores
 from hf_safefilter.errors import SafefilterError
+from hf_safefilter.storage import atomic
 
 ROWS = list(range(300))
 
@@ -53,21 +53,14 @@ def test_every_step_of_a_write_may_fail(store, monkeypatch, when, code):
     def fail(*_, **__):
         raise OSError(code, os.strerror(code))
 
-    class Full:
-        def __init__(self, handle, mode):
-            os.close(handle)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        write = fail
-
+    places = {
+        "open": (atomic.tempfile, "mkstemp"),
+        "write": (Path, "write_bytes"),
+        "fsync": (atomic.os, "fsync"),
+        "rename": (atomic.os, "replace"),
+    }
     with monkeypatch.context() as broken:
-        at = {"open": (part.tempfile, "mkstemp"), "fsync": (part.os, "fsync"), "rename": (part.os, "replace")}
-        broken.setattr(*at.get(when, (part.os, "fdopen")), Full if when == "write" else fail)
+        broken.setattr(*places[when], fail)
         with pytest.raises(SafefilterError, match=os.strerror(code)) as error:
             recall(ROWS)
     assert "200 rows of the last seconds" in error.value.found

@@ -12,5 +12,5 @@ def test_an_error_says_what_what_was_found_and_what_to_do_and_survives_a_process
     error = getattr(errors, name)("the cheese is gone", found="one mouse", fix="buy cheese")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes: this is how worker processes report)
     assert type(again) is type(error)
-    assert str(again) == "the cheese is gone\nfound: one mouse\nto mend it: buy cheese"
+    assert str(again) == "the cheese is gone\nfound: one mouse\nfix: buy cheese"
     assert isinstance(error, errors.SafefilterError)

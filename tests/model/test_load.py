@@ -156,7 +156,7 @@ def test_offline_a_hub_model_is_found_in_the_cache_and_an_absent_one_explained(l
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{commit} 4 </s> 2\n")
-    assert "someone/absent is not cached" in done.stdout and "to mend it: connect once" in done.stdout
+    assert "someone/absent is not cached" in done.stdout and "fix: connect once" in done.stdout
 
 
 # Loading

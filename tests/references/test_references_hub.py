@@ -8,6 +8,7 @@ from stand_in import StandIn, safe_rows, unsafe_rows
 
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError
 from hf_safefilter.references import ReferenceIndex
+from hf_safefilter.references import hub as hub_of_references
 
 ID = "loopback/references"
 
@@ -67,13 +68,26 @@ def test_private_texts_are_not_pushed_to_a_public_repository(hub):
     assert files_of(hub)
 
 
+def push(index, slept):
+    return hub_of_references.push(index, index.summary(), ID, private=True, token=None, sleep=slept.append)
+
+
 @pytest.mark.parametrize("status", [409, 412, 503])
-def test_a_refused_commit_changes_nothing(hub, waits, status):
+def test_a_commit_that_is_refused_for_a_while_is_made_again(hub, waits, status):
+    build().push(ID)
+    hub.fail("POST", "/commit/", status, times=2)
+    slept = []
+    push(build(7), slept)
+    assert len(slept) == 2 and ReferenceIndex.from_hub(ID) == build(7)
+
+
+@pytest.mark.parametrize(("status", "times"), [(412, 6), (400, 1)])
+def test_a_refused_commit_changes_nothing(hub, waits, status, times):
     build().push(ID)
     before = hub.repo(ID).head()
-    hub.fail("POST", "/commit/", status)
-    with pytest.raises(PublishError, match=rf"refused the commit[\s\S]*{status}"):
-        build(7).push(ID)
+    hub.fail("POST", "/commit/", status, times=times)
+    with pytest.raises(PublishError, match=rf"commit to {ID}[\s\S]*{status}"):
+        push(build(7), [])
     assert hub.repo(ID).head() == before
     build(7).push(ID)
     assert ReferenceIndex.from_hub(ID) == build(7)

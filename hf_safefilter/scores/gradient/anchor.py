@@ -13,7 +13,7 @@ import numpy as np
 from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.scores.gradient.parts import Parts
 from hf_safefilter.storage import artifacts
-from hf_safefilter.storage.fitted import Kept
+from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ PROJECTED = "projected"
 _SHARD = 1 << 30  # bytes of a file of tensors
 
 
-class GradientAnchor(Kept):
+class GradientAnchor(Fitted):
     """One combined anchor gradient, a float32 tensor a parameter (or its random projection); made by `fit_gradient`.
 
     `facts` has the model, the parameters that count, how rows were read, and the ids of the anchor rows.

@@ -14,7 +14,7 @@ from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.scores.base import record_batches, score_vectors
 from hf_safefilter.scores.saft.leading import Moments
 from hf_safefilter.scores.saft.orient import Orientation, orient
-from hf_safefilter.storage.fitted import Kept
+from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -23,7 +23,7 @@ WEIGHTS = ("none", "sigma")
 _FILE = "subspace.safetensors"
 
 
-class SaftSubspace(Kept):
+class SaftSubspace(Fitted):
     """Leading directions of a data set's vectors at one layer; made by `fit_saft`.
 
     `facts` has the options, the number of rows fitted and skipped, and how the sign was chosen.

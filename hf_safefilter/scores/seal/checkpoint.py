@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError, SafefilterError
 from hf_safefilter.storage import artifacts
+from hf_safefilter.storage.atomic import atomic_text
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +105,7 @@ class Checkpoints:
         """Remove the checkpoints: the run is done, and all that stays is where its result is kept."""
         if self._folder is None:
             return
-        artifacts.atomic_text(self._folder / _DONE, json.dumps({"run": self._run, "result": digest}) + "\n")
+        atomic_text(self._folder / _DONE, json.dumps({"run": self._run, "result": digest}) + "\n")
         for place in [*self._places(), *self._folder.glob(f".{_PREFIX}*")]:
             shutil.rmtree(place, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_safefilter.errors import OptionError
-from hf_safefilter.storage.fitted import Kept
+from hf_safefilter.storage.fitted import Fitted
 
 UNKNOWN = "not_fitted"
 """Reason of a row that the selector has never met: its weights are a table, they say nothing of other rows."""
@@ -21,7 +21,7 @@ KEEP_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _FILE = "selector.safetensors"
 
 
-class SealSelector(Kept):
+class SealSelector(Fitted):
     """The logits that `fit_seal` learned, by row id, and the curves of the fit."""
 
     KIND = "seal_selector"
