@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_safefilter.cli.output import Format, Voice
+from hf_safefilter.cli.wording import in_recipe, in_shell
 from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
 
 app = typer.Typer(
@@ -42,6 +44,9 @@ _COMMANDS = (
 )  # fmt: skip
 """In the order of `--help`; each is a file here with a function, or a group of commands, of its name."""
 
+_FROM_RECIPES = ("run", "demo")
+"""Commands whose options stand in a recipe."""
+
 
 def _register() -> None:
     for name in _COMMANDS:
@@ -62,7 +67,7 @@ def main() -> None:
     try:
         app(prog_name="hf-safefilter")
     except SafefilterError as error:
-        voice.error(error)
+        voice.error(error, _spelling())
         sys.exit(2 if isinstance(error, OptionError) else 1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
@@ -71,8 +76,21 @@ def main() -> None:
     except Exception as error:  # the last stop: a person gets a sentence, a developer asks for the traceback
         if os.environ.get("HF_SAFEFILTER_DEBUG"):
             raise
-        voice.error(_in_words(error))
+        voice.error(_in_words(error), _spelling())
         sys.exit(1)
+
+
+def _spelling() -> Callable[[str], str]:
+    """How the command that was called takes its options: from a recipe, or as flags."""
+    if any(word in _FROM_RECIPES for word in sys.argv[1:]):
+        return in_recipe
+    flags: dict[str, str] = {}
+    commands: list[Any] = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        flags |= {one.name: max(one.opts, key=len) for one in command.params if one.opts[0].startswith("-")}
+    return lambda text: in_shell(text, flags)
 
 
 def _in_words(error: Exception) -> SafefilterError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -66,15 +66,16 @@ class Voice:
             if hint:
                 self._talk.print(f"[dim]next: {escape(hint)}[/dim]", soft_wrap=True)
 
-    def error(self, error: Exception) -> None:
-        """What went wrong, for everybody, on stderr."""
+    def error(self, error: Exception, spell: Callable[[str], str] = str) -> None:
+        """What went wrong, for everybody, on stderr; `spell` puts options into the language of the surface."""
         if self.format is Format.JSON:
-            parts = {"error": type(error).__name__, "message": str(error)}
+            parts: dict[str, Any] = {"error": type(error).__name__, "message": spell(str(error))}
             if isinstance(error, SafefilterError):
-                parts |= {"message": error.fact, "found": error.found, "fix": error.fix}
+                said = {"message": error.fact, "found": error.found, "fix": error.fix}
+                parts |= {name: text and spell(text) for name, text in said.items()}
             sys.stderr.write(json.dumps(parts) + "\n")
         else:
-            self._talk.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+            self._talk.print(f"[red]error:[/red] {escape(spell(str(error)))}", soft_wrap=True)
 
 
 def _shown(value: Any) -> str:
