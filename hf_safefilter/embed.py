@@ -16,10 +16,10 @@ import numpy as np
 
 from hf_safefilter import cache
 from hf_safefilter.cache import Reading
+from hf_safefilter.checks import require_choice, require_whole
 from hf_safefilter.columns import FLOAT16_MAX, ROW_ID, TRUNCATED, UNSCORABLE, Layer, embedding_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import Conversation, as_conversations, conversations, row_id
-from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import POSITIONS, ReadingOptions
 from hf_safefilter.step import Step
 
@@ -77,10 +77,9 @@ class EmbedLayers(ReadingOptions, Step):
         from hf_safefilter.model import load
         from hf_safefilter.model.source import ModelKey
 
-        if self.position not in POSITIONS:
-            raise OptionError(f"position {self.position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")
-        if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 2):
-            raise OptionError(f"max_length={self.max_length!r} leaves no room for a row", fix="use 2 tokens or more")
+        require_choice("position", self.position, POSITIONS)
+        if self.max_length is not None:
+            require_whole("max_length", self.max_length, least=2)
         settle = object.__setattr__
         settle(self, "model", str(self.model))
         settle(self, "layers", (self.layers,) if isinstance(self.layers, (int, str)) else tuple(self.layers))

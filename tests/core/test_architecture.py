@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors", "figures"},
-    {"columns", "storage", "starter", "toy"},
+    {"checks", "columns", "storage", "starter", "toy"},
     {"data"},
     {"step", "model", "cache", "rows"},
     {"embed"},

@@ -215,7 +215,7 @@ def test_constructing_reads_no_weights(llama, monkeypatch):
         ({"layers": [5]}, OptionError, "layers 0 .* to 4"),
         ({"layers": []}, OptionError, "no layer"),
         ({"layers": [1], "dtype": "int8"}, OptionError, "dtype 'int8'"),
-        ({"layers": [1], "position": "first"}, OptionError, "position 'first'.*\n.*mean_response"),
+        ({"layers": [1], "position": "first"}, OptionError, "position=first.*\n.*mean_response"),
         ({"layers": [1], "max_length": 0}, OptionError, "max_length=0"),
         ({"layers": [1], "device": "abacus"}, OptionError, "device 'abacus'"),
         ({"layers": [1], "revision": "main"}, OptionError, "no revision 'main'"),
