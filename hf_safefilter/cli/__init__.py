@@ -28,12 +28,23 @@ app = typer.Typer(
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from hf_safefilter import __version__
+
+        typer.echo(f"hf_safefilter {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
     format: Annotated[
         Format, typer.Option(help="Who listens: human, json (one document) or quiet (ids).")
     ] = Format.HUMAN,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     context.obj = Voice(format)
 
