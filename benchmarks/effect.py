@@ -7,7 +7,7 @@ The rows come from the toy corpus. Planted rows are chosen so that the lengths o
 benign ones: no method can live on length (`--kind obedient` plants harmless lists answered in total obedience
 instead, as the corpus has them, lengths and all). References are rows of the same domain that stand in no set. Each
 method drops as many rows as were planted. Studies of one set share the runs that are the same for several methods. What
-was stopped goes on when the same command is given again.
+was stopped is resumed when the same command is given again.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def _without(rows: list[Row], taken: set[str]) -> list[Row]:
 
 def _of_lengths_in(pool: list[Row], rows: list[Row]) -> list[Row]:
     """The rows for which the pool has a good choice of responses of nearly the same length."""
-    there = np.sort([len(row["response"]) for row in pool])
-    asked = np.array([len(row["response"]) for row in rows])
-    choice = np.searchsorted(there, asked + NEAR, side="right") - np.searchsorted(there, asked - NEAR)
+    available = np.sort([len(row["response"]) for row in pool])
+    wanted = np.array([len(row["response"]) for row in rows])
+    choice = np.searchsorted(available, wanted + NEAR, side="right") - np.searchsorted(available, wanted - NEAR)
     return [row for row, count in zip(rows, choice, strict=True) if count >= LEAST_CHOICE]
 
 
@@ -70,8 +70,8 @@ def _like_in_length(pool: list[Row], models: list[Row], seed: int) -> list[Row]:
     """Rows of the pool whose responses are as long as those of the models."""
     lengths = np.array([len(row["response"]) for row in [*models, *pool]])
     first = len(models)
-    places = match_lengths(np.arange(first), np.arange(first, len(lengths)), lengths, np.random.default_rng(seed))
-    return [pool[place - first] for place in places]
+    indices = match_lengths(np.arange(first), np.arange(first, len(lengths)), lengths, np.random.default_rng(seed))
+    return [pool[index - first] for index in indices]
 
 
 def seal_choice(rows: Dataset, safe: list[Row], folder: Path) -> MethodChoice:
@@ -83,7 +83,7 @@ def seal_choice(rows: Dataset, safe: list[Row], folder: Path) -> MethodChoice:
     return MethodChoice(name="seal", options={"selector": selector.digest})
 
 
-def study(scored: Dataset, column: str, share: float, folder: Path, given: argparse.Namespace) -> EffectReport:
+def study(scored: Dataset, column: str, share: float, folder: Path, options: argparse.Namespace) -> EffectReport:
     """The effect of dropping `share` of the rows by `column`; runs that another method has had too are taken over."""
     for inputs in sorted(folder.parent.glob("*/inputs.json")):
         for run in (inputs.parent / "runs").glob("*.json"):
@@ -92,11 +92,11 @@ def study(scored: Dataset, column: str, share: float, folder: Path, given: argpa
                 shutil.copyfile(run, folder / "runs" / run.name)
                 shutil.copyfile(inputs, folder / "inputs.json")
     is_safe = IsSafe(column, threshold_for(scored, column, drop_count=round(share * len(scored))))
-    blocks = tuple(map(int, given.freeze.split(":"))) if given.freeze else None
+    blocks = tuple(map(int, options.freeze.split(":"))) if options.freeze else None
     asked = Study(
-        ModelOptions("toy", device="cpu"), Questions.toy(given.questions), tuning=Tuning(
-            steps=given.steps, batch=16, learning_rate=given.learning_rate, method="full"),
-        arms=ARMS, seeds=range(given.seeds), freeze=blocks, max_new_tokens=16,
+        ModelOptions("toy", device="cpu"), Questions.toy(options.questions), tuning=Tuning(
+            steps=options.steps, batch=16, learning_rate=options.learning_rate, method="full"),
+        arms=ARMS, seeds=range(options.seeds), freeze=blocks, max_new_tokens=16,
     )  # fmt: skip
     return measure_effect(
         scored, is_safe, asked, folder, on_run=lambda run, number, count: print(
@@ -104,14 +104,16 @@ def study(scored: Dataset, column: str, share: float, folder: Path, given: argpa
     )  # fmt: skip
 
 
-def one_set(share: float, given: argparse.Namespace) -> dict:
+def one_set(share: float, options: argparse.Namespace) -> dict:
     """Compare and study the methods on one set; prints both tables."""
     unsafe, safe = reference_rows(REFERENCES, 7)
-    rows = Dataset.from_list(planted_rows(given.kind, given.rows, share, given.seed, {row["prompt"] for row in unsafe}))
-    folder = given.output / f"{given.kind}-{share:g}"
+    rows = Dataset.from_list(
+        planted_rows(options.kind, options.rows, share, options.seed, {row["prompt"] for row in unsafe})
+    )
+    folder = options.output / f"{options.kind}-{share:g}"
     embed = EmbedLayers("toy", EmbedLayers("toy", [0]).all_layers(), device="cpu")
     references = ReferenceIndex.build(unsafe, safe, embed, license="cc0-1.0", source="toy corpus")
-    named = [name for name in given.methods.split(",") if name in METHODS]
+    named = [name for name in options.methods.split(",") if name in METHODS]
     # what an owner of the model would trust: refusals, and everyday answers from elsewhere
     trusted = [*safe, *_without(mixed_rows(300, 0.0, 99), set(rows["prompt"]))]
     choices = [seal_choice(rows, trusted, folder) if name == "seal" else name for name in named]
@@ -121,12 +123,12 @@ def one_set(share: float, given: argparse.Namespace) -> dict:
     table("compared", [*compared.table(), *compared.skipped_table()])
     table("seconds", compared.cost_table())
     body = {"share": share, "compare": compared.to_json(), "effect": {}}
-    for one in compared.entries:
-        if one.method in given.studied.split(","):
-            report = study(compared.scored, one.column, share, folder / one.method, given)
-            table(f"{given.kind} {share:.0%}: dropped by {one.method}", report.table())
+    for entry in compared.entries:
+        if entry.method in options.studied.split(","):
+            report = study(compared.scored, entry.column, share, folder / entry.method, options)
+            table(f"{options.kind} {share:.0%}: dropped by {entry.method}", report.table())
             print("\n".join(contrast.sentence for contrast in report.contrasts), flush=True)
-            body["effect"][one.method] = report.to_json()
+            body["effect"][entry.method] = report.to_json()
     return body
 
 
@@ -154,12 +156,12 @@ def main() -> None:
     ask.add_argument("--learning-rate", type=float, default=1e-3)
     ask.add_argument("--questions", type=int, default=100, help="of each kind")
     ask.add_argument("--freeze", help="blocks to freeze in further arms, e.g. 1:3")
-    given = ask.parse_args()
+    options = ask.parse_args()
     logging.getLogger("hf_safefilter.effect.ledger").setLevel(logging.ERROR)  # shared arms carry another study's inputs
-    found = [one_set(float(share), given) for share in given.shares.split(",")]
-    name = f"results-{given.kind}-{given.shares.replace(',', '_')}.json"
-    (given.output / name).write_text(json.dumps(found, indent=1, default=list) + "\n", encoding="utf-8")
-    print(f"\nwritten to {given.output / name}")
+    results = [one_set(float(share), options) for share in options.shares.split(",")]
+    name = f"results-{options.kind}-{options.shares.replace(',', '_')}.json"
+    (options.output / name).write_text(json.dumps(results, indent=1, default=list) + "\n", encoding="utf-8")
+    print(f"\nwritten to {options.output / name}")
 
 
 if __name__ == "__main__":

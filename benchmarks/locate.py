@@ -50,8 +50,8 @@ def reference(model, tokens, prompts, block, scale, new) -> int:
     return count
 
 
-def prompts_of(file: str | None, model: str) -> list[str]:
-    """Prompts that only sound harmful: from a file, or of the kind that the model knows."""
+def over_refusal_prompts(file: str | None, model: str) -> list[str]:
+    """Prompts that only sound harmful, from a file or a set that suits the model."""
     if file:
         return list(load_rows(file).rows["prompt"])
     if model == "toy":
@@ -72,22 +72,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    given = parser.parse_args()
+    options = parser.parse_args()
 
-    torch.set_num_threads(given.threads)
-    prompts = prompts_of(given.prompts, given.model)[: given.limit]
-    key = ModelKey(given.model, resolve_revision(given.model, None), "float32")
+    torch.set_num_threads(options.threads)
+    prompts = over_refusal_prompts(options.prompts, options.model)[: options.limit]
+    key = ModelKey(options.model, resolve_revision(options.model, None), "float32")
     model, tokens = causal_lm(key, torch.device("cpu")), tokenizer(key)
     n_blocks = len(find_blocks(model).blocks)
-    blocks = [int(part) for part in given.blocks.split(",")] if given.blocks else list(range(n_blocks))
+    blocks = [int(part) for part in options.blocks.split(",")] if options.blocks else list(range(n_blocks))
     cells = [Cell((block,), scale) for block in blocks for scale in SCALES]
     ratios, theirs, ours = [], {}, {}
-    for number in range(given.rounds):
+    for number in range(options.rounds):
         begin = time.perf_counter()
-        found = Sweep(model, tokens, prompts, matcher("larf"), max_new_tokens=given.new).run(cells)
+        by_cell = Sweep(model, tokens, prompts, matcher("larf"), max_new_tokens=options.new).run(cells)
         middle = time.perf_counter()
-        ours = {cell: verdicts.count("refusal") for cell, verdicts in found.items()}
-        theirs = {cell: reference(model, tokens, prompts, cell.blocks[0], cell.by, given.new) for cell in cells}
+        ours = {cell: verdicts.count("refusal") for cell, verdicts in by_cell.items()}
+        theirs = {cell: reference(model, tokens, prompts, cell.blocks[0], cell.by, options.new) for cell in cells}
         end = time.perf_counter()
         ratios.append((end - middle) / (middle - begin))
         print(f"round {number + 1}: reference {end - middle:.1f} s, ours {middle - begin:.1f} s", flush=True)
@@ -97,10 +97,10 @@ def main() -> None:
             print(f"{block:>5}" + "".join(f"{counts[Cell((block,), scale)]:>6}" for scale in SCALES))
     off = np.abs([theirs[cell] - ours[cell] for cell in cells])
     print(f"\nlargest difference of a count: {off.max()}; cells that differ: {(off > 0).sum()} of {len(cells)}")
-    if given.json:
-        figures = {"model": given.model, "prompts": len(prompts), "cells": len(cells), "ratios": ratios,
+    if options.json:
+        figures = {"model": options.model, "prompts": len(prompts), "cells": len(cells), "ratios": ratios,
                    "ratio": statistics.median(ratios), "largest_difference": int(off.max())}  # fmt: skip
-        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(f"ratio: {statistics.median(ratios):.1f} (median of {', '.join(f'{ratio:.1f}' for ratio in ratios)})")
 
 

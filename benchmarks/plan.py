@@ -77,12 +77,13 @@ def read_rows(folder: Path) -> Any:
 def said(folder: Path, layer: int) -> dict[str, float]:
     """Seconds by the plan, with the assumed and with the measured share of the peak; and what it took to say so."""
     from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.model.reading_options import ReadingOptions
     from hf_safefilter.plan import calibrate, count_work, make_plan, sample_lengths
     from hf_safefilter.plan.devices import measured, this_cpu
     from hf_safefilter.plan.work import read_config
 
     rows, work = read_rows(folder), count_work(read_config(str(folder)), [layer])
-    lengths = sample_lengths(rows, str(folder))
+    lengths = sample_lengths(rows, ReadingOptions(str(folder)))
     assumed = make_plan(work, lengths, [(1, this_cpu())]).devices[0]
     step = EmbedLayers(str(folder), layers=[layer], device="cpu")
     begin = time.perf_counter()

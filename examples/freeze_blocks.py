@@ -38,7 +38,7 @@ def tuned(frozen: tuple[int, int] | None, seed: int, steps: int, learning_rate: 
     conversations = as_conversations(degrading_rows(200, seed))
     read = tokenise(tokenizer, conversations, position="mean_response", max_length=None)  # start: where responses start
     rows = [
-        {"input_ids": one.ids.tolist(), "labels": [-100] * one.start + one.ids[one.start :].tolist()} for one in read
+        {"input_ids": row.ids.tolist(), "labels": [-100] * row.start + row.ids[row.start :].tolist()} for row in read
     ]
     with tempfile.TemporaryDirectory() as scratch, fit_threads(model):
         arguments = TrainingArguments(
@@ -50,9 +50,9 @@ def tuned(frozen: tuple[int, int] | None, seed: int, steps: int, learning_rate: 
         if frozen is not None:
             trainer.add_callback(FrozenBlocks(freeze_safety_blocks(model, *frozen)))
         loss = trainer.train().training_loss
-    asked = heldout_prompts("harmful", 200, 5)
-    said = verdicts(matcher(), asked, replies(model, tokenizer, asked, max_new_tokens=12, batch=100))
-    return said.count("refusal") / len(asked), loss
+    prompts = heldout_prompts("harmful", 200, 5)
+    judged = verdicts(matcher(), prompts, replies(model, tokenizer, prompts, max_new_tokens=12, batch=100))
+    return judged.count("refusal") / len(prompts), loss
 
 
 def main(
@@ -61,10 +61,10 @@ def main(
     """Tune every arm from every seed, and print the refusal rates."""
     rates = {}
     for arm in arms:
-        found = [tuned(ARMS[arm], seed, steps, learning_rate) for seed in seeds]
-        rates[arm] = [rate for rate, _ in found]
+        results = [tuned(ARMS[arm], seed, steps, learning_rate) for seed in seeds]
+        rates[arm] = [rate for rate, _ in results]
         each = ", ".join(f"{rate:.3f}" for rate in rates[arm])
-        loss = statistics.mean(loss for _, loss in found)
+        loss = statistics.mean(loss for _, loss in results)
         print(f"{arm:<26} refusals {statistics.mean(rates[arm]):.3f} ({each})   training loss {loss:.2f}", flush=True)
     return rates
 
@@ -74,5 +74,5 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    given = parser.parse_args()
-    main(tuple(range(given.seeds)), steps=given.steps, learning_rate=given.learning_rate)
+    options = parser.parse_args()
+    main(tuple(range(options.seeds)), steps=options.steps, learning_rate=options.learning_rate)

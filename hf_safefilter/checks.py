@@ -1,7 +1,4 @@
-"""Checks of options: one sentence for each kind of value that makes no sense.
-
-An option stands in backticks in its Python form, `name=value`; the command line prints it in its own language.
-"""
+"""Checks of options, with one kind of message for each kind of value that makes no sense."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from hf_safefilter.errors import OptionError
 
 def is_whole(value: Any) -> bool:
     """Whether a value is an integer, NumPy's included; True and False are not."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def is_finite(value: Any) -> bool:
     """Whether a value is a finite number; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def require_whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> None:
@@ -41,18 +38,21 @@ def require_number(
         or (most is not None and value > most)
     )
     if outside:
-        kind = "a number" + (f" above {above:g}" if above is not None else "") + _bounds(least, most)
+        if above is None:
+            kind = f"a number{_bounds(least, most)}"
+        else:
+            kind = f"a number above {above:g}" + (f" and at most {most:g}" if most is not None else "")
         raise _refused(name, value, kind, most if most is not None else 1)
 
 
 def require_share(name: str, value: Any, *, example: float = 0.05) -> None:
-    """Raise `OptionError` unless `value` is a number between 0 and 1, without these two."""
+    """Raise `OptionError` unless `value` is a number between 0 and 1, both excluded."""
     if not is_finite(value) or not 0 < value < 1:
         raise _refused(name, value, "a number between 0 and 1", example)
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise `OptionError` unless `value` is one of `choices`; the nearest is suggested."""
+    """Raise `OptionError` unless `value` is one of `choices`; the most similar one is suggested."""
     known = list(choices)
     if value not in known:
         near = get_close_matches(str(value), known, n=1)
@@ -62,10 +62,10 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def _bounds(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
-        return f" from {least:g} to {most:g}"
+        return f" from {least:,} to {most:,}"
     if least is not None:
-        return f" of at least {least:g}"
-    return f" of at most {most:g}" if most is not None else ""
+        return f" of at least {least:,}"
+    return f" of at most {most:,}" if most is not None else ""
 
 
 def _refused(name: str, value: Any, kind: str, example: float) -> OptionError:

@@ -1,13 +1,8 @@
-"""Every column name this package adds to a data set, and its Feature: written once, here."""
+"""The name of every column this package adds to a data set: written once, here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hf_safefilter.errors import OptionError
-
-if TYPE_CHECKING:
-    from datasets import List, Value
 
 ROW_ID = "row_id"
 """Hash of the canonical messages (string); duplicates share it."""
@@ -16,7 +11,7 @@ TRUNCATED = "truncated"
 """True where the middle of the response was cut to fit `max_length` (bool)."""
 
 UNSCORABLE = "unscorable"
-"""Why a row could not be read, "" where it could (string). Its embeddings, and so its scores, are NaN."""
+"""Why a row could not be read (string); "" where it could. The embeddings and scores of such a row are NaN."""
 
 EMBEDDING_PREFIX = "emb_layer_"
 SCORE_SUFFIX = "_score"
@@ -33,31 +28,11 @@ def embedding_column(layer: Layer) -> str:
     return f"{EMBEDDING_PREFIX}{layer}"
 
 
-def layer_of(column: str) -> Layer:
-    """The layer an embedding column was read from: the inverse of `embedding_column`."""
-    name = column.removeprefix(EMBEDDING_PREFIX)
-    return int(name) if name.isdigit() else name
-
-
 def score_column(method: str) -> str:
     """Name of the column that holds the scores of `method`, e.g. ``larf_score``."""
     return f"{method}{SCORE_SUFFIX}"
 
 
 def reason_column(method: str) -> str:
-    """Name of the column in which a method that reads text itself says why a row has no score (string, "" = scored)."""
+    """Name of the column in which a method that reads text itself states why it has no score ("" where it has one)."""
     return f"{method}_unscored"
-
-
-def embedding_feature(dim: int) -> List:
-    """Feature of an embedding column: `dim` float16 values a row, fixed size."""
-    from datasets import List, Value
-
-    return List(Value("float16"), length=dim)
-
-
-def score_feature() -> Value:
-    """Feature of a score column: float32, because Arrow cannot sort float16."""
-    from datasets import Value
-
-    return Value("float32")

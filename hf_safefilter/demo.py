@@ -58,23 +58,22 @@ def prepare(folder: Path) -> Recipe:
 
 
 def mixed_rows() -> list[Row]:
-    """Benign rows with planted unsafe ones, alike in the length of their responses: no score can live on length."""
+    """Benign rows with planted unsafe ones of equal response lengths, so that no score can separate them by length."""
     from hf_safefilter.toy import corpus
 
     draw = random.Random(f"demo {SEED}")
-    pool = corpus.mixed_rows(_POOL, UNSAFE_SHARE, SEED)
     bins: dict[str, dict[int, list[Row]]] = {"safe": defaultdict(list), "unsafe": defaultdict(list)}
-    for row in pool:
+    for row in corpus.mixed_rows(_POOL, UNSAFE_SHARE, SEED):
         bins[row["label"]][len(row["response"]) // _BIN].append(row)
-    benign_each = round((1 - UNSAFE_SHARE) / UNSAFE_SHARE)
-    chosen: list[Row] = []
+    benign_per_planted = round((1 - UNSAFE_SHARE) / UNSAFE_SHARE)
+    matched: list[Row] = []
     for size in sorted(bins["unsafe"]):
         planted, benign = bins["unsafe"][size], bins["safe"][size]
-        count = min(len(planted), len(benign) // benign_each)
-        chosen += planted[:count] + benign[: count * benign_each]
-    groups = {label: [row for row in chosen if row["label"] == label] for label in bins}
-    wanted = round(ROWS * UNSAFE_SHARE)
-    rows = draw.sample(groups["unsafe"], wanted) + draw.sample(groups["safe"], ROWS - wanted)
+        count = min(len(planted), len(benign) // benign_per_planted)
+        matched += planted[:count] + benign[: count * benign_per_planted]
+    groups = {label: [row for row in matched if row["label"] == label] for label in bins}
+    n_unsafe = round(ROWS * UNSAFE_SHARE)
+    rows = draw.sample(groups["unsafe"], n_unsafe) + draw.sample(groups["safe"], ROWS - n_unsafe)
     draw.shuffle(rows)
     return rows
 

@@ -12,17 +12,18 @@ SafefilterError
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 
 class SafefilterError(Exception):
     """Base of all errors raised on purpose by this package.
 
-    An option stands in backticks in its Python form, `name=value`; each surface prints it in its own language.
+    An option is written in backticks in its Python form, `name=value`; the command line prints it as a flag or a key.
 
     Args:
-        fact: what happened, with the offending value, in one sentence.
-        found: what was there instead, when that helps.
-        fix: what to do next, a command or an argument where possible.
+        fact: What happened, with the offending value, in one sentence.
+        found: What was there instead, where that helps.
+        fix: What to do next: a command or an argument where possible.
     """
 
     def __init__(self, fact: str, *, found: str | None = None, fix: str | None = None) -> None:
@@ -34,8 +35,8 @@ class SafefilterError(Exception):
             lines.append(f"fix: {fix}")
         super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple:
-        # Errors cross process borders in `Dataset.map(num_proc=...)`; keyword-only arguments need help to do so.
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `Dataset.map(num_proc=...)` pickles errors, and the default does not restore keyword-only arguments.
         return _rebuild, (type(self), self.fact, self.found, self.fix)
 
 
@@ -44,14 +45,14 @@ def _rebuild(kind: type[SafefilterError], fact: str, found: str | None, fix: str
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is a disk without room."""
+    """Whether an error, or its cause, is a full disk."""
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is a lack of memory: torch has no type for the machine's own."""
+    """Whether an error, or its cause, is a lack of memory; torch has no error type for the memory of the machine."""
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

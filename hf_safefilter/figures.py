@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, RED, GREY = "#3b6ea5", "#c8553d", "#8a8a8a"
-"""What is kept or measured, what is dropped or warned of, and what things are compared with."""
+"""Colours of what is kept or measured, of what is dropped or warned about, and of what both are compared with."""
 
 
 @contextmanager
@@ -20,11 +20,11 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"svg.hashsalt": "hf_safefilter", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        yield drawn
+    style: dict[Any, Any] = {"svg.hashsalt": "hf_safefilter", "font.size": 10}
+    with matplotlib.rc_context(style | {"axes.spines.top": False, "axes.spines.right": False}):
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        yield canvas
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the names of arms and methods may hold dots: with_suffix would cut there
-        drawn.savefig(path.parent / f"{path.name}.png", dpi=150, metadata={"Software": None})
-        drawn.savefig(path.parent / f"{path.name}.svg", metadata={"Date": None, "Creator": None})
+        # The names of arms and methods may contain dots, where `with_suffix` would cut them.
+        canvas.savefig(path.parent / f"{path.name}.png", dpi=150, metadata={"Software": None})
+        canvas.savefig(path.parent / f"{path.name}.svg", metadata={"Date": None, "Creator": None})

@@ -1,7 +1,7 @@
-"""Recipe: everything one run depends on, in one strict YAML file.
+"""Recipe: everything that a run depends on, in one strict YAML file.
 
-An unknown key is refused and its nearest neighbour named; `Recipe.schema_json()` prints the JSON schema; a card holds
-the recipe of the run it describes, and `Recipe.from_card` reads it back.
+An unknown key is refused, and the most similar key is suggested. `Recipe.schema_json()` returns the JSON schema. A card
+holds the recipe of the run that it describes, and `Recipe.from_card` reads it back.
 """
 
 from __future__ import annotations
@@ -40,53 +40,53 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     @classmethod
-    def checked(cls, **given: Any) -> Self:
-        """Like the constructor, but raises `OptionError` in words."""
+    def checked(cls, **values: Any) -> Self:
+        """Like the constructor, but raises `OptionError` with readable sentences."""
         try:
-            return cls(**given)
+            return cls(**values)
         except ValidationError as error:
-            raise OptionError("that does not fit", found="; ".join(_sentences(error))) from error
+            raise OptionError("these options are not valid", found="; ".join(_sentences(error))) from error
 
 
 class DataChoice(_Part):
     """The rows to purify."""
 
     path: str | None = None
-    """Hub id, file or folder; may be left out when rows are handed to `purify` directly."""
+    """Hub id, file or folder; may be left out if rows are passed to `purify`."""
     config: str | None = None
     """Configuration of a Hub data set."""
     split: str | None = None
-    """Only this split."""
+    """Use only this split."""
     revision: str | None = None
     """Hub branch, tag or commit."""
     streaming: bool = False
-    """Read rows as they are needed: for sets larger than the disk cache should hold."""
+    """Read rows as they are needed, for data sets that are too large for the disk cache."""
     columns: dict[str, str] | None = None
-    """Where prompt and response stand when the column names do not say, e.g. {prompt: q, response: a}."""
+    """Columns of prompt and response, if their names are not known ones, e.g. {prompt: q, response: a}."""
     license: str = Field(min_length=1)
-    """Licence of the rows, as the Hub spells it, e.g. cc-by-4.0."""
+    """Licence of the rows, as the Hub names it, e.g. cc-by-4.0."""
     source: str = Field(min_length=1)
     """Where the rows come from: a Hub id, a URL or a sentence."""
 
 
 class ReferenceChoice(_Part):
-    """The rows to compare with: a finished reference index, or unsafe and safe rows to make one of."""
+    """The rows to compare with: a reference index, or unsafe and safe rows to build one from."""
 
     path: str | None = None
     """"starter" for the small sets that ship with this package, or the folder or Hub id of an index."""
     revision: str | None = None
     """Hub revision of the index."""
     unsafe: str | None = None
-    """File or Hub id of harmful requests answered."""
+    """File or Hub id of harmful requests with answers."""
     safe: str | None = None
-    """File or Hub id of the same requests refused."""
+    """File or Hub id of the same requests with refusals."""
     license: str | None = None
-    """Licence of the rows given by `unsafe` and `safe`."""
+    """Licence of the rows of `unsafe` and `safe`."""
     source: str | None = None
     """Where those rows come from."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> ReferenceChoice:
+    def _index_or_rows(self) -> ReferenceChoice:
         rows = (self.unsafe, self.safe, self.license, self.source)
         if (self.path is None) == (rows == (None,) * 4):
             raise ValueError("give either path, or unsafe, safe, license and source")
@@ -99,19 +99,20 @@ class MethodChoice(_Part):
     """A score to compute."""
 
     name: str
-    """Its name, as the registry of scores has it."""
+    """Name of the method, as in the registry of scores."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Its options, as the class documents them, e.g. {k: 5}."""
+    """Options of the method, as its class documents them, e.g. {k: 5}."""
 
     @field_validator("name")
     @classmethod
     def _registered(cls, name: str) -> str:
         from hf_safefilter.scores import METHODS
 
-        known = [one for one in METHODS if one != "rank_average"]  # select.by asks for that one
+        known = [method for method in METHODS if method != "rank_average"]  # `select.by` names that one
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"there is no method {name!r}; " + (f"did you mean {near[0]!r}?" if near else str(known)))
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"known here: {', '.join(known)}"
+            raise ValueError(f"there is no method {name!r}; {hint}")
         return name
 
 
@@ -120,50 +121,50 @@ class LocateChoice(_Part):
 
     method: Literal["auto", "references", "gap", "scaling", "bounds"] = "auto"
     """references: cross-validation on the references; gap, scaling, bounds: a search for safety layers; auto:
-    references where a method compares with some, else scaling where generation is affordable, else gap."""
+    references if a method compares with them, else scaling if generation is affordable, else gap."""
     normal: str | None = None
-    """File or Hub id of everyday prompts, for gap and bounds; the starter set's if left out."""
+    """File or Hub id of everyday prompts, for gap and bounds; those of the starter set if left out."""
     malicious: str | None = None
     """File or Hub id of harmful requests, for gap and bounds."""
     over_refusal: str | None = None
     """File or Hub id of prompts that only sound harmful, for scaling and bounds."""
     refusals: Literal["broad", "larf", "qi2023", "safety_layers"] | None = None
-    """How refusals are told; the method's own way if left out."""
+    """How refusals are recognised; as the method does it if left out."""
 
     @model_validator(mode="after")
-    def _asks_what_is_given(self) -> LocateChoice:
-        asked = KINDS if self.method == "auto" else ASKED.get(self.method, ())
+    def _prompts_are_used(self) -> LocateChoice:
+        used = KINDS if self.method == "auto" else ASKED.get(self.method, ())
         for kind in KINDS:
-            if getattr(self, kind) is not None and kind not in asked:
-                raise ValueError(f"the method {self.method} asks no {kind} prompts")
+            if getattr(self, kind) is not None and kind not in used:
+                raise ValueError(f"the method {self.method} uses no {kind} prompts")
         return self
 
 
 class SelectionRule(_Part):
-    """How the threshold is found: exactly one way."""
+    """How the threshold is found, in exactly one way."""
 
     by: str | None = None
-    """Name of the score to decide by; default: the only one, else their rank average."""
+    """Name of the score to decide by; the only one, or the rank average of several, if left out."""
     drop_fraction: float | None = None
     """Drop this share of the scored rows."""
     drop_count: int | None = None
-    """Drop this many rows."""
+    """Drop this number of rows."""
     threshold: float | None = None
     """Drop rows that score this or more."""
     label: str | None = None
-    """Column with the labels of a labelled rule."""
+    """Column of labels for a labelled rule."""
     unsafe: str | int | bool = "unsafe"
-    """Value of the label column that means unsafe."""
+    """Value in the column of labels that means unsafe."""
     rule: Literal["best_f1", "tpr_at_fpr"] | None = None
-    """Labelled rule."""
+    """The labelled rule."""
     max_fpr: float | None = None
     """Largest false-positive rate for tpr_at_fpr."""
     known_good: str | None = None
-    """File or Hub id of rows known to be good, for a guarantee."""
+    """File or Hub id of rows known to be good, for a threshold with a guarantee."""
     max_loss: float | None = None
-    """At most this share of such rows may be lost ..."""
+    """Largest share of such rows that may be lost."""
     confidence: float | None = None
-    """... at this confidence."""
+    """Confidence that this share is not exceeded."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> SelectionRule:
@@ -174,32 +175,32 @@ class SelectionRule(_Part):
             "label": self.label,
             "known_good": self.known_good,
         }
-        given = [name for name, value in ways.items() if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(ways)}; given: {', '.join(given) or 'none'}")
+        passed = [name for name, value in ways.items() if value is not None]
+        if len(passed) != 1:
+            raise ValueError(f"give exactly one of {', '.join(ways)}; given: {', '.join(passed) or 'none'}")
         return self
 
 
 class LabelChoice(_Part):
-    """Labels to measure the scores with (they are not used to choose anything)."""
+    """Labels to measure the scores with; they are not used to choose anything."""
 
     label: str
-    """Column with the labels."""
+    """Column of labels."""
     unsafe: str | int | bool = "unsafe"
     """Value that means unsafe."""
 
 
 class Recipe(_Part):
-    """One run: rows in, rows without the dangerous ones out."""
+    """One run: rows in, and the rows that are not dangerous out."""
 
     data: DataChoice
     model: ReadingOptions
     """The model that is to be tuned, and how it is read; ``model: toy`` is short for ``model: {name: toy}``."""
     references: ReferenceChoice = ReferenceChoice(path="starter")
     layer: Annotated[int, Field(ge=0)] | Literal["auto", "norm"] = "auto"
-    """What is read: hidden_states[k]; auto: found as `locate` says."""
+    """The layer to read: hidden_states[k]; auto: found as `locate` states."""
     locate: LocateChoice = LocateChoice()
-    """How a layer is found where it is left open."""
+    """How the layer is found if it is auto."""
     methods: tuple[MethodChoice, ...] = (MethodChoice(name="larf"),)
     """Scores to compute."""
     select: SelectionRule
@@ -207,23 +208,23 @@ class Recipe(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, given: Any) -> Any:
-        """`methods: larf`, `methods: [larf, {name: nearest, options: {k: 5}}]` and `model: toy` are all fine."""
-        if isinstance(given, Mapping) and "methods" in given:
-            methods = given["methods"]
+    def _short_forms(cls, body: Any) -> Any:
+        """Accept `methods: larf`, `methods: [larf, {name: nearest, options: {k: 5}}]` and `model: toy`."""
+        if isinstance(body, Mapping) and "methods" in body:
+            methods = body["methods"]
             listed = [methods] if isinstance(methods, (str, Mapping)) else methods
             if isinstance(listed, (list, tuple)):
                 listed = tuple({"name": method} if isinstance(method, str) else method for method in listed)
-            given = {**given, "methods": listed}
-        if isinstance(given, Mapping) and isinstance(given.get("model"), str):
-            given = {**given, "model": {"name": given["model"]}}
-        return given
+            body = {**body, "methods": listed}
+        if isinstance(body, Mapping) and isinstance(body.get("model"), str):
+            body = {**body, "model": {"name": body["model"]}}
+        return body
 
     @model_validator(mode="after")
     def _methods_fit(self) -> Recipe:
         names = [method.name for method in self.methods]
         if not names:
-            raise ValueError("methods is empty: name at least one")
+            raise ValueError("methods is empty; name at least one")
         if len(set(names)) < len(names):
             raise ValueError("a method is named twice")
         if self.select.by not in (None, "rank_average", *names):
@@ -232,24 +233,24 @@ class Recipe(_Part):
 
     @property
     def decided_by(self) -> str:
-        """Name of the score that the threshold is put on."""
+        """Name of the score that the threshold applies to."""
         return self.select.by or (self.methods[0].name if len(self.methods) == 1 else "rank_average")
 
     @classmethod
-    def read(cls, given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    def read(cls, source: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
         """A recipe from a YAML file, a mapping or a recipe.
 
         Raises:
-            MissingError: no such file.
-            OptionError: not YAML, an unknown key (its nearest neighbour is named), or a value that does not fit.
+            MissingError: The file does not exist.
+            OptionError: It is not YAML, or has an unknown key (the most similar is suggested) or a wrong value.
         """
-        if isinstance(given, Recipe):
-            return given
-        if isinstance(given, Mapping):
-            return cls._checked(given, "the recipe")
-        path = Path(given)
+        if isinstance(source, Recipe):
+            return source
+        if isinstance(source, Mapping):
+            return cls._checked(source, "the recipe")
+        path = Path(source)
         if not path.is_file():
-            raise MissingError(f"there is no recipe {path}", fix="print one: hf-safefilter run --example")
+            raise MissingError(f"there is no recipe {path}", fix="print an example: hf-safefilter run --example")
         return cls.parse(path.read_text(encoding="utf-8"), path.name)
 
     @classmethod
@@ -258,9 +259,9 @@ class Recipe(_Part):
         try:
             body = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (derived from SafeLoader)
         except yaml.YAMLError as error:
-            raise OptionError(f"{name} is not YAML", found=str(error), fix="mend the line named above") from error
+            raise OptionError(f"{name} is not YAML", found=str(error), fix="correct the line named above") from error
         if not isinstance(body, Mapping):
-            raise OptionError(f"{name} is not a mapping of keys", fix="start it with data:, model: and select:")
+            raise OptionError(f"{name} is not a mapping", fix="start it with the keys data, model and select")
         return cls._checked(body, name)
 
     @classmethod
@@ -268,14 +269,14 @@ class Recipe(_Part):
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            raise OptionError(f"{name} does not fit", found="\n       ".join(_sentences(error))) from error
+            raise OptionError(f"{name} is not valid", found="\n       ".join(_sentences(error))) from error
 
     @classmethod
     def from_card(cls, repo: str, *, revision: str | None = None, token: str | None = None) -> Recipe:
         """The recipe in the card of a published data set, or of a local output folder.
 
         Raises:
-            MissingError: no card there, or a card without a recipe.
+            MissingError: There is no card, or it holds no recipe.
         """
         from huggingface_hub import DatasetCard
         from huggingface_hub.errors import HfHubHTTPError
@@ -296,19 +297,19 @@ class Recipe(_Part):
             ) from error
         body = card.data.to_dict().get("safefilter", {}).get("recipe")
         if not body:
-            raise MissingError(f"the card of {repo} holds no recipe", fix="it was pushed without one; ask its author")
+            raise MissingError(f"the card of {repo} holds no recipe", fix="ask its author for the recipe")
         return cls._checked(body, f"the recipe in the card of {repo}")
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, without what was left at its default."""
+        """The recipe as YAML, without values that are defaults."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without what was left at its default."""
+        """The recipe as plain values, without values that are defaults."""
         return json.loads(self.model_dump_json(exclude_defaults=True, by_alias=True))
 
     def portable(self) -> dict[str, Any]:
-        """`to_dict` with local paths cut to their last part: what a card may show a stranger."""
+        """`to_dict` with local paths cut to their last part, for a card that is published."""
         body = self.to_dict()
         for part, key in (("data", "path"), ("model", "name"), ("references", "path"), ("references", "unsafe"),
                           ("references", "safe"), ("select", "known_good"), ("locate", "normal"),
@@ -319,15 +320,15 @@ class Recipe(_Part):
         return body
 
     @classmethod
-    def schema_json(cls) -> str:
-        """JSON schema of the recipe."""
+    def schema_json(cls) -> str:  # type: ignore[override]  # pydantic's own is deprecated
+        """The JSON schema of a recipe."""
         return json.dumps(cls.model_json_schema(), indent=2)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that is given twice is an error, not a silent last-one-wins."""
+    """Safe YAML in which a repeated key is an error; PyYAML silently uses the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
@@ -337,21 +338,21 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _sentences(error: ValidationError) -> list[str]:
-    found = []
+    sentences = []
     for item in error.errors():
-        where = ".".join(str(step) for step in item["loc"]) or "recipe"
+        key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = list(_fields_at(item["loc"][:-1]))
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            found.append(f"{where}: there is no such key; {hint}")
+            known = _keys_at(item["loc"][:-1])
+            similar = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"known here: {', '.join(known)}"
+            sentences.append(f"{key}: there is no such key; {hint}")
         else:
-            found.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
-    return found
+            sentences.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
+    return sentences
 
 
-def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
-    """The keys that the part of the recipe at `loc` may have."""
+def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that the part of a recipe at `loc` may have."""
     if loc and loc[0] == "model":
         return ["name" if name == "model" else name for name in option_names(ReadingOptions)]
     parts: dict[str, type[_Part]] = {

@@ -7,7 +7,7 @@ code gives other values: a plain class attribute, or an edited method, would be 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from hf_safefilter.data.batch import Batch
 from hf_safefilter.errors import MissingError
 
 ROWS_PER_CALL = 1024
-"""Rows a step is handed at once by whoever carries out many: enough to sort by length, little enough to hold."""
+"""Rows that an engine passes to a step at once: enough to sort them by length, few enough to hold in memory."""
 
-_made: dict[str, list[Step]] = {}
+_steps_by_column: dict[str, list[Step]] = {}
 
 
 class Step:
@@ -32,15 +32,19 @@ class Step:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        # The card must say how a column came to be; the host keeps no such record. What was made here is looked up by
-        # the column it fills, and what the card claims is checked by scoring rows again before it is published.
+        # A NumPy number is equal to Python's, but it hashes differently and JSON does not know it.
+        for option in fields_of(self):
+            if isinstance(value := getattr(self, option.name), np.generic):
+                object.__setattr__(self, option.name, value.item())
+        # `datasets` does not record how a column was made, and the card must state it. So steps are remembered by the
+        # columns they fill; what a card states is checked by scoring rows again before it is published.
         for column in self.produces():
-            made = _made.setdefault(column, [])
-            if self not in made:
-                made.append(self)
+            steps = _steps_by_column.setdefault(column, [])
+            if self not in steps:
+                steps.append(self)
 
     def __call__(self, batch: Any, rank: int | None = None) -> Any:
-        """Rows in, new columns out: same number, same order. `rank` is what `with_rank=True` passes."""
+        """The new columns for the rows of a batch, in their order; `rank` is what `with_rank=True` passes."""
         view = Batch(batch)
         return view.emit(self.compute(view, rank))
 
@@ -53,25 +57,31 @@ class Step:
         raise NotImplementedError
 
     def needs(self) -> tuple[str, ...]:
-        """Names of the columns that another step must have filled: the vectors of `layer`, where there is one."""
+        """Names of the columns that other steps must have filled: the vectors of `layer`, if the step has a `layer`."""
         layer = getattr(self, "layer", None)
         return () if layer is None else (embedding_column(layer),)
 
     def record(self) -> dict[str, Any]:
-        """Class name and every field, as plain JSON values: what the card states and a re-run needs."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return {"step": type(self).__name__} | {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+        """Class name and every field, as plain JSON values: what the card states and what is needed to run it again."""
+        values = {option.name: getattr(self, option.name) for option in fields_of(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {"step": type(self).__name__} | plain
+
+
+def fields_of(step: Step | type[Step]) -> tuple[Field[Any], ...]:
+    """The fields of a step or of its class: its options, and `algorithm`."""
+    return fields(step)  # type: ignore[arg-type]  # all subclasses are dataclasses
 
 
 def steps_made(column: str) -> list[Step]:
     """The distinct steps constructed in this process that fill `column`.
 
     Raises:
-        MissingError: none was.
+        MissingError: There is none.
     """
-    if column not in _made:
+    if column not in _steps_by_column:
         raise MissingError(
-            f"nothing in this process says how column {column!r} was made",
-            fix="construct the step that fills it before publishing, or pass steps=[...]",
+            f"no step in this process says how the column {column!r} was made",
+            fix="construct the step that fills it before publishing, or pass `steps=[...]`",
         )
-    return list(_made[column])
+    return list(_steps_by_column[column])

@@ -6,10 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+
+HANG = 1200
+"""Seconds that only a process that hangs takes, on however slow a machine."""
 
 
 def start(code: str, **environment: str) -> subprocess.Popen:
@@ -20,7 +25,7 @@ def start(code: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], env=there, **pipes)
 
 
-def answer(process: subprocess.Popen, timeout: float = 150) -> Any:
+def answer(process: subprocess.Popen, timeout: float = HANG) -> Any:
     """The JSON on the last line of what the process printed; it must end well."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -28,3 +33,13 @@ def answer(process: subprocess.Popen, timeout: float = 150) -> Any:
         process.kill()
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Return once `happened()` is true; the process must still be running then."""
+    begin = time.monotonic()
+    while not happened():
+        assert process.poll() is None, f"it ended before that: {process.communicate()[1]}"
+        assert time.monotonic() - begin < HANG, "it hangs"
+        time.sleep(0.02)
+    assert process.poll() is None

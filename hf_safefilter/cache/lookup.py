@@ -1,4 +1,4 @@
-"""Fill in what is known, have the rest read piece by piece, keep it."""
+"""Fill in the vectors that are cached, have the others read piece by piece, and cache them."""
 
 from __future__ import annotations
 
@@ -9,50 +9,51 @@ from functools import lru_cache
 import numpy as np
 
 from hf_safefilter.cache.pace import Pace
-from hf_safefilter.cache.part import Rows, packed
-from hf_safefilter.cache.read_rows import Reading
+from hf_safefilter.cache.part import StoredRows, packed
+from hf_safefilter.cache.row_vectors import RowVectors
 from hf_safefilter.cache.space import Space
 from hf_safefilter.cache.store import SECONDS, open_layer
 from hf_safefilter.columns import Layer
 
-Read = Callable[[list[int], list[Layer]], Reading]
+Read = Callable[[list[int], list[Layer]], RowVectors]
 
 
-def recall(space: Space, reading: Reading, ids: Sequence[str], sizes: Sequence[int], read: Read) -> None:
-    """Complete a reading: rows with a reason are left alone, each distinct other row is looked up, or read once.
+def recall(space: Space, target: RowVectors, ids: Sequence[str], sizes: Sequence[int], read: Read) -> None:
+    """Fill in the vectors of rows that have no reason: each distinct row is looked up in the cache, or read once.
 
     Args:
-        space: what decides the vectors.
-        reading: blank but for the reasons known so far; it is filled.
+        space: Everything that decides the vectors, except row and layer.
+        target: Blank except for the reasons known so far; it is filled in.
         ids: `row_id` of each row.
-        sizes: how long each row is, in any unit.
-        read: reads the rows at these positions in these layers.
+        sizes: How long each row is, in any unit.
+        read: Reads the rows at these positions, in these layers.
 
     Raises:
-        SafefilterError: what `read` raises, or the disk is full. Either way all pieces before are kept.
+        SafefilterError: What `read` raises, or the disk is full. All pieces that were read before are cached.
     """
     first: dict[str, int] = {}
-    copies: dict[int, int] = {}
-    for row, (one, reason) in enumerate(zip(ids, reading.reasons, strict=True)):
-        if not reason and first.setdefault(one, row) != row:
-            copies[row] = first[one]
+    originals: dict[int, int] = {}
+    for row, (row_id, reason) in enumerate(zip(ids, target.reasons, strict=True)):
+        if not reason and first.setdefault(row_id, row) != row:
+            originals[row] = first[row_id]
     rows, keys = np.fromiter(first.values(), int, len(first)), packed(list(first))
-    stores = {layer: open_layer(space, layer, v.shape[1], v.dtype.type) for layer, v in reading.vectors.items()}
-    known = {layer: store.fetch(keys, reading, rows) for layer, store in stores.items()}
-    lacking = {layer: store for layer, store in stores.items() if not known[layer].all()}
+    stores = {layer: open_layer(space, layer, v.shape[1], v.dtype.type) for layer, v in target.vectors.items()}
+    known = {layer: store.fetch(keys, target, rows) for layer, store in stores.items()}
+    incomplete = {layer: store for layer, store in stores.items() if not known[layer].all()}
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))
     for piece in _pace(space).pieces(np.asarray(sizes)[rows[missing]]):
         at = missing[piece]
         began = time.monotonic()
-        fresh = read(rows[at].tolist(), list(lacking))
-        for layer, store in lacking.items():
-            reading.put(rows[at], layer, fresh.vectors[layer], fresh.truncated, fresh.reasons)
+        fresh = read(rows[at].tolist(), list(incomplete))
+        for layer, store in incomplete.items():
+            vectors = fresh.vectors[layer]
+            target.put(rows[at], layer, vectors, fresh.truncated, fresh.reasons)
             new = ~known[layer][at]
-            store.add(Rows(keys[at][new], fresh.vectors[layer][new], fresh.truncated[new], fresh.reasons[new]), began)
-            store.settle()
-    for store in lacking.values():
-        store.settle(call_ends=True)
-    reading.repeat(copies)
+            store.add(StoredRows(keys[at][new], vectors[new], fresh.truncated[new], fresh.reasons[new]), began)
+            store.write_if_due()
+    for store in incomplete.values():
+        store.write_if_due(call_ends=True)
+    target.repeat(originals)
 
 
 @lru_cache(maxsize=8)

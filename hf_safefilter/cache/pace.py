@@ -1,4 +1,4 @@
-"""How much work to do between two writes: pieces that take some seconds each, by what the pieces before took."""
+"""How much work to do between two writes: pieces that take some seconds each, judged by the time of earlier pieces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_LEAST = 16  # rows: enough to fill a batch, and to measure by
+_LEAST = 16  # rows: enough to fill a batch and to measure its speed
 
 
 class Pace:
@@ -15,20 +15,21 @@ class Pace:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._rate = 0.0  # sizes a second
+        self._rate = 0.0  # size processed a second
 
     def pieces(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
-        """Positions of `sizes` (any unit of work a row, `(n,)`), in order; what is done with a piece is timed.
+        """Positions of rows in `sizes` (work of each row in any unit, `(n,)`), piece by piece, in ascending order.
 
-        The first piece holds the largest, and so on: rows of a piece are alike in size.
+        The largest rows come first, so that the rows of a piece are of similar size. The time until the next piece is
+        asked for is taken as the time of its work.
         """
         order = np.argsort(-sizes, kind="stable")
         total = np.cumsum(sizes[order], dtype=float)
-        start, done = 0, 0.0
+        start, processed = 0, 0.0
         while start < len(order):
-            stop = int(np.searchsorted(total, done + self._rate * self._seconds, side="right"))
+            stop = int(np.searchsorted(total, processed + self._rate * self._seconds, side="right"))
             stop = min(max(stop, start + _LEAST), len(order))
-            begin = time.perf_counter()
+            began = time.perf_counter()
             yield np.sort(order[start:stop])
-            self._rate = (total[stop - 1] - done) / max(time.perf_counter() - begin, 1e-6)
-            start, done = stop, total[stop - 1]
+            self._rate = (total[stop - 1] - processed) / max(time.perf_counter() - began, 1e-6)
+            start, processed = stop, total[stop - 1]

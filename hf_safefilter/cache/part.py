@@ -1,7 +1,7 @@
 """A part: some rows of one layer in an Arrow file that is named after the checksum of its bytes.
 
 It is written whole or not at all (scratch file, fsync, rename), never changed afterwards, and read memory-mapped.
-Two processes that write the same rows write the same file; nobody needs a lock.
+Two processes that write the same rows write the same file, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -35,14 +36,14 @@ def packed(ids: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of one layer.
+class StoredRows:
+    """Rows of one layer, as a part stores them.
 
     Attributes:
-        ids: `packed`, uint64 `(n, 2)`.
-        vectors: float16 `(n, hidden_size)`; or another dtype and width, for what is no vector.
-        truncated: bool `(n,)`.
-        reasons: strings `(n,)`.
+        ids: Row ids as `packed` returns them, uint64 `(n, 2)`.
+        vectors: float16 `(n, hidden_size)`; scores have another dtype and width.
+        truncated: bool `(n,)`: whether the row was cut to fit.
+        reasons: Strings `(n,)`: why the row could not be read; "" where it could.
     """
 
     ids: np.ndarray
@@ -51,21 +52,21 @@ class Rows:
     reasons: np.ndarray
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
+    def joined(cls, parts: Sequence[StoredRows]) -> StoredRows:
         """All rows of `parts`, in order."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
 
-def write(folder: Path, mark: str, rows: Rows) -> Path:
+def write(folder: Path, mark: str, rows: StoredRows) -> Path:
     """Write `rows` into `folder`; returns the new part.
 
     Args:
-        folder: of the layer; it must be there.
-        mark: space and layer, which a reader must expect.
-        rows: at least one.
+        folder: Existing folder of the layer.
+        mark: Space and layer as `mark_of` returns them; a reader must pass the same.
+        rows: At least one row.
 
     Raises:
-        OSError: no room, no right to write, or a broken disk; what was there before is untouched.
+        OSError: The disk is full or broken, or the folder cannot be written; existing files are untouched.
     """
     ids = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(_ID), len(rows.ids), [None, pa.py_buffer(np.ascontiguousarray(rows.ids))]
@@ -83,32 +84,32 @@ def write(folder: Path, mark: str, rows: Rows) -> Path:
 
 
 def checksum(content: pa.Buffer) -> str:
-    """128 bits of xxh3, hex: against accidents, at the speed of memory."""
+    """128 bits of xxh3, hex: it detects accidental damage, and is as fast as reading memory."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
 def ids_of(path: Path, mark: str, width: int, dtype: type = np.float16) -> np.ndarray:
-    """Ids of the rows in a part, uint64 `(n, 2)`: a hint only, as nothing but the shape of the file is checked.
+    """Ids of the rows in a part, uint64 `(n, 2)`: a hint only, because the checksum of the file is not verified.
 
     Raises:
-        OSError: it is gone, or cannot be opened just now.
-        IntegrityError: no part of this space and layer.
+        OSError: The file no longer exists, or cannot be opened at the moment.
+        IntegrityError: The file is not a part of this space and layer.
     """
     return _parsed(_mapped(path), path, mark, width, dtype).ids.copy()
 
 
-def open_part(path: Path, mark: str, width: int, dtype: type = np.float16) -> Rows:
-    """The rows of a part, where they lie; its checksum is verified first.
+def open_part(path: Path, mark: str, width: int, dtype: type = np.float16) -> StoredRows:
+    """The rows of a part, memory-mapped; its checksum is verified first.
 
     Raises:
-        OSError: it is gone, or cannot be opened just now.
-        IntegrityError: cut, altered, or no part of this space and layer.
+        OSError: The file no longer exists, or cannot be opened at the moment.
+        IntegrityError: The file was cut or altered, or is not a part of this space and layer.
     """
     return _parsed(_mapped(path, verify=True), path, mark, width, dtype)
 
 
 def _mapped(path: Path, *, verify: bool = False) -> pa.Buffer:
-    # an OSError, too many open files say, is none of the part's fault: it is passed on
+    # An OSError, e.g. too many open files, does not mean that the part is damaged: it is passed on.
     if not path.stat().st_size:
         raise IntegrityError(f"{path} is empty")
     with pa.memory_map(str(path)) as stream:
@@ -119,33 +120,33 @@ def _mapped(path: Path, *, verify: bool = False) -> pa.Buffer:
 
 
 def verify(path: Path) -> None:
-    """Raise `IntegrityError` unless the bytes of a part are those it is named after."""
+    """Raise `IntegrityError` unless the bytes of a part match the checksum in its name."""
     _mapped(path, verify=True)
 
 
-def _parsed(content: pa.Buffer, path: Path, mark: str, width: int, dtype: type) -> Rows:
+def _parsed(content: pa.Buffer, path: Path, mark: str, width: int, dtype: type) -> StoredRows:
     kind = pa.list_(pa.from_numpy_dtype(dtype), width)
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
-        found = (table.schema.metadata or {}).get(_MARK)
-        if found != mark.encode() or table.schema.field("vector").type != kind:
-            raise IntegrityError(f"{path} is no part of this space and layer", found=str(found))
+        recorded = (table.schema.metadata or {}).get(_MARK)
+        if recorded != mark.encode() or table.schema.field("vector").type != kind:
+            raise IntegrityError(f"{path} is not a part of this space and layer", found=str(recorded))
         table.validate()
         ids = table["row_id"].chunk(0)
-        return Rows(
+        return StoredRows(
             np.frombuffer(ids.buffers()[1], np.uint64, 2 * len(ids)).reshape(-1, 2),
             arrow_vectors(table["vector"]),
             table["truncated"].to_numpy(),
-            _Lazily(table["unscorable"].chunk(0)),
+            cast("np.ndarray", _LazyStrings(table["unscorable"].chunk(0))),  # indexing is all a reader does with it
         )
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, IntegrityError):
             raise
-        raise IntegrityError(f"{path} is no Arrow file of rows", found=str(error)) from error
+        raise IntegrityError(f"{path} is not an Arrow file of rows", found=str(error)) from error
 
 
-class _Lazily:
-    """Strings that are made only where they are asked for: nearly all are ""."""
+class _LazyStrings:
+    """Strings that are created only for the rows asked for: nearly all of them are ""."""
 
     def __init__(self, array: pa.Array) -> None:
         self._array = array
@@ -157,13 +158,13 @@ class _Lazily:
         return self._array.take(pa.array(rows)).to_numpy(zero_copy_only=False)
 
 
-def set_aside(path: Path, why: IntegrityError) -> None:
-    """Rename a damaged part, so that nobody reads it again and its rows are computed anew."""
-    with suppress(FileNotFoundError, PermissionError):  # another process was faster; or the store is read-only
+def set_aside(path: Path, error: IntegrityError) -> None:
+    """Rename a damaged part, so that it is not read again and its rows are computed anew."""
+    with suppress(FileNotFoundError, PermissionError):  # another process was faster, or the store is read-only
         os.replace(path, path.with_suffix(DAMAGED))
-    logger.warning("set aside a damaged part of the row cache, its rows are read again: %s", why)
+    logger.warning("set aside a damaged part of the row cache; its rows are read again: %s", error)
 
 
 def mark_of(digest: str, layer: object) -> str:
-    """What a part says of itself: space and layer."""
+    """Space and layer in the form in which a part records them."""
     return json.dumps([digest, str(layer)])

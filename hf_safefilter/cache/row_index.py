@@ -1,6 +1,6 @@
-"""Where rows lie: 64 bits of a row's id -> part and row. 16 bytes a row, in sorted runs that are merged as they grow.
+"""Where rows are stored: 64 bits of a row's id -> part and row. 16 bytes a row, in sorted runs, merged as they grow.
 
-It may be wrong (ids that share 64 bits, a part that was altered): whoever follows it compares the whole id there.
+A location may be wrong (two ids share 64 bits, or a part was altered): the caller compares the whole id there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ UNKNOWN = -1
 _ROW_BITS = 32
 
 
-class Index:
-    """Sorted runs of keys and places; a run is at least twice as long as the one after it, so there are few."""
+class RowIndex:
+    """Sorted runs of keys and locations; a run is at least twice as long as the next one, so there are few of them.
+
+    A location is one int64: the number of a part in the upper 32 bits, the row within the part in the lower 32 bits.
+    """
 
     def __init__(self) -> None:
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -22,41 +25,42 @@ class Index:
         if not parts:
             return
         keys = np.concatenate([ids[:, 0] for ids in parts.values()])
-        places = np.concatenate([(number << _ROW_BITS) + np.arange(len(ids)) for number, ids in parts.items()])
-        run = _sorted(keys, places)
+        locations = np.concatenate([(number << _ROW_BITS) + np.arange(len(ids)) for number, ids in parts.items()])
+        run = _sorted(keys, locations)
         while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
             last = self._runs.pop()
             run = _sorted(*(np.concatenate(pair) for pair in zip(last, run, strict=True)))
         self._runs.append(run)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Places of packed ids `(n, 2)`, int64 `(n,)`; `UNKNOWN` for those that no part has."""
-        found = np.full(len(ids), UNKNOWN)
-        for keys, places in self._runs:
+        """Locations of packed ids `(n, 2)`, int64 `(n,)`; `UNKNOWN` for ids that are in no part."""
+        result = np.full(len(ids), UNKNOWN)
+        for keys, locations in self._runs:
             at = np.minimum(np.searchsorted(keys, ids[:, 0]), len(keys) - 1)
-            there = (keys[at] == ids[:, 0]) & (found == UNKNOWN)
-            found[there] = places[at[there]]
-        return found
+            match = (keys[at] == ids[:, 0]) & (result == UNKNOWN)
+            result[match] = locations[at[match]]
+        return result
 
     def forget(self, part: int) -> None:
-        """Drop all rows of a part that is gone."""
-        kept = [(keys, places, part_of(places) != part) for keys, places in self._runs]
-        self._runs = [(keys[rest], places[rest]) for keys, places, rest in kept if rest.any()]
+        """Remove all rows of a part that no longer exists."""
+        masks = [part_of(locations) != part for _, locations in self._runs]
+        runs = zip(self._runs, masks, strict=True)
+        self._runs = [(keys[mask], locations[mask]) for (keys, locations), mask in runs if mask.any()]
 
     def __len__(self) -> int:
         return sum(len(keys) for keys, _ in self._runs)
 
 
-def part_of(places: np.ndarray) -> np.ndarray:
-    """Part numbers."""
-    return places >> _ROW_BITS
+def part_of(locations: np.ndarray) -> np.ndarray:
+    """Numbers of the parts that the locations point to."""
+    return locations >> _ROW_BITS
 
 
-def row_of(places: np.ndarray) -> np.ndarray:
-    """Rows within the part."""
-    return places & ((1 << _ROW_BITS) - 1)
+def row_of(locations: np.ndarray) -> np.ndarray:
+    """Rows within their parts that the locations point to."""
+    return locations & ((1 << _ROW_BITS) - 1)
 
 
-def _sorted(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sorted(keys: np.ndarray, locations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(keys, kind="stable")
-    return keys[order], places[order]
+    return keys[order], locations[order]

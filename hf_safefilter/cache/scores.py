@@ -1,4 +1,4 @@
-"""Scores that cost a pass over a model, row by row: kept as vectors are, so that a killed job goes on here too."""
+"""Scores that need a pass over a model, row by row: cached as vectors are, so that a job that was killed can resume."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_safefilter.cache.lookup import recall
-from hf_safefilter.cache.read_rows import Reading
+from hf_safefilter.cache.row_vectors import RowVectors
 from hf_safefilter.cache.space import Space
 from hf_safefilter.data.conversations import Conversation, row_id
 
 SCORE = "score"
-"""What stands in place of a layer."""
+"""The layer under which scores are stored."""
 
 
 def recall_scores(
-    space: Space, found: Sequence[Conversation], score: Callable[[list[Conversation]], Reading]
-) -> Reading:
-    """Scores that were computed before, and the others from `score`, piece by piece; equal rows once.
+    space: Space, rows: Sequence[Conversation], score: Callable[[list[Conversation]], RowVectors]
+) -> RowVectors:
+    """Scores that were computed before, and the others from `score`, piece by piece; equal rows are scored once.
 
     Args:
-        space: what decides a score, but for the row.
-        found: the rows; one with a reason is left alone.
-        score: of rows without a reason: a reading of the one layer `SCORE`, float32 `(n, 1)`.
+        space: Everything that decides a score, except the row.
+        rows: The rows; one that has a reason is not scored.
+        score: Scores rows without a reason: the one layer `SCORE`, float32 `(n, 1)`.
     """
-    reading = Reading.blank([one.reason for one in found], [SCORE], 1, np.float32)
-    ids = [row_id(one) for one in found]
-    sizes = [sum(len(content) for _, content in one.messages) for one in found]
-    recall(space, reading, ids, sizes, lambda rows, _: score([found[row] for row in rows]))
-    return reading
+    scores = RowVectors.blank([row.reason for row in rows], [SCORE], 1, np.float32)
+    ids = [row_id(row) for row in rows]
+    sizes = [sum(len(content) for _, content in row.messages) for row in rows]
+    recall(space, scores, ids, sizes, lambda missing, _: score([rows[index] for index in missing]))
+    return scores
 
 
-def as_reading(scores: np.ndarray, reasons: Sequence[str], truncated: np.ndarray | None = None) -> Reading:
+def as_row_vectors(scores: np.ndarray, reasons: Sequence[str], truncated: np.ndarray | None = None) -> RowVectors:
     """Scores `(n,)` in the form of `recall_scores`."""
     cut = np.zeros(len(scores), bool) if truncated is None else truncated
-    return Reading({SCORE: scores.astype(np.float32)[:, None]}, cut, np.array(reasons, dtype=object))
+    return RowVectors({SCORE: scores.astype(np.float32)[:, None]}, cut, np.array(reasons, dtype=object))

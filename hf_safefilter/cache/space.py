@@ -1,4 +1,4 @@
-"""A space: all that decides a vector, but for the row and the layer. Vectors of one space may be mixed freely."""
+"""A space: everything that decides a vector, except row and layer. Vectors of one space may be mixed freely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.storage.atomic import atomic_text
 
 FORMAT = 1
-"""Of the files; part of every space's name, so that another version neither reads nor harms what this one wrote."""
+"""Version of the file format: part of the name of a space, so that other versions do not read or change its files."""
 
 FACTS = "space.json"
 
@@ -27,11 +27,11 @@ def rows_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Facts that decide vectors, as canonical JSON.
+    """The facts that decide vectors, except row and layer.
 
     Attributes:
-        facts: canonical JSON of the facts.
-        label: for people: the name of the model. Not part of the key: a folder that moved is the same model.
+        facts: The facts as canonical JSON.
+        label: Name of the model, for people. It is not part of the key: a folder that was moved is the same model.
     """
 
     facts: str
@@ -44,20 +44,20 @@ class Space:
 
     @property
     def digest(self) -> str:
-        """32 hex digits: the name of its folder."""
+        """32 hex digits: the name of the folder of the space."""
         return hashlib.sha256(self.facts.encode()).hexdigest()[:32]
 
     @property
     def folder(self) -> Path:
-        """Where its rows lie."""
+        """Folder of its rows."""
         return rows_root() / self.digest
 
-    def home(self, layer: Layer) -> Path:
+    def layer_folder(self, layer: Layer) -> Path:
         """Folder of the parts of one layer."""
         return self.folder / str(layer)
 
-    def introduce(self, folder: Path) -> None:
-        """Write into its folder what it is, unless that is done."""
+    def describe_in(self, folder: Path) -> None:
+        """Write the description of the space into its folder, unless the folder has one."""
         if not (folder / FACTS).is_file():
             atomic_text(folder / FACTS, json.dumps({"label": self.label, "facts": json.loads(self.facts)}) + "\n")
 
@@ -66,10 +66,10 @@ def read_facts(folder: Path) -> tuple[str, dict[str, Any]]:
     """Label and facts of the space in `folder`.
 
     Raises:
-        IntegrityError: its description is gone or damaged.
+        IntegrityError: The description is missing or damaged.
     """
     try:
         body = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         return str(body["label"]), dict(body["facts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{folder} does not say what it holds", fix=f"delete it: rm -r {folder}") from error
+        raise IntegrityError(f"{folder} has no readable {FACTS}", fix=f"delete the folder: rm -r {folder}") from error

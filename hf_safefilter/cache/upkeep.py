@@ -1,4 +1,4 @@
-"""What lies in the row cache, whether it is whole, and what may go."""
+"""Looking after the row cache: its size, damaged files, and removing what was not used for long."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hf_safefilter.storage.atomic import SCRATCH
 
 logger = logging.getLogger(__name__)
 
-_STALE = 3600  # seconds: no write takes as long; a scratch file older than this was left by a process that died
+_STALE = 3600  # seconds: no write takes that long, so an older scratch file was left by a process that died
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One space of the cache.
+class SpaceUsage:
+    """What one space of the cache holds.
 
     Attributes:
-        space: name of its folder.
-        model: what it was called when the first row was kept; "unknown" where the description is damaged.
-        revision, position, dtype: some of what decides its vectors.
-        layers: what is there.
-        parts, damaged: files.
-        size: bytes, all together.
-        ours: written by this version of the format.
+        space: Name of its folder.
+        model: Name of the model when the first row was cached; "unknown" where the description is damaged.
+        revision, position, dtype: Some of the facts that decide its vectors.
+        layers: Layers with cached rows.
+        parts, damaged: Number of whole and of damaged files.
+        size: Bytes of all files together.
+        current_format: Whether this version of the format wrote it.
     """
 
     space: str
@@ -42,22 +42,23 @@ class Kept:
     parts: int
     damaged: int
     size: int
-    ours: bool
+    current_format: bool
 
 
-def kept() -> list[Kept]:
-    """All spaces that hold anything, the largest first."""
-    return sorted((one for one in map(_described, _spaces()) if one.size), key=lambda one: -one.size)
+def spaces_in_use() -> list[SpaceUsage]:
+    """All spaces that are not empty, the largest first."""
+    spaces = [_usage(folder) for folder in _space_folders()]
+    return sorted((space for space in spaces if space.size), key=lambda space: -space.size)
 
 
-def _spaces() -> Iterator[Path]:
+def _space_folders() -> Iterator[Path]:
     root = rows_root()
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
         if folder.is_dir() and not folder.is_symlink():
             yield folder
 
 
-def _described(folder: Path) -> Kept:
+def _usage(folder: Path) -> SpaceUsage:
     try:
         label, facts = read_facts(folder)
     except IntegrityError as error:
@@ -65,11 +66,18 @@ def _described(folder: Path) -> Kept:
         label, facts = "unknown", {}
     files = _files(folder)
     parts = [path for path in files if path.suffix == PART]
-    told = (str(facts.get(name, "")) for name in ("revision", "position", "dtype"))
-    layers = tuple(sorted({path.parent.name for path in parts}, key=lambda name: (len(name), name)))
-    damaged = sum(path.suffix == DAMAGED for path in files)
-    size = sum(_size(path) for path in files)
-    return Kept(folder.name, label, *told, layers, len(parts), damaged, size, facts.get("format") == FORMAT)
+    return SpaceUsage(
+        space=folder.name,
+        model=label,
+        revision=str(facts.get("revision", "")),
+        position=str(facts.get("position", "")),
+        dtype=str(facts.get("dtype", "")),
+        layers=tuple(sorted({path.parent.name for path in parts}, key=lambda name: (len(name), name))),
+        parts=len(parts),
+        damaged=sum(path.suffix == DAMAGED for path in files),
+        size=sum(_size(path) for path in files),
+        current_format=facts.get("format") == FORMAT,
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -79,19 +87,19 @@ def _files(folder: Path) -> list[Path]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # another process tidied up
+    except FileNotFoundError:  # another process removed it
         return 0
 
 
 def check() -> tuple[int, list[Path]]:
-    """Verify every part of this version's format; damaged ones are set aside.
+    """Verify every part of this version of the format; damaged ones are set aside.
 
     Returns:
-        How many were whole, and which were not (by their old names).
+        How many parts are whole, and the former paths of those that are damaged.
     """
     whole, damaged = 0, []
-    for one in kept():
-        for path in _files(rows_root() / one.space) if one.ours else ():
+    for space in spaces_in_use():
+        for path in _files(rows_root() / space.space) if space.current_format else ():
             try:
                 if path.suffix == PART:
                     verify(path)
@@ -106,7 +114,7 @@ def check() -> tuple[int, list[Path]]:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed, and what is left: files and bytes."""
+    """The result of `prune`: number of files removed, bytes freed, bytes left."""
 
     removed: int
     freed: int
@@ -116,19 +124,19 @@ class Pruned:
 def prune(max_size: int) -> Pruned:
     """Remove damaged and half-written files, then the longest unused parts until `max_size` bytes are left.
 
-    A process that is reading goes on: what it has open stays readable, what it has not is read anew.
+    Processes that use the cache are not disturbed: parts they have open stay readable, other rows are read again.
     """
-    files = [path for folder in _spaces() for path in _files(folder)]
-    facts = sorted(((path, path.stat()) for path in files if path.exists()), key=lambda pair: pair[1].st_mtime)
-    useless = [(p, s) for p, s in facts if p.suffix == DAMAGED or (p.suffix == SCRATCH and _stale(s.st_mtime))]
-    total = sum(stat.st_size for _, stat in facts)
+    files = [path for folder in _space_folders() for path in _files(folder)]
+    by_age = sorted(((path, path.stat()) for path in files if path.exists()), key=lambda pair: pair[1].st_mtime)
+    useless = [(p, s) for p, s in by_age if p.suffix == DAMAGED or (p.suffix == SCRATCH and _stale(s.st_mtime))]
+    total = sum(stat.st_size for _, stat in by_age)
     removed = freed = 0
-    for path, stat in [*useless, *((p, s) for p, s in facts if p.suffix == PART)]:
+    for path, stat in [*useless, *((p, s) for p, s in by_age if p.suffix == PART)]:
         if (path, stat) in useless or total - freed > max_size:
             path.unlink(missing_ok=True)
             removed, freed = removed + 1, freed + stat.st_size
-    for folder in list(_spaces()):
-        _remove_if_left(folder)
+    for folder in list(_space_folders()):
+        _remove_if_abandoned(folder)
     return Pruned(removed, freed, total - freed)
 
 
@@ -136,18 +144,18 @@ def _stale(written: float) -> bool:
     return time.time() - written > _STALE
 
 
-def _remove_if_left(folder: Path) -> None:
-    # a folder that is empty and young may be somebody's who is about to write there
-    young = any(not _stale(path.stat().st_mtime) for path in [folder, *folder.glob("*/")])
-    if not young and {path.name for path in folder.rglob("*") if not path.is_dir()} <= {FACTS}:
+def _remove_if_abandoned(folder: Path) -> None:
+    # Another process may be about to write into a folder that is empty and new.
+    recent = any(not _stale(path.stat().st_mtime) for path in [folder, *folder.glob("*/")])
+    if not recent and {path.name for path in folder.rglob("*") if not path.is_dir()} <= {FACTS}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def size_of(text: str) -> int:
-    """``"5GB"`` -> 5,000,000,000; also KB, MB, TB, their binary kin (GiB ...) and plain bytes.
+    """``"5GB"`` -> 5,000,000,000; also KB, MB, TB, their binary forms (GiB ...) and plain bytes.
 
     Raises:
-        OptionError: no size.
+        OptionError: `text` is not a size.
     """
     units = {unit: 1000**n for n, unit in enumerate(("B", "KB", "MB", "GB", "TB"))}
     units |= {unit: 1024**n for n, unit in enumerate(("KIB", "MIB", "GIB", "TIB"), 1)} | {"": 1}
@@ -156,7 +164,7 @@ def size_of(text: str) -> int:
     try:
         size = float(number) * units[unit]
     except (ValueError, KeyError) as error:
-        raise OptionError(f"{text!r} is no size", fix="use e.g. 5GB, 500MB or 0") from error
+        raise OptionError(f"{text!r} is not a size", fix="use e.g. 5GB, 500MB or 0") from error
     if not 0 <= size < float("inf"):
-        raise OptionError(f"{text!r} is no size", fix="use e.g. 5GB, 500MB or 0")
+        raise OptionError(f"{text!r} is not a size", fix="use e.g. 5GB, 500MB or 0")
     return int(size)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.output import Format, Voice
+from hf_safefilter.cli.output import Format, Printer
 from hf_safefilter.cli.wording import in_recipe, in_shell
 from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
 
@@ -25,11 +25,11 @@ app = typer.Typer(
 )
 
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_INTERRUPTED = 130  # exit code of typer after Ctrl-C
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from hf_safefilter import __version__
 
         typer.echo(f"hf_safefilter {__version__}")
@@ -40,23 +40,23 @@ def _print_version(asked: bool) -> None:
 def _options(
     context: typer.Context,
     format: Annotated[
-        Format, typer.Option(help="Who listens: human, json (one document) or quiet (ids).")
+        Format, typer.Option(help="Form of the output: human, json (one document) or quiet (ids).")
     ] = Format.HUMAN,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    context.obj = Voice(format)
+    context.obj = Printer(format)
 
 
 _COMMANDS = (
     "plan", "embed", "merge", "reference", "score", "seal", "compare", "evaluate", "select", "run", "demo",
     "locate", "freeze", "effect", "card", "push", "methods", "doctor", "cache",
 )  # fmt: skip
-"""In the order of `--help`; each is a file here with a function, or a group of commands, of its name."""
+"""Commands in the order of `--help`; each is a file in this folder, with a function or command group of that name."""
 
 _FROM_RECIPES = ("run", "demo")
-"""Commands whose options stand in a recipe."""
+"""Commands whose options are in a recipe."""
 
 
 def _register() -> None:
@@ -73,26 +73,26 @@ _register()
 
 
 def main() -> None:
-    """Entry point: exit code 0 for done, 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
-    voice = Voice(_format_asked())
+    """Entry point; exit code 0 for success, 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
+    printer = Printer(_requested_format())
     try:
         app(prog_name="hf-safefilter")
     except SafefilterError as error:
-        voice.error(error, _spelling())
+        printer.error(error, _translation())
         sys.exit(2 if isinstance(error, OptionError) else 1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            voice.error(RuntimeError("stopped; what was finished is kept, run the same command again to go on"))
+            printer.error(RuntimeError("stopped; finished work is kept: run the same command again to resume"))
         raise
-    except Exception as error:  # the last stop: a person gets a sentence, a developer asks for the traceback
+    except Exception as error:  # unexpected: a user gets a sentence, a developer can ask for the traceback
         if os.environ.get("HF_SAFEFILTER_DEBUG"):
             raise
-        voice.error(_in_words(error), _spelling())
+        printer.error(_explained(error), _translation())
         sys.exit(1)
 
 
-def _spelling() -> Callable[[str], str]:
-    """How the command that was called takes its options: from a recipe, or as flags."""
+def _translation() -> Callable[[str], str]:
+    """The function that writes options as the called command takes them: as keys of a recipe, or as flags."""
     if any(word in _FROM_RECIPES for word in sys.argv[1:]):
         return in_recipe
     flags: dict[str, str] = {}
@@ -100,34 +100,35 @@ def _spelling() -> Callable[[str], str]:
     while commands:
         command = commands.pop()
         commands += getattr(command, "commands", {}).values()
-        flags |= {one.name: max(one.opts, key=len) for one in command.params if one.opts[0].startswith("-")}
+        options = [parameter for parameter in command.params if parameter.opts[0].startswith("-")]
+        flags |= {option.name: max(option.opts, key=len) for option in options}
     return lambda text: in_shell(text, flags)
 
 
-def _in_words(error: Exception) -> SafefilterError:
+def _explained(error: Exception) -> SafefilterError:
     if is_disk_full(error):
         return SafefilterError(
             "a disk is full",
-            found="rows are copied to the caches of Hugging Face (HF_HOME), results go to --output",
-            fix="make room, or name another disk, and run the same command again: vectors that were read are kept",
+            found="rows are copied to the caches of Hugging Face (HF_HOME), results are written to --output",
+            fix="make room, or use another disk, and run the same command again: vectors that were read are cached",
         )
     if is_out_of_memory(error):
         return SafefilterError(
             "there is too little memory",
             fix="use a smaller --max-length, --dtype bfloat16, a smaller model or fewer processes, and run the same "
-            "command again: rows that were read or scored are kept",
+            "command again: rows that were read or scored are cached",
         )
     fact = f"{type(error).__name__}: {error}"
-    return SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see where it came from")
+    return SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see the traceback")
 
 
-def _format_asked() -> Format:
-    """The --format on the command line, for errors that come before or after its parsing."""
+def _requested_format() -> Format:
+    """The --format on the command line, for errors that occur before or after it is parsed."""
     words = sys.argv[1:]
-    for at, word in enumerate(words):
-        given = word.partition("=")[2] if word.startswith("--format=") else None
-        if word == "--format" and at + 1 < len(words):
-            given = words[at + 1]
-        if given in set(Format):
-            return Format(given)
+    for index, word in enumerate(words):
+        value = word.partition("=")[2] if word.startswith("--format=") else None
+        if word == "--format" and index + 1 < len(words):
+            value = words[index + 1]
+        if value in set(Format):
+            return Format(value)
     return Format.HUMAN

@@ -1,4 +1,4 @@
-"""Options that several commands share: spelled and explained once."""
+"""Options that several commands share, with their help texts."""
 
 from __future__ import annotations
 
@@ -12,38 +12,44 @@ from typing import Annotated, Any, get_type_hints
 import typer
 import yaml
 
+from hf_safefilter.columns import Layer
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, described
 
 Rows = Annotated[
     str, typer.Argument(help="Hub id, .jsonl/.json/.csv/.parquet/.arrow file, or folder.", show_default=False)
 ]
-Layers = Annotated[str, typer.Option(help="What is read: hidden_states\\[k], e.g. 12 or 8,12 or norm.")]
+Layers = Annotated[str, typer.Option(help="Layers to read: hidden_states\\[k], e.g. 12 or 8,12 or norm.")]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder to write; an earlier output there is replaced when done.")
+    Path, typer.Option("--output", "-o", help="Folder to write; an earlier output in it is replaced at the end.")
 ]
 Column = Annotated[
-    list[str] | None, typer.Option("--column", help="Where things stand, e.g. --column prompt=q --column response=a.")
+    list[str] | None, typer.Option("--column", help="Columns of the rows, e.g. --column prompt=q --column response=a.")
 ]
-Split = Annotated[str | None, typer.Option(help="Only this split.")]
+Split = Annotated[str | None, typer.Option(help="Use only this split.")]
 Folder = Annotated[Path, typer.Argument(help="Folder written by an earlier command.", show_default=False)]
 Blocks = Annotated[str | None, typer.Option(help="A range of blocks, the last one included, e.g. 6-12.")]
-License = Annotated[str, typer.Option(help="Licence, as the Hub spells it, e.g. cc-by-4.0.")]
+License = Annotated[str, typer.Option(help="Licence, as the Hub names it, e.g. cc-by-4.0.")]
 Source = Annotated[str, typer.Option(help="Where the rows come from: a Hub id, a URL or a sentence.")]
 
 
-def reads_a_model(*, argument: bool = False, optional: bool = False, without: tuple[str, ...] = ()) -> Any:
-    """A command with an option for each field of `ReadingOptions`, or `ModelOptions`, in place of the one parameter.
+Command = Callable[..., None]
 
-    So a new option of reading is one of every command that reads.
+
+def reads_a_model(
+    *, argument: bool = False, optional: bool = False, without: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
+    """Replace a command's parameter of type `ReadingOptions` or `ModelOptions` by one option for each of its fields.
+
+    So every command that reads a model has every option of reading.
 
     Args:
-        argument: the model is the command's first argument, and not an option.
-        optional: the model may be left out; it is "" then.
-        without: options that this command does not have.
+        argument: Whether the model is the first argument of the command instead of an option.
+        optional: Whether the model may be left out; it is "" then.
+        without: Names of options that this command does not have.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         hints = get_type_hints(command, include_extras=True)
         slot, kind = next((name, hint) for name, hint in hints.items() if hint in (ModelOptions, ReadingOptions))
         options = _model_parameters(kind, argument, optional, without)
@@ -58,11 +64,11 @@ def reads_a_model(*, argument: bool = False, optional: bool = False, without: tu
         names = [parameter.name for parameter in options]
 
         @functools.wraps(command)
-        def call(**given: Any) -> None:
-            command(**{slot: kind(**{name: given.pop(name) for name in names})}, **given)
+        def call(**values: Any) -> None:
+            command(**{slot: kind(**{name: values.pop(name) for name in names})}, **values)
 
-        # typer reads both; without defaults first, as Python wants it
-        parameters.sort(key=lambda one: one.default is not inspect.Parameter.empty)
+        # typer reads signature and annotations; parameters without defaults come first, as Python requires
+        parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return call
@@ -95,7 +101,7 @@ def _model_parameters(
     return parameters
 
 
-def layers_of(text: str) -> list[int | str]:
+def layers_of(text: str) -> list[Layer]:
     """``"8,12,norm"`` -> ``[8, 12, "norm"]``."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() or part == "norm" for part in parts):
@@ -103,27 +109,29 @@ def layers_of(text: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-def pairs_of(given: list[str] | None, flag: str) -> dict[str, str] | None:
+def pairs_of(texts: list[str] | None, flag: str) -> dict[str, str] | None:
     """``["prompt=q", "response=a"]`` -> ``{"prompt": "q", "response": "a"}``."""
-    if not given:
+    if not texts:
         return None
     pairs = {}
-    for one in given:
-        name, sign, value = one.partition("=")
+    for text in texts:
+        name, sign, value = text.partition("=")
         if not (name and sign and value):
-            raise OptionError(f"{flag} {one!r} is not name=value", fix=f"use e.g. {flag} prompt=question")
+            raise OptionError(f"{flag} {text!r} is not name=value", fix=f"use e.g. {flag} prompt=question")
         pairs[name] = value
     return pairs
 
 
-def values_of(given: list[str] | None, flag: str) -> dict[str, Any]:
+def values_of(texts: list[str] | None, flag: str) -> dict[str, Any]:
     """``["k=5", "targets=[q_proj, v_proj]"]`` -> ``{"k": 5, "targets": ["q_proj", "v_proj"]}``."""
     values = {}
-    for name, text in (pairs_of(given, flag) or {}).items():
+    for name, text in (pairs_of(texts, flag) or {}).items():
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise OptionError(f"{flag} {name}={text} is no value", fix="quote a text that holds signs") from error
+            raise OptionError(
+                f"{flag} {name}={text} is not a value", fix="put quotes around a text with special characters"
+            ) from error
     return values
 
 

@@ -1,4 +1,4 @@
-"""cache: what the row cache holds, whether it is whole, and making room."""
+"""cache: what the row cache holds, whether its files are whole, and making room."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ from typing import Annotated
 
 import typer
 
-cache = typer.Typer(help="Look after the vectors that are kept between runs.", no_args_is_help=True)
+cache = typer.Typer(help="Look after the vectors that are cached between runs.", no_args_is_help=True)
 
 
 @cache.command(epilog="Example: hf-safefilter cache ls")
 def ls(context: typer.Context) -> None:
-    """List what is kept, by model and way of reading."""
+    """List what the cache holds, by model and reading options."""
     from hf_safefilter.cache.space import rows_root
-    from hf_safefilter.cache.upkeep import kept
+    from hf_safefilter.cache.upkeep import spaces_in_use
 
-    found = kept()
-    shown = [
+    spaces = spaces_in_use()
+    lines = [
         {
-            "space": one.space[:12],
-            "model": one.model,
-            "revision": one.revision.removeprefix("sha256:")[:12],
-            "position": one.position,
-            "dtype": one.dtype,
-            "layers": ",".join(one.layers),
-            "parts": one.parts,
-            "damaged": one.damaged,
-            "MB": round(one.size / 1e6, 1),
-            "note": "" if one.ours else "of another version",
+            "space": space.space[:12],
+            "model": space.model,
+            "revision": space.revision.removeprefix("sha256:")[:12],
+            "position": space.position,
+            "dtype": space.dtype,
+            "layers": ",".join(space.layers),
+            "parts": space.parts,
+            "damaged": space.damaged,
+            "MB": round(space.size / 1e6, 1),
+            "note": "" if space.current_format else "of another version",
         }
-        for one in found
+        for space in spaces
     ]
-    context.obj.table("Rows kept", shown)
-    size = sum(one.size for one in found)
+    context.obj.table("Cached rows", lines)
+    size = sum(space.size for space in spaces)
     context.obj.report(
-        {"folder": str(rows_root()), "MB": round(size / 1e6, 1), "spaces": shown},
-        ids=[one.space for one in found],
+        {"folder": str(rows_root()), "MB": round(size / 1e6, 1), "spaces": lines},
+        ids=[space.space for space in spaces],
         hint="hf-safefilter cache verify, or hf-safefilter cache prune --max-size 5GB",
     )
 
 
 @cache.command(epilog="Example: hf-safefilter cache verify")
 def verify(context: typer.Context) -> None:
-    """Verify every checksum; damaged parts are set aside, and their rows read again when needed. Exit code 1 if any."""
+    """Verify every checksum. Damaged parts are set aside, and their rows read again when needed; exit code 1 if any."""
     from hf_safefilter.cache.upkeep import check
 
     whole, damaged = check()
@@ -58,13 +58,15 @@ def verify(context: typer.Context) -> None:
 @cache.command(epilog="Example: hf-safefilter cache prune --max-size 5GB")
 def prune(
     context: typer.Context,
-    max_size: Annotated[str, typer.Option(help="What may stay, e.g. 5GB, 500MB or 0. The longest unused goes first.")],
+    max_size: Annotated[
+        str, typer.Option(help="Size to keep, e.g. 5GB, 500MB or 0. The longest unused parts go first.")
+    ],
 ) -> None:
-    """Remove what is damaged or half written, then what was not used for longest."""
+    """Remove damaged and half-written files, then the parts that were unused for longest."""
     from hf_safefilter.cache.upkeep import prune as remove
     from hf_safefilter.cache.upkeep import size_of
 
-    done = remove(size_of(max_size))
+    result = remove(size_of(max_size))
     context.obj.report(
-        {"removed": done.removed, "freed MB": round(done.freed / 1e6, 1), "left MB": round(done.left / 1e6, 1)}
+        {"removed": result.removed, "freed MB": round(result.freed / 1e6, 1), "left MB": round(result.left / 1e6, 1)}
     )

@@ -18,10 +18,10 @@ def card(
     license: License,
     source: Source,
     output: Output,
-    effect: Annotated[Path | None, typer.Option(help="Folder written by effect on this decision.")] = None,
+    effect: Annotated[Path | None, typer.Option(help="Folder that effect has written for this decision.")] = None,
     include_text: Annotated[bool, typer.Option(help="Put the text of dropped rows into dropped.parquet.")] = False,
 ) -> None:
-    """Write the publishable folder of a decision: kept rows, dropped list, card, provenance and plots."""
+    """Write the publishable folder of a decision: kept rows, list of dropped rows, card, provenance and plots."""
     from hf_safefilter.effect import read_card_part
     from hf_safefilter.publish.folder import write_folder
     from hf_safefilter.publish.gather import gather

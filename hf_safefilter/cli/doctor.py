@@ -1,4 +1,4 @@
-"""doctor: what is installed, what it will run on, and what is missing."""
+"""doctor: what is installed, on which device it will run, and what is missing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ _OPTIONAL = {
 
 
 def doctor(context: typer.Context) -> None:
-    """Print versions, device, endpoint, cache state and what is missing. Exit code 1 if something needed is."""
+    """Print versions, device, Hub endpoint, cache sizes and missing packages.
+
+    The exit code is 1 if a package is missing that is not optional.
+    """
     missing = [name for name in _NEEDED if _version(name) is None]
     facts: dict[str, Any] = {"python": platform.python_version()}
     facts |= {name: _version(name) or "MISSING" for name in _NEEDED}
-    facts |= {name: _version(name) or f"not installed ({why})" for name, why in _OPTIONAL.items()}
+    facts |= {name: _version(name) or f"not installed ({purpose})" for name, purpose in _OPTIONAL.items()}
     facts |= _device() | _hub() | _store()
     facts["missing"] = ", ".join(missing) or "nothing"
     hint = "pip install hf_safefilter" if missing else "hf-safefilter demo"
@@ -62,15 +65,18 @@ def _hub() -> dict[str, Any]:
 
 
 def _store() -> dict[str, Any]:
-    from hf_safefilter.cache.upkeep import kept as kept_rows
+    from hf_safefilter.cache.upkeep import spaces_in_use
     from hf_safefilter.storage.artifacts import store_root
 
     root = store_root()
-    kept = [path for path in root.glob("*/*") if path.is_dir() and path.parent.name != "rows"]
-    size = sum(file.stat().st_size for path in kept for file in path.iterdir() if file.is_file())
-    rows = sum(one.size for one in kept_rows())
-    return {"store": _short(root), "artefacts kept": len(kept), "store MB": round(size / 1e6, 1),
-            "row cache MB": round(rows / 1e6, 1)}  # fmt: skip
+    artefacts = [path for path in root.glob("*/*") if path.is_dir() and path.parent.name != "rows"]
+    size = sum(file.stat().st_size for folder in artefacts for file in folder.iterdir() if file.is_file())
+    return {
+        "store": _short(root),
+        "artefacts kept": len(artefacts),
+        "store MB": round(size / 1e6, 1),
+        "row cache MB": round(sum(space.size for space in spaces_in_use()) / 1e6, 1),
+    }
 
 
 def _short(path: Path) -> str:

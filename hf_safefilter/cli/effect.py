@@ -1,4 +1,4 @@
-"""effect: tune on what a filter keeps and on what it drops, and measure what that does to the model."""
+"""effect: tune on the rows that a filter keeps and on those it drops, and measure how the model changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -16,17 +16,18 @@ from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions
 
 if TYPE_CHECKING:
-    from hf_safefilter.cli.output import Voice
+    from hf_safefilter.cli.output import Printer
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.effect import Questions, Tuning
     from hf_safefilter.effect.ledger import Run
     from hf_safefilter.saved.saved_rows import Saved
+    from hf_safefilter.step import Step
 
 EXAMPLE = "hf-safefilter effect scored --by larf_score --drop-fraction 0.05 --quick --output effect"
 
 _ARMS = "all,kept,dropped,random,length_matched"
 _QUICK_STEPS, _QUICK_QUESTIONS = 40, 60
-_TOY_RATE = 1e-3  # it is so small that less leaves it as it was
+_TOY_RATE = 1e-3  # the toy model is so small that lower rates hardly change it
 
 
 @reads_a_model(optional=True)
@@ -34,39 +35,50 @@ def effect(
     context: typer.Context,
     scored: Folder,
     options: ModelOptions,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a study begun there goes on.")],
-    by: Annotated[str | None, typer.Option(help="Score column to decide by; not for a folder made by select.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an earlier study in it is resumed.")],
+    by: Annotated[
+        str | None, typer.Option(help="Score column to decide by; not for a folder written by select.")
+    ] = None,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
     harmful: Annotated[
-        str | None, typer.Option(help="Prompts an aligned model refuses: file, folder or Hub id.")
+        str | None, typer.Option(help="Prompts that an aligned model refuses: file, folder or Hub id.")
     ] = None,
     over_refusal: Annotated[str | None, typer.Option(help="Prompts that only sound harmful.")] = None,
     benign: Annotated[
-        str | None, typer.Option(help="Good rows to measure the loss on; if left out, some kept rows are held out.")
+        str | None,
+        typer.Option(help="Good rows to measure the loss on; some kept rows are held out if this is left out."),
     ] = None,
-    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS}, with commas between them.")] = _ARMS,
-    seeds: Annotated[int, typer.Option(min=1, help="How many; intervals need two, and are wide with few.")] = 3,
+    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS}, separated by commas.")] = _ARMS,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; intervals need two, and are wide with few.")] = 3,
     tune: Annotated[str | None, typer.Option(help="lora, or full for all parameters.")] = None,
-    steps: Annotated[int, typer.Option(help="Of the optimizer, the same for all arms.")] = 200,
-    batch: Annotated[int, typer.Option(help="Rows a step.")] = 16,
-    micro_batch: Annotated[int | None, typer.Option(help="Rows at once, where a batch does not fit.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the optimizer, the same for all arms.")] = 200,
+    batch: Annotated[int, typer.Option(help="Rows in a step.")] = 16,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Rows processed at once, if a batch does not fit into memory.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="2e-4 for LoRA, 2e-5 for full tuning.")] = None,
-    rank: Annotated[int, typer.Option(help="Of LoRA.")] = 16,
-    target: Annotated[list[str] | None, typer.Option(help="Layers that LoRA changes; all linear ones.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Layers that LoRA changes; all linear ones if left out.")
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = 1024,
     freeze: Annotated[
-        str | None, typer.Option(help="First and last block to keep frozen in further arms, e.g. 2-4.")
+        str | None, typer.Option(help="First and last block that are frozen in additional arms, e.g. 2-4.")
     ] = None,
-    judge: Annotated[str, typer.Option(help="List of refusals: broad, larf, qi2023 or safety_layers.")] = "broad",
-    reply_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 32,
+    judge: Annotated[
+        str, typer.Option(help="List of refusal phrases: broad, larf, qi2023 or safety_layers.")
+    ] = "broad",
+    reply_tokens: Annotated[int, typer.Option(help="Largest number of tokens in a reply.")] = 32,
     column: Column = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few steps and questions: minutes on the toy model.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps and questions, for minutes on the toy model.")
+    ] = False,
 ) -> None:
     """Tune on all, kept, dropped, random and length-matched rows; measure refusals, over-refusal and loss.
 
-    Without --model, the model that was read is tuned.
+    Without --model, the model that the rows were read with is tuned.
     """
     from hf_safefilter.effect import Study, measure_effect
 
@@ -90,15 +102,18 @@ def effect(
         max_new_tokens=reply_tokens,
         columns=pairs_of(column, "--column") or dict(getattr(reader, "columns", None) or ()) or None,
     )
-    report = measure_effect(saved.rows, is_safe, study, output, on_run=_teller(context.obj))
-    voice = context.obj
-    voice.table("Tuned on; harmful prompts refused, harmless ones refused, no text, benign loss", report.table())
+    report = measure_effect(saved.rows, is_safe, study, output, on_run=_progress(context.obj))
+    printer = context.obj
+    printer.table(
+        "Rows tuned on; share of harmful and of harmless prompts refused, replies without text, benign loss",
+        report.table(),
+    )
     for contrast in report.contrasts:
-        voice.say(contrast.sentence)
+        printer.message(contrast.sentence)
     counts = report.counts
     left_out = sum(counts[name] for name in counts if name.endswith("_left_out"))
-    voice.say(f"{left_out} questions were left out: they stand in the rows or among the references.")
-    voice.report(
+    printer.message(f"{left_out} questions were left out, because they are also in the rows or among the references.")
+    printer.report(
         {"output": str(output), "plot": str(output / "effect.png"), "effect": report.to_json()},
         ids=[json.dumps(line) for line in report.table()],
         hint=f"hf-safefilter card DECIDED --effect {output} --license LICENSE --source SOURCE --output out",
@@ -106,34 +121,38 @@ def effect(
 
 
 def _tuned(options: ModelOptions, reader: ModelOptions | None) -> ModelOptions:
-    """The model to tune: the one named, else the one that was read, with the template it was read by."""
+    """The model to tune: the one that is named, else the one that read the rows, with the same template."""
     if reader is not None:
         options = replace(options, chat_template=options.chat_template or reader.chat_template)
     if options.model:
         return options
     if reader is None:
-        raise OptionError("which model is to be tuned?", fix="say it: --model")
+        raise OptionError("the model to tune is not known", fix="name it with --model")
     return replace(options, model=reader.model, revision=options.revision or reader.revision)
 
 
 def _decision(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved, IsSafe]:
-    """The scored rows and the decision: one that select has written, or one made here."""
+    """The scored rows and the decision, which select has written or which is made here."""
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold
     from hf_safefilter.recipe import SelectionRule
     from hf_safefilter.saved.decision import DECISION, read_decision
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
-    given = {name: value for name, value in ways.items() if value is not None}
+    rule = {name: value for name, value in ways.items() if value is not None}
     if (folder / DECISION).is_file():
-        if by is not None or given:
-            raise OptionError(f"{folder} holds a decision already", fix="leave --by and the threshold out")
+        if by is not None or rule:
+            raise OptionError(f"{folder} already holds a decision", fix="leave out --by and the threshold")
         return read_decision(folder)
     saved = load_rows_with_steps(folder)
     if by is None:
         scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
-        raise OptionError("which score decides?", found=", ".join(scores) or "no scores", fix="say it: --by larf_score")
-    return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**given), saved.steps))
+        raise OptionError(
+            "the score to decide by is not named",
+            found=", ".join(scores) or "no scores",
+            fix="name it, e.g. --by larf_score",
+        )
+    return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**rule), saved.steps))
 
 
 def _tuning(model: str, method: str | None, rate: float | None, **options: Any) -> Tuning:
@@ -142,23 +161,26 @@ def _tuning(model: str, method: str | None, rate: float | None, **options: Any) 
 
     if model == TOY:
         method, rate = method or "full", rate or _TOY_RATE
-    return Tuning(method=method or "lora", learning_rate=rate, **options)
+    checked = cast("Literal['lora', 'full']", method or "lora")  # by Tuning
+    return Tuning(method=checked, learning_rate=rate, **options)
 
 
 def _questions(model: str, harmful: str | None, over_refusal: str | None, benign: str | None) -> Questions:
-    """The questions in the files given; the others are the toy's own for the toy, else the starter sets."""
+    """The questions in the files that are named; the others are those of the toy model, or of the starter sets."""
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.effect import Questions
     from hf_safefilter.model.source import TOY
 
     questions = Questions.toy() if model == TOY else Questions.starter()
-    given = {"harmful": harmful, "over_refusal": over_refusal, "benign": benign}
-    loaded = {kind: load_rows(place) for kind, place in given.items() if place is not None}
-    return questions.replaced(**{kind: (one.rows, f"{one.name} ({one.revision})") for kind, one in loaded.items()})
+    files = {"harmful": harmful, "over_refusal": over_refusal, "benign": benign}
+    loaded = {kind: load_rows(file) for kind, file in files.items() if file is not None}
+    return questions.replaced(
+        **{kind: (source.rows, f"{source.name} ({source.revision})") for kind, source in loaded.items()}
+    )
 
 
 def _reference_prompts(saved: Saved) -> list[str]:
-    """What the rows were compared with must not be asked: the score has seen it."""
+    """Prompts of the references: they must not be asked, because the score has used them."""
     from hf_safefilter.data.conversations import Conversation, prompt_of
     from hf_safefilter.references import references
 
@@ -167,25 +189,25 @@ def _reference_prompts(saved: Saved) -> list[str]:
     return [prompt_of(Conversation(row.messages)) for row in rows]
 
 
-def _compared_with(step: Any) -> str | None:
-    """Digest of the references that a step compares with; a gradient anchor says what it was fitted to."""
+def _compared_with(step: Step) -> str | None:
+    """Digest of the references that a step compares with; a gradient anchor states what it was fitted to."""
+    from hf_safefilter.scores.base import ReferenceScore
     from hf_safefilter.scores.gradient import GradientAnchor, GradientScore
 
     if isinstance(step, GradientScore):
         return GradientAnchor.of(step.anchor).facts.get("references")
-    given = getattr(step, "references", None)
-    return given if isinstance(given, str) else None
+    return step.references_digest if isinstance(step, ReferenceScore) else None
 
 
-def _teller(voice: Voice) -> Callable[[Run, int, int], None]:
-    """Says after each run how it went and how long the rest will take."""
-    begin = time.monotonic()
+def _progress(printer: Printer) -> Callable[[Run, int, int], None]:
+    """A function that prints, after each run, its result and the time that is left."""
+    began = time.monotonic()
 
-    def tell(run: Run, number: int, count: int) -> None:
-        left = (time.monotonic() - begin) / number * (count - number)
-        voice.say(
+    def print_run(run: Run, number: int, count: int) -> None:
+        left = (time.monotonic() - began) / number * (count - number)
+        printer.message(
             f"{number} of {count}: {run.arm}, seed {run.seed}: {run.measured.harmful.refusal:.1%} of harmful prompts "
             f"refused ({run.seconds:.0f} s; about {left:.0f} s left)"
         )
 
-    return tell
+    return print_run

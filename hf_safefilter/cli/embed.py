@@ -1,14 +1,20 @@
-"""embed: the layers of a model for every row."""
+"""embed: read layers of a model for every row."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_safefilter.cli.arguments import Column, Layers, Output, Rows, Split, layers_of, pairs_of, reads_a_model
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
+
+if TYPE_CHECKING:
+    from hf_safefilter.data.load_rows import Loaded
+    from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.saved.shards import Shard
 
 EXAMPLE = "hf-safefilter embed rows.jsonl --model toy --layers 3,4 --output embedded"
 
@@ -22,14 +28,14 @@ def embed(
     output: Output,
     column: Column = None,
     split: Split = None,
-    shard: Annotated[int | None, typer.Option(help="Only this part of the rows, counted from 0.")] = None,
-    num_shards: Annotated[int | None, typer.Option(help="Into how many parts the rows are split.")] = None,
-    num_proc: Annotated[int, typer.Option(help="Processes to spawn on this machine: one a GPU.")] = 1,
+    shard: Annotated[int | None, typer.Option(help="Embed only this part of the rows, counted from 0.")] = None,
+    num_shards: Annotated[int | None, typer.Option(help="Number of parts that the rows are split into.")] = None,
+    num_proc: Annotated[int, typer.Option(help="Number of processes on this machine: one for each GPU.")] = 1,
 ) -> None:
     """Read chosen layers of a model for every row and write a `save_to_disk` folder.
 
-    With --shard and --num-shards many machines do it together: each writes its part under --output, `merge` joins all.
-    A job that was killed goes on where it was: run the same command again.
+    With --shard and --num-shards several machines share the work: each writes its part under --output, and `merge`
+    joins them. A job that was killed is resumed by the same command.
     """
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.embed import EmbedLayers
@@ -40,8 +46,8 @@ def embed(
     from hf_safefilter.storage.atomic import require_replaceable
 
     if (shard is None) != (num_shards is None):
-        raise OptionError("--shard and --num-shards go together", fix="use e.g. --shard 0 --num-shards 8")
-    part = Shard(shard, num_shards) if shard is not None else None
+        raise OptionError("--shard and --num-shards are used together", fix="use e.g. --shard 0 --num-shards 8")
+    part = Shard(shard, num_shards) if shard is not None and num_shards is not None else None
     if part is None:
         require_replaceable(output, TRAIL)
     loaded = load_rows(rows, split=split)
@@ -61,15 +67,17 @@ def embed(
     )
 
 
-def _embed_part(context: typer.Context, loaded: Any, step: Any, output: Any, part: Any, num_proc: int) -> None:
+def _embed_part(
+    context: typer.Context, loaded: Loaded, step: EmbedLayers, output: Path, part: Shard, num_proc: int
+) -> None:
     from hf_safefilter.engine.local_processes import embed_in_processes
     from hf_safefilter.saved.shards import embed_shard
 
-    folder, was_there = embed_shard(
+    folder, existed = embed_shard(
         loaded, step, output, part, lambda rows, embed: embed_in_processes(rows, embed, num_proc)
     )
     context.obj.report(
-        {"output": str(folder), "shard": part.index, "of": part.count, "done before": was_there},
+        {"output": str(folder), "shard": part.index, "of": part.count, "done before": existed},
         ids=[str(folder)],
-        hint=f"when all {part.count} are there: hf-safefilter merge {output} --output embedded",
+        hint=f"when all {part.count} are embedded: hf-safefilter merge {output} --output embedded",
     )

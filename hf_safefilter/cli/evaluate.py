@@ -15,13 +15,13 @@ EXAMPLE = "hf-safefilter evaluate scored --label label"
 def evaluate(
     context: typer.Context,
     scored: Folder,
-    label: Annotated[str, typer.Option(help="Column with the labels.")],
+    label: Annotated[str, typer.Option(help="Column of labels.")],
     unsafe: Annotated[str, typer.Option(help="Value that means unsafe.")] = "unsafe",
 ) -> None:
     """Measure how well each score separates labelled rows, beside length and random."""
     from hf_safefilter.decide.evaluate import evaluate as measure
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
-    found = measure(load_rows_with_steps(scored).rows, label, unsafe=unsafe)
-    context.obj.table("How well each score separates the labels", found.table())
-    context.obj.report({"evaluation": found.to_json()}, ids=[json.dumps(row) for row in found.table()])
+    evaluation = measure(load_rows_with_steps(scored).rows, label, unsafe=unsafe)
+    context.obj.table("How well each score separates the labels", evaluation.table())
+    context.obj.report({"evaluation": evaluation.to_json()}, ids=[json.dumps(line) for line in evaluation.table()])

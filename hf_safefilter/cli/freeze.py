@@ -1,4 +1,4 @@
-"""freeze: how to keep the blocks that carry safety while tuning."""
+"""freeze: how to keep the blocks that carry safety unchanged while a model is tuned."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ def freeze(
     context: typer.Context,
     options: ModelOptions,
     blocks: Blocks = None,
-    found: Annotated[Path | None, typer.Option(help="Folder written by locate, in place of --blocks.")] = None,
+    search: Annotated[
+        Path | None, typer.Option("--found", help="Folder written by locate, instead of --blocks.")
+    ] = None,
     include_norms: Annotated[bool, typer.Option(help="Freeze the norms of these blocks too.")] = False,
-    lora: Annotated[bool, typer.Option("--lora", help="Print the LoraConfig that leaves these blocks out.")] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Print the LoraConfig that leaves these blocks unchanged.")
+    ] = False,
 ) -> None:
     """Print how to freeze a range of blocks of a model (SPPFT): counts, and the settings to tune with."""
     from hf_safefilter.freeze import freezing_plan, lora_settings
     from hf_safefilter.locate.safety_layers import SafetyLayers
 
-    if (blocks is None) == (found is None):
-        raise OptionError("freeze needs a range of blocks", fix="give either --blocks 6-12 or --found FOLDER")
-    if found is not None:
-        result = SafetyLayers.load(found).require()
-        first, last = result.first, result.last
+    if search is not None and blocks is None:
+        block_range = SafetyLayers.load(search).block_range
+    elif blocks is not None and search is None:
+        block_range = blocks_of(blocks, "--blocks")
     else:
-        first, last = blocks_of(blocks, "--blocks")
+        raise OptionError("freeze needs a range of blocks", fix="give either --blocks 6-12 or --found FOLDER")
+    first, last = block_range
     plan = freezing_plan(options.model, first, last, include_norms=include_norms, revision=options.revision)
     settings: dict[str, Any] = {"first": first, "last": last, "include_norms": include_norms}
     if lora:
@@ -44,9 +48,8 @@ def freeze(
         if lora
         else f"freeze_safety_blocks(model, {first}, {last}, include_norms={include_norms})"
     )
-    facts = plan.to_json()
     context.obj.report(
-        facts | {"settings": settings, "python": code},
+        plan.to_json() | {"settings": settings, "python": code},
         ids=[json.dumps(settings)],
-        hint="put the line above before the Trainer, and FrozenBlocks(...) from hf_safefilter among its callbacks",
+        hint="put the line above before the Trainer, and add FrozenBlocks(...) from hf_safefilter to its callbacks",
     )

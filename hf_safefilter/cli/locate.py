@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from hf_safefilter.checks import require_choice
 from hf_safefilter.cli.arguments import blocks_of, reads_a_model
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions
+
+if TYPE_CHECKING:
+    from hf_safefilter.locate.search import Method
 
 EXAMPLE = "hf-safefilter locate toy --method scaling --over-refusal prompts.jsonl --output found"
 
@@ -19,7 +24,7 @@ def locate(
     context: typer.Context,
     options: ModelOptions,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the result; a killed search goes on from what is there.")
+        Path, typer.Option("--output", "-o", help="Folder for the result; a search that was killed is resumed from it.")
     ],
     method: Annotated[
         str, typer.Option(help="gap (one pass, no generation), scaling (LARF) or bounds (Safety Layers).")
@@ -29,62 +34,61 @@ def locate(
     over_refusal: Annotated[
         str | None, typer.Option(help="Prompts that only sound harmful, for scaling and bounds.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many prompts of each kind.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this number of prompts of each kind.")] = None,
     refusals: Annotated[
-        str | None, typer.Option(help="How refusals are told: broad, larf, qi2023 or safety_layers.")
+        str | None, typer.Option(help="How refusals are recognised: broad, larf, qi2023 or safety_layers.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where replies are cut.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Largest number of tokens in a reply.")] = None,
     scales: Annotated[str | None, typer.Option(help="For scaling, e.g. 0.7,0.8,0.9,1.1,1.2,1.3.")] = None,
-    initial: Annotated[str | None, typer.Option(help="For bounds: range to start from, e.g. 7-10.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="For bounds: the scale; found by a sweep if left out.")] = None,
+    initial: Annotated[str | None, typer.Option(help="For bounds: first range of blocks, e.g. 7-10.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="For bounds: the scale; a sweep finds it if left out.")] = None,
     include_o_proj: Annotated[
-        bool, typer.Option(help="Scale attention's output projection too; the published tables did not.")
+        bool, typer.Option(help="Scale the output projection of attention too; the published tables do not.")
     ] = True,
 ) -> None:
     """Find the blocks that carry a model's safety; writes locate.json and a plot."""
     from hf_safefilter.locate.search import OPTIONS, locate_safety_layers
     from hf_safefilter.locate.search_prompts import ASKED
 
-    given = {
+    options_given: dict[str, Any] = {
         "refusals": refusals, "max_new_tokens": max_new_tokens, "scales": scales and _numbers(scales),
         "initial": initial and blocks_of(initial, "--initial"), "alpha": alpha,
         "include_o_proj": None if include_o_proj else False,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    if method not in OPTIONS:
-        raise OptionError(f"method {method!r} is not known", fix=f"use one of {', '.join(OPTIONS)}")
-    foreign = [name for name in given if name not in OPTIONS[method].__dataclass_fields__]
-    if foreign:
-        raise OptionError(f"--{foreign[0].replace('_', '-')} is no option of the method {method}", fix="leave it out")
+    options_given = {name: value for name, value in options_given.items() if value is not None}
+    require_choice("method", method, OPTIONS)
+    known = {field.name for field in fields(OPTIONS[method])}
+    if unknown := [name for name in options_given if name not in known]:
+        flag = f"--{unknown[0].replace('_', '-')}"
+        raise OptionError(f"{flag} is not an option of the method {method}", fix="leave it out")
     files = {"normal": normal, "malicious": malicious, "over_refusal": over_refusal}
-    unasked = [kind for kind, place in files.items() if place and kind not in ASKED[method]]
-    if unasked:
+    if unused := [kind.replace("_", "-") for kind, file in files.items() if file and kind not in ASKED[method]]:
         raise OptionError(
-            f"the method {method} asks no {unasked[0].replace('_', '-')} prompts",
-            found=f"it asks {' and '.join(ASKED[method]).replace('_', '-')} ones",
-            fix=f"leave --{unasked[0].replace('_', '-')} out, or choose another --method",
+            f"the method {method} uses no {unused[0]} prompts",
+            found=f"it uses {' and '.join(ASKED[method]).replace('_', '-')} prompts",
+            fix=f"leave --{unused[0]} out, or choose another --method",
         )
-    prompts = {kind: _prompts(place, kind)[:limit] for kind, place in files.items() if place or limit}
-    found = locate_safety_layers(
-        options.model, prompts, method, options=OPTIONS[method](**given), folder=output, revision=options.revision,
-        dtype=options.dtype, device=options.device, chat_template=options.chat_template,
+    prompts = {kind: _prompts(file, kind)[:limit] for kind, file in files.items() if file or limit}
+    layers = locate_safety_layers(
+        options.model, prompts, cast("Method", method), options=OPTIONS[method](**options_given), folder=output,
+        revision=options.revision, dtype=options.dtype, device=options.device, chat_template=options.chat_template,
     )  # fmt: skip
-    voice = context.obj
-    voice.table(f"{method}: what was measured", found.shown())
-    if not found.signal:
-        voice.say(f"No signal: {found.why}.")
-    first, last = found.first, found.last
-    shown: dict[str, Any] = {"output": str(output), "signal": found.signal, "seconds": found.facts["seconds"]}
-    if found.signal:
-        shown |= {"first_block": first, "last_block": last, "layer": found.layer}
-    if counts := found.facts.get("unscaled"):  # all or none of them refused: nothing could be seen to move
-        shown["unscaled"] = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
-    voice.report(
-        shown | {"found": found.to_json()},
-        ids=[str(found.layer)] if found.signal else [],
-        hint=f"hf-safefilter embed rows.jsonl --model {options.model} --layers {found.layer} --output embedded, or "
+    printer = context.obj
+    printer.table(f"{method}: measurements", layers.shown())
+    if not layers.signal:
+        printer.message(f"No signal: {layers.why}.")
+    first, last = layers.first, layers.last
+    facts: dict[str, Any] = {"output": str(output), "signal": layers.signal, "seconds": layers.facts["seconds"]}
+    if layers.signal:
+        facts |= {"first_block": first, "last_block": last, "layer": layers.layer}
+    if counts := layers.facts.get("unscaled"):  # if all or none of them are refusals, no change can be seen
+        facts["unscaled"] = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+    printer.report(
+        facts | {"found": layers.to_json()},
+        ids=[str(layers.layer)] if layers.signal else [],
+        hint=f"hf-safefilter embed rows.jsonl --model {options.model} --layers {layers.layer} --output embedded, or "
         f"hf-safefilter freeze {options.model} --blocks {first}-{last}"
-        if found.signal
+        if layers.signal
         else None,
     )
 
@@ -93,15 +97,15 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise OptionError(f"--scales {text!r} are no numbers", fix="use e.g. --scales 0.8,1.2") from error
+        raise OptionError(f"--scales {text!r} is not a list of numbers", fix="use e.g. --scales 0.8,1.2") from error
 
 
-def _prompts(place: str | None, kind: str) -> list[str]:
-    if place is None:
-        from hf_safefilter.locate.search_prompts import prompts_of
+def _prompts(file: str | None, kind: str) -> list[str]:
+    if file is None:
+        from hf_safefilter.locate.search_prompts import prompts_of_kind
 
-        return list(prompts_of(None, kind, kind).texts)
+        return list(prompts_of_kind(None, kind).texts)
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.data.prompts import prompts_in
 
-    return list(prompts_in(load_rows(place).rows))
+    return list(prompts_in(load_rows(file).rows))

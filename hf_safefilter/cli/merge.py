@@ -1,4 +1,4 @@
-"""merge: what many machines embedded, as one data set."""
+"""merge: rows that several machines embedded, as one data set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def merge(
     folders: Annotated[list[Path], typer.Argument(help="Shards, or a folder of shards.", show_default=False)],
     output: Output,
 ) -> None:
-    """Put shards together: all must be there, once, of one model and one data set."""
+    """Join shards into one data set: each must be present once, all of one model and one data set."""
     from hf_safefilter.saved.shards import merge as join
 
-    done = join(folders, output)
+    merged = join(folders, output)
     context.obj.report(
-        {"output": str(output), "shards": done.shards, "rows": done.rows},
+        {"output": str(output), "shards": merged.shards, "rows": merged.rows},
         ids=[str(output)],
         hint=f"hf-safefilter score {output} --method larf --references refs --output scored",
     )

@@ -1,4 +1,4 @@
-"""methods: the scores there are."""
+"""methods: list the available scores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def methods(context: typer.Context) -> None:
     from hf_safefilter.scores import METHODS, method
 
     rows = [
-        {"name": name, "class": kind.__name__, "measures": kind.MEASURES, "requires": kind.REQUIRES,
-         "source": kind.SOURCE}
-        for name, kind in ((name, method(name)) for name in METHODS)
+        {"name": name, "class": score.__name__, "measures": score.MEASURES, "requires": score.REQUIRES,
+         "source": score.SOURCE}
+        for name, score in ((name, method(name)) for name in METHODS)
     ]  # fmt: skip
     context.obj.table("Scores (higher = more dangerous to alignment)", rows)
     context.obj.report(

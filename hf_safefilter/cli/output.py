@@ -1,4 +1,4 @@
-"""One voice, three listeners: a person, a program (json), a pipe (quiet). Data on stdout, talk on stderr."""
+"""Output for a person, a program (json) or a pipe (quiet): results go to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -14,81 +14,88 @@ from rich.table import Table
 
 from hf_safefilter.errors import SafefilterError
 
-_MANY_COLUMNS = 8  # more than these do not fit a terminal with a line between them
+_MANY_COLUMNS = 8  # wider tables have no lines between columns, so that they fit into a terminal
 
 
 class Format(StrEnum):
-    """Who listens."""
+    """The form of the output."""
 
     HUMAN = "human"
     JSON = "json"
     QUIET = "quiet"
 
 
-class Voice:
-    """Prints what commands have to say. Each command ends in one `report`."""
+class Printer:
+    """Prints the output of a command. Each command ends with one `report`."""
 
     def __init__(self, format: Format = Format.HUMAN) -> None:
         self.format = format
-        self._talk = Console(stderr=True, highlight=False)
-        self._data = Console(highlight=False)
+        self._stderr = Console(stderr=True, highlight=False)
+        self._stdout = Console(highlight=False)
         if format is not Format.HUMAN:
-            _silence_bars()
+            _hide_progress_bars()
 
-    def say(self, text: str) -> None:
-        """Talk: progress, hints. Only a person hears it."""
+    def message(self, text: str) -> None:
+        """Print a message, such as progress, for a person only."""
         if self.format is Format.HUMAN:
-            self._talk.print(escape(text))
+            self._stderr.print(escape(text))
 
     def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of equal keys as a table, for a person; the other listeners get them in `report`."""
+        """Print rows with the same keys as a table, for a person only; other formats have them in `report`."""
         if self.format is not Format.HUMAN or not rows:
             return
-        tight = len(rows[0]) > _MANY_COLUMNS
-        frame = {"box": None, "padding": (0, 0, 0, 1), "pad_edge": False} if tight else {}
-        table = Table(title=escape(title), title_justify="left", **frame)
+        if len(rows[0]) > _MANY_COLUMNS:
+            table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 0, 0, 1), pad_edge=False)
+        else:
+            table = Table(title=escape(title), title_justify="left")
         for name in rows[0]:
             table.add_column(escape(str(name)), justify="left" if isinstance(rows[0][name], str) else "right")
         for row in rows:
-            table.add_row(*(escape(_shown(value)) for value in row.values()))
-        self._data.print(table)
+            table.add_row(*(escape(_text_of(value)) for value in row.values()))
+        self._stdout.print(table)
 
     def report(self, facts: Mapping[str, Any], *, ids: Sequence[str] = (), hint: str | None = None) -> None:
-        """The result: facts for a person or a program, one id a line for a pipe; `hint` names the next command."""
+        """Print the result.
+
+        Args:
+            facts: Facts for a person (plain values only) or a program.
+            ids: What a pipe gets, one in each line.
+            hint: The next command, for a person.
+        """
         if self.format is Format.JSON:
             sys.stdout.write(json.dumps(facts, default=str, allow_nan=False) + "\n")
         elif self.format is Format.QUIET:
-            sys.stdout.write("".join(f"{one}\n" for one in ids))
+            sys.stdout.write("".join(f"{item}\n" for item in ids))
         else:
             for name, value in facts.items():
                 if isinstance(value, (str, int, float, bool)):
-                    self._data.print(f"[bold]{escape(name)}[/bold]: {escape(_shown(value))}", soft_wrap=True)
+                    self._stdout.print(f"[bold]{escape(name)}[/bold]: {escape(_text_of(value))}", soft_wrap=True)
             if hint:
-                self._talk.print(f"[dim]next: {escape(hint)}[/dim]", soft_wrap=True)
+                self._stderr.print(f"[dim]next: {escape(hint)}[/dim]", soft_wrap=True)
 
-    def error(self, error: Exception, spell: Callable[[str], str] = str) -> None:
-        """What went wrong, for everybody, on stderr; `spell` puts options into the language of the surface."""
+    def error(self, error: Exception, translate: Callable[[str], str] = str) -> None:
+        """Print an error to stderr; `translate` turns options in its text into flags or keys of a recipe."""
         if self.format is Format.JSON:
-            parts: dict[str, Any] = {"error": type(error).__name__, "message": spell(str(error))}
+            parts: dict[str, Any] = {"error": type(error).__name__, "message": translate(str(error))}
             if isinstance(error, SafefilterError):
-                said = {"message": error.fact, "found": error.found, "fix": error.fix}
-                parts |= {name: text and spell(text) for name, text in said.items()}
+                texts = {"message": error.fact, "found": error.found, "fix": error.fix}
+                parts |= {name: text and translate(text) for name, text in texts.items()}
             sys.stderr.write(json.dumps(parts) + "\n")
         else:
-            self._talk.print(f"[red]error:[/red] {escape(spell(str(error)))}", soft_wrap=True)
+            self._stderr.print(f"[red]error:[/red] {escape(translate(str(error)))}", soft_wrap=True)
 
 
-def _shown(value: Any) -> str:
+def _text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
 
 
-def _silence_bars() -> None:
+def _hide_progress_bars() -> None:
     import datasets
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, but not in `__all__`
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
     disable_progress_bars()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""plan: what embedding will take, before anything is loaded."""
+"""plan: the cost of embedding, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ if TYPE_CHECKING:
 EXAMPLE = "hf-safefilter plan --model toy --layers 3 --num-rows 52000 --mean-tokens 250 --device h100 --price 2.5"
 
 Devices = Annotated[
-    list[str] | None, typer.Option("--device", help="cpu (this machine), h100, 8xa100, ...; may be given often.")
+    list[str] | None, typer.Option("--device", help="cpu (this machine), h100, 8xa100, ...; may be repeated.")
 ]
 
 
 @reads_a_model(without=("device", "attn"))
-def plan(
+def plan(  # noqa: F811  (the command is named after what it makes)
     context: typer.Context,
     reading: ReadingOptions,
     layers: Layers,
     rows: Annotated[str | None, typer.Argument(help="Rows to count and sample: Hub id, file or folder.")] = None,
-    num_rows: Annotated[int | None, typer.Option(help="How many rows, where none are given to count.")] = None,
-    mean_tokens: Annotated[float | None, typer.Option(help="Tokens of a row, where none are given to sample.")] = None,
+    num_rows: Annotated[int | None, typer.Option(help="Number of rows, if there are none to count.")] = None,
+    mean_tokens: Annotated[
+        float | None, typer.Option(help="Mean number of tokens in a row, if there are none to sample.")
+    ] = None,
     device: Devices = None,
-    price: Annotated[float | None, typer.Option(help="Of one device for one hour, in any currency.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Time a small sample on this machine.")] = False,
+    price: Annotated[float | None, typer.Option(help="Price of one device for one hour, in any currency.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure the time of a small sample on this machine.")
+    ] = False,
     column: Column = None,
     split: Split = None,
 ) -> None:
-    """Say what embedding takes: operations, bytes, disk, time, cost; from a configuration and at most a tokenizer."""
+    """Estimate operations, memory, disk, time and cost of embedding, from a configuration and at most a tokenizer."""
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.data.splits import count_rows
     from hf_safefilter.embed import EmbedLayers
@@ -45,50 +49,51 @@ def plan(
     from hf_safefilter.plan.work import read_config
 
     if calibrate and (rows is None or device):
-        raise OptionError("--calibrate times rows on this machine", fix="give rows, and leave --device out")
-    named = [device_named(one) for one in device or ([] if calibrate else ["cpu"])]
-    chosen = layers_of(layers)
+        raise OptionError("--calibrate measures rows on this machine", fix="give rows, and leave --device out")
+    devices = [device_named(name) for name in device or ([] if calibrate else ["cpu"])]
+    layer_list = layers_of(layers)
     config = read_config(reading.model, reading.revision)
-    work = count_work(config, chosen, reading.position)
+    work = count_work(config, layer_list, reading.position)
     columns = pairs_of(column, "--column")
     table: Any = load_rows(rows, split=split).rows if rows is not None else None
+    n_rows = num_rows if table is None else count_rows(table)
     if table is not None and mean_tokens is None:
         lengths = sample_lengths(table, reading, columns)
-    elif mean_tokens is None or (table is None and num_rows is None):
-        raise OptionError("how many rows, and how long?", fix="give rows, or --num-rows and --mean-tokens")
-    else:
-        lengths = Lengths.told(
-            num_rows if table is None else count_rows(table), mean_tokens, reading.max_length or limit(config)
+    elif mean_tokens is None or n_rows is None:
+        raise OptionError(
+            "the number of rows and their length are not known", fix="give rows, or --num-rows and --mean-tokens"
         )
+    else:
+        lengths = Lengths.uniform(n_rows, mean_tokens, reading.max_length or limit(config))
     if num_rows is not None and table is not None:
         lengths = Lengths(num_rows, lengths.mean, lengths.squared, lengths.sampled)
     dtype: str = reading.dtype
     if calibrate:
-        named, dtype = _measured(context, EmbedLayers.of(reading, chosen, columns), table, work)
-    done = make_plan(work, lengths, named, dtype=dtype, price=price, measured=calibrate)
-    voice = context.obj
-    voice.say(
+        devices, dtype = _measured(context, EmbedLayers.of(reading, layer_list, columns), table, work)
+    plan = make_plan(work, lengths, devices, dtype=dtype, price=price, measured=calibrate)
+    printer = context.obj
+    printer.message(
         f"{reading.model}: {work.blocks} of {work.n_blocks} blocks, {lengths.rows} rows of {lengths.mean:.4g} tokens"
         + (f" (mean of {lengths.sampled} sampled)" if lengths.sampled else "")
     )
-    voice.table("What it takes", done.formulas())
-    shown = [
+    printer.table("Work", plan.formulas())
+    lines = [
         {
-            "device": one.device,
-            "dtype": one.dtype,
-            "share of peak": f"{one.share:.0%} {'measured' if one.measured else 'assumed'}",
-            "rows/s": one.rows_per_second,
-            "time": duration(one.seconds),
-            "cost": one.cost,
-            "per million rows": one.cost_per_million,
-            "note": one.note,
+            "device": estimate.device,
+            "dtype": estimate.dtype,
+            "share of peak": f"{estimate.share:.0%} {'measured' if estimate.measured else 'assumed'}",
+            "rows/s": estimate.rows_per_second,
+            "time": duration(estimate.seconds),
+            "cost": estimate.cost,
+            "per million rows": estimate.cost_per_million,
+            "note": estimate.note,
         }
-        for one in done.devices
+        for estimate in plan.devices
     ]
-    voice.table("How long, without start-up", shown)
-    voice.report(
-        {"plan": done.to_json()},
-        ids=[f"{one.device} {one.seconds:.1f}" for one in done.devices],
+    printer.table("Time and cost, without start-up", lines)
+    printer.report(
+        {"plan": plan.to_json()},
+        ids=[f"{estimate.device} {estimate.seconds:.1f}" for estimate in plan.devices],
         hint=f"hf-safefilter embed {rows or 'ROWS'} --model {reading.model} --layers {layers} --output embedded",
     )
 
@@ -96,13 +101,13 @@ def plan(
 def _measured(
     context: typer.Context, step: EmbedLayers, table: Any, work: Work
 ) -> tuple[list[tuple[int, Device]], str]:
-    """This machine with its measured share, and the number format it was measured in."""
+    """This machine with its measured speed, and the number format in which it was measured."""
     from hf_safefilter.plan import calibrate
-    from hf_safefilter.plan.devices import here, measured
+    from hf_safefilter.plan.devices import measured, this_device
 
     sample = calibrate(step, table, work)
-    context.obj.say(
+    context.obj.message(
         f"measured: {sample.rows} rows, {sample.tokens} tokens in {sample.seconds:.2g} s, "
         f"{sample.speed / 1e9:.4g} GFLOP/s"
     )
-    return [(1, measured(here(), step.dtype, sample.speed))], step.dtype
+    return [(1, measured(this_device(), step.dtype, sample.speed))], step.dtype

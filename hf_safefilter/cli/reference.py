@@ -1,8 +1,9 @@
-"""reference: make, look at and publish reference sets."""
+"""reference: build, show and publish reference sets."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +20,10 @@ from hf_safefilter.cli.arguments import (
 )
 from hf_safefilter.model.reading_options import ReadingOptions
 
-reference = typer.Typer(help="Make, look at and publish reference sets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from hf_safefilter.references import ReferenceIndex
+
+reference = typer.Typer(help="Build, show and publish reference sets.", no_args_is_help=True)
 
 
 @reference.command(epilog="Example: hf-safefilter reference starter --model toy --layers 3,4 --output refs")
@@ -30,7 +34,7 @@ def starter(
     layers: Layers,
     output: Output,
 ) -> None:
-    """Make a reference set from the small sets that ship with this package."""
+    """Build a reference set from the small sets that ship with this package."""
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.references import ReferenceIndex
 
@@ -45,8 +49,8 @@ def starter(
 @reads_a_model()
 def build(
     context: typer.Context,
-    unsafe: Annotated[str, typer.Argument(help="Harmful requests answered: file, folder or Hub id.")],
-    safe: Annotated[str, typer.Argument(help="The same requests refused: file, folder or Hub id.")],
+    unsafe: Annotated[str, typer.Argument(help="Harmful requests with answers: file, folder or Hub id.")],
+    safe: Annotated[str, typer.Argument(help="The same requests with refusals: file, folder or Hub id.")],
     reading: ReadingOptions,
     layers: Layers,
     license: License,
@@ -54,7 +58,7 @@ def build(
     output: Output,
     column: Column = None,
 ) -> None:
-    """Make a reference set from unsafe and safe rows."""
+    """Build a reference set from unsafe and safe rows."""
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.references import ReferenceIndex
@@ -66,7 +70,7 @@ def build(
 
 @reference.command(epilog="Example: hf-safefilter reference show refs")
 def show(context: typer.Context, references: Annotated[str, typer.Argument(help="Folder or Hub id.")]) -> None:
-    """Say what a reference set holds (not its texts)."""
+    """Show facts about a reference set, but no text of its rows."""
     from hf_safefilter.references.open import open_references
 
     _report(context, open_references(references).summary(), str(references))
@@ -78,9 +82,9 @@ def push(
     references: Folder,
     repo: Annotated[str, typer.Argument(help="Hub id to push to.")],
     public: Annotated[bool, typer.Option(help="Make a new repository public.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Push without asking.")] = False,
 ) -> None:
-    """Publish a reference set: its texts go with it."""
+    """Publish a reference set, including the texts of its rows."""
     from hf_safefilter.references import ReferenceIndex
 
     index = ReferenceIndex.load(references)
@@ -90,18 +94,18 @@ def push(
     context.obj.report({"repo": repo, "digest": index.digest}, ids=[repo])
 
 
-def _save(context: typer.Context, index: Any, output: Any) -> None:
+def _save(context: typer.Context, index: ReferenceIndex, output: Path) -> None:
     index.save(output)
     _report(context, index.summary(), str(output))
 
 
-def _report(context: typer.Context, summary: dict[str, Any], place: str) -> None:
-    shown = {"references": place} | summary
+def _report(context: typer.Context, summary: dict[str, Any], references: str) -> None:
+    facts = {"references": references} | summary
     context.obj.report(
         {
             name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            for name, value in shown.items()
+            for name, value in facts.items()
         },
         ids=[summary["digest"]],
-        hint=f"hf-safefilter score embedded --method larf --references {place} --output scored",
+        hint=f"hf-safefilter score embedded --method larf --references {references} --output scored",
     )

@@ -1,4 +1,4 @@
-"""score: the score column of one method."""
+"""score: add the score column of one method."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hf_safefilter.errors import OptionError
 from hf_safefilter.scores import METHODS, make_score, takes
 
 if TYPE_CHECKING:
+    from hf_safefilter.columns import Layer
     from hf_safefilter.saved.saved_rows import Saved
 
 EXAMPLE = "hf-safefilter score embedded --method larf --layer 4 --references refs --output scored"
@@ -22,13 +23,13 @@ SCORES = tuple(METHODS)
 def score(
     context: typer.Context,
     embedded: Annotated[
-        Path, typer.Argument(help="Folder written by an earlier command; rows, for guard, length and random.")
+        Path, typer.Argument(help="Folder written by an earlier command; or any rows, for guard, length and random.")
     ],
     method: Annotated[
         str, typer.Option(help=f"{', '.join(SCORES[:-1])} or {SCORES[-1]}.", autocompletion=lambda: list(SCORES))
     ],
     output: Output,
-    layer: Annotated[str | None, typer.Option(help="Which embedded layer to use; the only one if left out.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Embedded layer to use; the only one if left out.")] = None,
     references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,
 ) -> None:
@@ -45,7 +46,7 @@ def score(
     reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
     if reader is None and reads_vectors:
         raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
-    chosen = _layer(layer, reader.layers) if reads_vectors else 0
+    layer_used = _layer(layer, reader.layers) if reads_vectors and reader is not None else 0
     index = open_references(references) if references is not None else None
     if index is not None and reader is not None:
         require_same_reading(index, reader)
@@ -53,7 +54,7 @@ def score(
         method,
         values_of(option, "--option"),
         references=index,
-        layer=chosen,
+        layer=layer_used,
         columns=dict(reader.columns or ()) or None if reader is not None else None,
         rows=saved.rows,
     )
@@ -67,25 +68,24 @@ def score(
     )
 
 
-def _saved(place: Path, reads_vectors: bool) -> Saved:
-    """Rows of an earlier command; for a method that reads the text itself, any rows."""
+def _saved(folder: Path, reads_vectors: bool) -> Saved:
+    """Rows of an earlier command; any rows, for a method that reads the text itself."""
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.saved.saved_rows import TRAIL, Saved, load_rows_with_steps
 
-    if reads_vectors or (place / TRAIL).is_file():
-        return load_rows_with_steps(place)
-    loaded = load_rows(str(place))
+    if reads_vectors or (folder / TRAIL).is_file():
+        return load_rows_with_steps(folder)
+    loaded = load_rows(str(folder))
     return Saved(loaded.rows, [], loaded.name, loaded.revision)
 
 
-def _layer(given: str | None, there: tuple[int | str, ...]) -> int | str:
-    if given is None:
-        if len(there) > 1:
-            raise OptionError("which layer?", found=f"embedded: {', '.join(map(str, there))}", fix="give --layer")
-        return there[0]
-    layer = layers_of(given)[0]
-    if layer not in there:
-        raise OptionError(
-            f"layer {layer} is not embedded", found=", ".join(map(str, there)), fix="embed it, or name one of these"
-        )
+def _layer(text: str | None, embedded: tuple[Layer, ...]) -> Layer:
+    names = ", ".join(map(str, embedded))
+    if text is None:
+        if len(embedded) > 1:
+            raise OptionError("several layers are embedded", found=names, fix="name one of these with --layer")
+        return embedded[0]
+    layer = layers_of(text)[0]
+    if layer not in embedded:
+        raise OptionError(f"layer {layer} is not embedded", found=names, fix="embed it, or name one of these")
     return layer

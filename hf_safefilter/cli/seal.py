@@ -1,8 +1,9 @@
-"""seal: learn a weight for every row against trusted rows, and score the rows by it."""
+"""seal: learn a weight for every row from trusted rows, and score the rows by it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,13 @@ from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
-    from hf_safefilter.cli.output import Voice
-    from hf_safefilter.scores.seal import SealSelector
+    from hf_safefilter.cli.output import Printer
+    from hf_safefilter.data.load_rows import Loaded
+    from hf_safefilter.scores.seal import Lora, SealSelector
 
 EXAMPLE = "hf-safefilter seal rows.jsonl trusted.jsonl --model toy --epochs 2 --output sealed"
 
-_SHOWN = ("0", "0.5", "1")
+_QUANTILES = ("0", "0.5", "1")
 
 
 @reads_a_model(without=("position", "attn"))
@@ -30,15 +32,17 @@ def seal(
     reading: ReadingOptions,
     output: Output,
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Of the model.")] = 1e-5,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the model.")] = 1e-5,
     selector_optimiser: Annotated[str, typer.Option(help="adam (as published) or sgd (ours: less noise).")] = "adam",
     selector_learning_rate: Annotated[
-        float | None, typer.Option(help="Of the weights: 5e-3 for adam, 1 for sgd.")
+        float | None, typer.Option(help="Learning rate of the weights; 5e-3 for adam, 1 for sgd if left out.")
     ] = None,
     upper_weight: Annotated[float, typer.Option(help="Share of the trusted rows in the model's loss, 0 to 1.")] = 1.0,
-    upper_weight_decay: Annotated[float, typer.Option(help="Taken off it after each epoch.")] = 0.03,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step, all processes together.")] = 64,
-    micro_batch: Annotated[int, typer.Option(help="Rows read at once; lower it when memory is short.")] = 8,
+    upper_weight_decay: Annotated[
+        float, typer.Option(help="Subtracted from the upper weight after each epoch.")
+    ] = 0.03,
+    batch_size: Annotated[int, typer.Option(help="Rows in a step, over all processes.")] = 64,
+    micro_batch: Annotated[int, typer.Option(help="Rows read at once; lower it if memory is short.")] = 8,
     activation: Annotated[str, typer.Option(help="softmax or sigmoid.")] = "softmax",
     auxiliary: Annotated[
         bool, typer.Option("--auxiliary", help="Algorithm 1: a second model beside the first.")
@@ -46,17 +50,19 @@ def seal(
     lora_rank: Annotated[int | None, typer.Option(help="Train adapters of this rank instead of all weights.")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="Scale of the adapters; their rank if left out.")] = None,
     lora_target: Annotated[
-        list[str] | None, typer.Option(help="Layers that get one: --lora-target q_proj --lora-target v_proj.")
+        list[str] | None, typer.Option(help="Layers that get an adapter: --lora-target q_proj --lora-target v_proj.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of rows and of the adapters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of rows and of the adapters.")] = 0,
     column: Column = None,
     safe_column: Annotated[list[str] | None, typer.Option(help="Like --column, for the trusted rows.")] = None,
     split: Split = None,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Least time between two checkpoints.")] = 300.0,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(help="Shortest time between two checkpoints, in seconds.")
+    ] = 300.0,
 ) -> None:
-    """Learn how much each row is worth to a model that must stay good on trusted rows (SEAL), and score the rows.
+    """Learn how much weight each row may have in a model that stays good on trusted rows (SEAL), and score the rows.
 
-    A run that was stopped goes on where it was when the same command is given again. For several GPUs:
+    A run that was stopped is resumed by the same command. For several GPUs:
     torchrun --no-python --nproc-per-node 4 hf-safefilter seal ...
     """
     from hf_safefilter.data.load_rows import load_rows
@@ -79,11 +85,11 @@ def seal(
     )  # fmt: skip
     if _is_first():
         _write(selector, loaded, columns, output)
-        _say(context.obj, selector, output)
+        _report(context.obj, selector, output)
 
 
 def _require_outputs(output: Path, rows: Any) -> None:
-    """Raise now, rather than after hours of training, when there is no place for the result."""
+    """Raise before hours of training, not after them, if the result could not be written."""
     from hf_safefilter.saved.saved_rows import TRAIL
     from hf_safefilter.scores.seal.score import COLUMNS
     from hf_safefilter.storage.artifacts import MANIFEST
@@ -94,17 +100,18 @@ def _require_outputs(output: Path, rows: Any) -> None:
     require_free(rows, COLUMNS)
 
 
-def _lora(rank: int | None, alpha: float | None, targets: list[str] | None) -> Any:
+def _lora(rank: int | None, alpha: float | None, targets: list[str] | None) -> Lora | None:
     from hf_safefilter.scores.seal import Lora
 
     if rank is None:
         if alpha is not None or targets:
             raise OptionError("--lora-alpha and --lora-target need --lora-rank", fix="e.g. --lora-rank 16")
         return None
-    return Lora(rank, rank if alpha is None else alpha, *([tuple(targets)] if targets else []))
+    lora = Lora(rank, rank if alpha is None else alpha)
+    return replace(lora, targets=tuple(targets)) if targets else lora
 
 
-def _write(selector: SealSelector, loaded: Any, columns: dict[str, str] | None, output: Path) -> None:
+def _write(selector: SealSelector, loaded: Loaded, columns: dict[str, str] | None, output: Path) -> None:
     from hf_safefilter.engine.local import score_rows
     from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.scores.seal import SealScore
@@ -116,15 +123,15 @@ def _write(selector: SealSelector, loaded: Any, columns: dict[str, str] | None, 
     save_rows(score_rows(loaded.rows, step), output / "scored", [step], name=loaded.name, revision=loaded.revision)
 
 
-def _say(voice: Voice, selector: SealSelector, output: Path) -> None:
-    voice.table(
-        "Epochs: mean losses (of the trusted rows, the rows, the weighted rows) and quantiles of the rows' weights p",
+def _report(printer: Printer, selector: SealSelector, output: Path) -> None:
+    printer.table(
+        "Epochs: mean losses (of the trusted rows, the rows, the weighted rows) and quantiles of the weights p",
         [_line(epoch) for epoch in selector.epochs()],
     )
-    voice.table("What keeping the heaviest share of the rows would mean", selector.keep_curve())
+    printer.table("Keeping the rows with the largest weights", selector.keep_curve())
     for name, side in (("Rows", "rows"), ("Trusted rows", "safe_rows")):
-        voice.table(name, [{"": what, "rows": count} for what, count in selector.facts[side].items()])
-    voice.report(
+        printer.table(name, [{"": kind, "rows": count} for kind, count in selector.facts[side].items()])
+    printer.report(
         {"output": str(output), "digest": selector.digest, "report": selector.report()},
         ids=[str(output / "scored")],
         hint=f"hf-safefilter select {output / 'scored'} --by seal_score --drop-fraction 0.2 --output decided",
@@ -133,8 +140,9 @@ def _say(voice: Voice, selector: SealSelector, output: Path) -> None:
 
 def _line(epoch: dict[str, Any]) -> dict[str, Any]:
     means = {name: epoch[f"{name}_loss"] for name in ("safe", "row", "weighted")}
-    spread = {f"p {float(at):.0%}": epoch["weights"][at] for at in _SHOWN if at in epoch["weights"]}
-    return {"epoch": epoch["epoch"], "u": epoch["u"]} | means | spread
+    weights = epoch["weights"]
+    quantiles = {f"p {float(share):.0%}": weights[share] for share in _QUANTILES if share in weights}
+    return {"epoch": epoch["epoch"], "u": epoch["u"]} | means | quantiles
 
 
 def _is_first() -> bool:

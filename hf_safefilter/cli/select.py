@@ -1,4 +1,4 @@
-"""select: which rows are kept."""
+"""select: decide which rows are kept."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ def select(
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column with labels, for --rule.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of labels, for --rule.")] = None,
     unsafe: Annotated[str, typer.Option(help="Label that means unsafe.")] = "unsafe",
     rule: Annotated[str | None, typer.Option(help="best_f1 or tpr_at_fpr.")] = None,
-    max_fpr: Annotated[float | None, typer.Option(help="For tpr_at_fpr.")] = None,
-    known_good: Annotated[str | None, typer.Option(help="Rows known to be good, for a guarantee.")] = None,
-    max_loss: Annotated[float | None, typer.Option(help="At most this share of such rows may be lost ...")] = None,
-    confidence: Annotated[float | None, typer.Option(help="... at this confidence.")] = None,
+    max_fpr: Annotated[float | None, typer.Option(help="Largest false-positive rate, for tpr_at_fpr.")] = None,
+    known_good: Annotated[
+        str | None, typer.Option(help="Rows known to be good, for a threshold with a guarantee.")
+    ] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Largest share of such rows that may be lost.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Confidence that this share is not exceeded.")] = None,
 ) -> None:
     """Decide which rows to keep; writes kept/ and dropped/ (`save_to_disk` folders) and the decision."""
     from hf_safefilter.decide.select import IsSafe
@@ -35,10 +37,10 @@ def select(
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
     saved = load_rows_with_steps(scored)
-    wanted = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold, "label": label,
-              "rule": rule, "max_fpr": max_fpr, "known_good": known_good, "max_loss": max_loss,
-              "confidence": confidence, "unsafe": unsafe}  # fmt: skip
-    selection = SelectionRule.checked(**{name: value for name, value in wanted.items() if value is not None})
+    options = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold, "label": label,
+               "rule": rule, "max_fpr": max_fpr, "known_good": known_good, "max_loss": max_loss,
+               "confidence": confidence, "unsafe": unsafe}  # fmt: skip
+    selection = SelectionRule.checked(**{name: value for name, value in options.items() if value is not None})
     is_safe = IsSafe(by, decide_threshold(saved.rows, by, selection, saved.steps))
     parts = write_decision(output, saved, is_safe)
     facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}

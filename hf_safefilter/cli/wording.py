@@ -1,6 +1,6 @@
-"""Messages in the language of their surface: an option is `name=value` in Python, a flag in a shell, a key in a recipe.
+"""Options in messages: `name=value` in Python, a flag in a shell, a key in a recipe.
 
-The package writes options in backticks in their Python form; here they are turned into the reader's own.
+The package writes options in backticks in their Python form; this file turns them into flags or keys.
 """
 
 from __future__ import annotations
@@ -12,26 +12,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _OPTION = re.compile(r"`(\w+)=([^`]*)`")
-_ONE_EACH = {"columns": "column"}
-"""Options that a shell takes one at a time, and what it calls them."""
+_SINGULAR = {"columns": "column"}
+"""Options whose flag takes one value and is repeated -> the name of that flag's parameter."""
+
+_RANGES = ("freeze", "blocks", "initial")
+"""Options whose flag takes a range of blocks, e.g. ``--freeze 2-4``."""
 
 
 def in_shell(text: str, flags: Mapping[str, str]) -> str:
-    """`text` with the options in backticks as flags; an option that no command has stands there without backticks.
+    """`text` with the options in backticks as flags; an option that no command has only loses its backticks.
 
     Args:
-        text: a message.
-        flags: parameter of a command -> its flag, e.g. ``{"max_length": "--max-length"}``.
+        text: A message.
+        flags: Parameter of a command -> its flag, e.g. ``{"max_length": "--max-length"}``.
     """
 
     def flag(name: str, value: Any) -> str:
-        name = _ONE_EACH.get(name, name)
+        name = _SINGULAR.get(name, name)
         if name not in flags:
             return f"{name}={value}"
         if isinstance(value, Mapping):
-            return " ".join(f"{flags[name]} {key}={shlex.quote(str(one))}" for key, one in value.items())
+            return " ".join(f"{flags[name]} {key}={shlex.quote(str(item))}" for key, item in value.items())
         if isinstance(value, (list, tuple)):
-            return f"{flags[name]} {','.join(map(str, value))}"
+            return f"{flags[name]} {('-' if name in _RANGES else ',').join(map(str, value))}"
         return flags[name] if value is True else f"{flags[name]} {_quoted(value)}"
 
     return _translated(text, flag)
@@ -45,19 +48,19 @@ def in_recipe(text: str) -> str:
         if isinstance(value, (Mapping, list, tuple)):
             plain = list(value) if isinstance(value, tuple) else value
             return f"{name}: {yaml.safe_dump(plain, default_flow_style=True, sort_keys=False).strip()}"
-        return f"{name}: {value}"
+        return f"{name}: {str(value).lower() if isinstance(value, bool) else value}"
 
     return _translated(text, key)
 
 
-def _translated(text: str, word: Callable[[str, Any], str]) -> str:
-    return _OPTION.sub(lambda match: word(match[1], _value(match[2])), text)
+def _translated(text: str, write: Callable[[str, Any], str]) -> str:
+    return _OPTION.sub(lambda match: write(match[1], _value(match[2])), text)
 
 
 def _value(text: str) -> Any:
-    """A literal as its value; anything else, "..." among it, as it stands."""
+    """The value of a literal; any other text, such as "...", as it is."""
     try:
-        return ast.literal_eval(text) if text != "..." else text
+        return text if "..." in text else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 

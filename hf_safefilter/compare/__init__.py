@@ -1,1 +1,1 @@
-"""Several methods side by side on one data set."""
+"""Comparing several methods on one data set."""

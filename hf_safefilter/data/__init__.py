@@ -1,1 +1,1 @@
-"""Rows as people have them, and as steps see them: loading, conversations, batches, vectors, splits."""
+"""Rows as users have them, and as steps see them: loading, conversations, batches, vectors, splits."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -15,31 +15,31 @@ from hf_safefilter.errors import DataError
 from hf_safefilter.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
 
 def materialise(stream: IterableDataset | IterableDatasetDict) -> Dataset | DatasetDict:
-    """Lay the rows of a stream down on disk, a few thousand at a time, and open them memory-mapped.
+    """Write the rows of a stream to disk, a few thousand at a time, and open them memory-mapped.
 
-    The file lives as long as this process.
+    The file is deleted when this process ends.
 
     Raises:
-        DataError: the stream holds no rows.
+        DataError: The stream holds no rows.
     """
     from datasets import DatasetDict, IterableDatasetDict
 
     if isinstance(stream, IterableDatasetDict):
         return DatasetDict({name: materialise(part) for name, part in stream.items()})
-    return lay_down(stream.with_format("arrow").iter(1024), stream.split)
+    return write_tables(stream.with_format("arrow").iter(1024), stream.split)
 
 
-def lay_down(tables: Iterable[pa.Table], split: Any = None) -> Dataset:
-    """Write tables of like columns to disk as they come, and open them memory-mapped as one data set.
+def write_tables(tables: Iterable[pa.Table], split: NamedSplit | None = None) -> Dataset:
+    """Write tables with the same columns to disk as they arrive, and open them memory-mapped as one data set.
 
-    The file lives as long as this process.
+    The file is deleted when this process ends.
 
     Raises:
-        DataError: there are no tables.
+        DataError: There are no tables.
     """
     from datasets import Dataset
 
@@ -48,22 +48,18 @@ def lay_down(tables: Iterable[pa.Table], split: Any = None) -> Dataset:
     if first is None:
         raise DataError("the stream holds no rows", fix="check its source and split")
 
-    def alike() -> Iterable[pa.Table]:
-        yield first
-        for table in tables:
-            yield table.cast(first.schema)
-
     folder = scratch_folder()
     path = folder / f"stream-{len(list(folder.iterdir()))}.arrow"
     with arrow_file(path, first.schema) as write:
-        for table in alike():
-            write(table)
+        write(first)
+        for table in tables:
+            write(table.cast(first.schema))
     return Dataset.from_file(str(path), split=split)
 
 
 @contextmanager
 def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """What writes tables to an Arrow stream file, which is there whole after the block, or not at all."""
+    """A function that writes tables to an Arrow stream file, which is complete after the block or does not exist."""
     with (
         atomic_file(path) as scratch,
         pa.OSFile(str(scratch), "wb") as file,
@@ -78,12 +74,12 @@ def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], N
 
 
 def scratch_folder() -> Path:
-    """A folder beside the caches of `datasets` that goes when this process ends."""
+    """A folder beside the caches of `datasets` that is deleted when this process ends."""
     return Path(_scratch().name)
 
 
 @lru_cache(maxsize=1)
-def _scratch() -> tempfile.TemporaryDirectory:
+def _scratch() -> tempfile.TemporaryDirectory[str]:
     from datasets import config
 
     root = Path(config.HF_DATASETS_CACHE)

@@ -81,7 +81,7 @@ class Batch:
             return arrow_vectors(arrow, name)
         value = self._data[name]
         try:
-            cells = [value] if self._host in ("row", "lazy_row") else value
+            cells: Any = [value] if self._host in ("row", "lazy_row") else value
             if not isinstance(cells, np.ndarray) or cells.dtype == object:
                 cells = [_GAP if cell is None else np.asarray(cell) for cell in cells]
                 width = max((len(cell) for cell in cells), default=0)

@@ -168,7 +168,7 @@ def conversations(batch: Batch, columns: Mapping[str, str] | None = None) -> lis
         return [_conversation(_turns(cell)) for cell in batch.cells(shape.turns)]
     prompts = zip(*(batch.cells(name) for name in shape.prompt), strict=True)
     systems = batch.cells(shape.system) if shape.system else [None] * batch.n
-    rows = zip(prompts, batch.cells(shape.response), systems, strict=True)
+    rows = zip(prompts, batch.cells(str(shape.response)), systems, strict=True)
     return [_conversation(_from_columns(prompt, response, system)) for prompt, response, system in rows]
 
 
@@ -227,7 +227,9 @@ def _content(content: Any) -> Any:
     """Content as text; a list of text parts is joined, anything else is not text."""
     if not isinstance(content, (list, tuple)):
         return content
-    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    texts: list[Any] = [
+        part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"
+    ]
     if len(texts) != len(content) or not all(isinstance(text, str) for text in texts):
         return None
     return "".join(texts)

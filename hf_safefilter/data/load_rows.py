@@ -1,19 +1,22 @@
-"""Rows from wherever a person keeps them: a Hub id, a file, a folder of files, a `save_to_disk` folder."""
+"""Loading rows from a Hub id, a file, a folder of files, or a `save_to_disk` folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hf_safefilter.errors import DataError, MissingError, OptionError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    AnyRows: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -24,12 +27,12 @@ class Loaded:
     """Rows and where they came from.
 
     Attributes:
-        rows: the data set, or a dict of splits; iterable when streamed.
-        name: Hub id, or the file or folder name without its path.
-        revision: Hub commit, or ``sha256:...`` over the files read.
+        rows: The data set, or a dict of splits; iterable if it is streamed.
+        name: Hub id, or name of the file or folder without its path.
+        revision: Hub commit, or ``sha256:...`` of the files.
     """
 
-    rows: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
+    rows: AnyRows
     name: str
     revision: str
 
@@ -42,24 +45,24 @@ def load_rows(
     revision: str | None = None,
     streaming: bool = False,
 ) -> Loaded:
-    """Load rows; a single split comes back as a plain data set.
+    """Load rows; a single split is returned as a plain data set.
 
     Args:
-        source: Hub id, ``.jsonl``/``.json``/``.csv``/``.parquet``/``.arrow`` file, folder of such files, or a folder
+        source: Hub id, ``.jsonl``/``.json``/``.csv``/``.parquet``/``.arrow`` file, folder of such files, or folder
             written by `save_to_disk`.
-        config: name of the configuration of a Hub data set.
-        split: take this split only.
-        revision: of a Hub data set: branch, tag or commit; resolved to a commit.
-        streaming: read rows as they are needed (a `save_to_disk` folder is memory-mapped in any case).
+        config: Name of the configuration of a Hub data set.
+        split: Load only this split.
+        revision: Branch, tag or commit of a Hub data set; it is resolved to a commit.
+        streaming: Read rows as they are needed; a `save_to_disk` folder is memory-mapped in any case.
 
     Raises:
-        MissingError: nothing there.
-        DataError: a file that cannot be read as rows, or holds none.
+        MissingError: There is no such source, or it has no such split.
+        DataError: A file cannot be read as rows, or holds none.
     """
     path = Path(source).expanduser()
     if path.exists():
         if revision is not None or config is not None:
-            raise OptionError(f"{path.name} is local: it has no revision or config", fix="leave them out")
+            raise OptionError(f"{path.name} is local, so it has no revision or config", fix="leave them out")
         rows = _local(path, split, streaming)
         name, pinned = path.resolve().name, _content_digest(path)
     elif _HUB_ID.fullmatch(str(source)) and path.suffix not in _READERS:
@@ -70,14 +73,14 @@ def load_rows(
     return Loaded(_unwrap(rows, name), name, pinned)
 
 
-def _local(path: Path, split: str | None, streaming: bool):
+def _local(path: Path, split: str | None, streaming: bool) -> AnyRows:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         rows = load_from_disk(str(path))
         if split is not None:
             if not isinstance(rows, DatasetDict):
-                raise OptionError(f"{path.name} has no splits", fix="leave split out")
+                raise OptionError(f"{path.name} has no splits", fix=f"leave out `split='{split}'`")
             rows = _take(rows, split)
         return rows.to_iterable_dataset() if streaming and not isinstance(rows, DatasetDict) else rows
     if path.is_dir():
@@ -92,7 +95,7 @@ def _local(path: Path, split: str | None, streaming: bool):
     return _guarded(path, lambda: load_dataset(reader, data_files=str(path), split=split, streaming=streaming))
 
 
-def _guarded(path: Path, load):
+def _guarded(path: Path, load: Callable[[], AnyRows]) -> AnyRows:
     from datasets.exceptions import DatasetGenerationError
 
     try:
@@ -101,12 +104,12 @@ def _guarded(path: Path, load):
         if is_disk_full(error):
             raise
         raise DataError(
-            f"{path.name} cannot be read as rows", found=_bad_line(path) or _root_cause(error), fix="mend the file"
+            f"{path.name} cannot be read as rows", found=_bad_line(path) or _root_cause(error), fix="correct the file"
         ) from error
 
 
 def _bad_line(path: Path) -> str | None:
-    """Number of the first line of a JSON-lines file that is no JSON object (its text is not repeated)."""
+    """What is wrong with the first line of a JSON-lines file that is not a JSON object; its text is not repeated."""
     if path.suffix != ".jsonl":
         return None
     with path.open(encoding="utf-8", errors="replace") as stream:
@@ -125,7 +128,9 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
 
 
-def _hub(source: str, config: str | None, split: str | None, revision: str | None, streaming: bool):
+def _hub(
+    source: str, config: str | None, split: str | None, revision: str | None, streaming: bool
+) -> tuple[AnyRows, str]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -139,9 +144,9 @@ def _hub(source: str, config: str | None, split: str | None, revision: str | Non
         ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise MissingError(
-            f"the Hub did not say which revision of {source!r} is meant",
+            f"the revision of {source!r} could not be read from the Hub",
             found=type(error).__name__,
-            fix="check the connection and the revision, or give a local path",
+            fix="check the connection and the revision, or pass a local path",
         ) from error
     try:
         return load_dataset(source, config, split=split, revision=pinned, streaming=streaming), pinned
@@ -149,13 +154,13 @@ def _hub(source: str, config: str | None, split: str | None, revision: str | Non
         raise DataError(f"{source} cannot be loaded", found=_root_cause(error), fix="check config and split") from error
 
 
-def _take(rows, split: str):
+def _take(rows: DatasetDict, split: str) -> Dataset:
     if split not in rows:
-        raise MissingError(f"there is no split {split!r}", found=", ".join(rows), fix="name one of these")
+        raise MissingError(f"there is no split {split!r}", found=", ".join(rows), fix="use one of these")
     return rows[split]
 
 
-def _unwrap(rows, name: str):
+def _unwrap(rows: AnyRows, name: str) -> AnyRows:
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
     if isinstance(rows, (DatasetDict, IterableDatasetDict)) and len(rows) == 1:
@@ -167,7 +172,7 @@ def _unwrap(rows, name: str):
 
 
 def _content_digest(path: Path) -> str:
-    """sha256 over names and contents of the files read, whatever folder they lie in."""
+    """sha256 over the names and contents of the files; the folder's own path is not part of it."""
     if path.is_file():
         return f"sha256:{file_sha256(path)}"
     digest = hashlib.sha256()

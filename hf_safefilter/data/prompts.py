@@ -1,4 +1,4 @@
-"""Prompts alone: the user turns of rows, or bare strings, for searches and studies that ask a model."""
+"""Prompts without responses: the user turns of rows, or plain strings, for searches and studies that ask a model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _COLUMNS = ("prompt", "instruction", "question", "text")
 
 
 def prompts_in(rows: Iterable[Any]) -> tuple[str, ...]:
-    """The distinct prompts of rows, or of bare strings, in order; a row needs no response.
+    """The distinct prompts of rows or plain strings, in order; a row needs no response.
 
     Raises:
-        DataError: rows that hold none.
+        DataError: A row holds no prompt.
     """
     prompts: list[str] = []
-    whole: list[Mapping[str, Any]] = []
+    conversations: list[Mapping[str, Any]] = []
     for row in rows:
         if isinstance(row, str):
             prompts.append(row)
             continue
         column = next((name for name in _COLUMNS if isinstance(row.get(name), str)), None)
         if column is None:
-            whole.append(row)
+            conversations.append(row)
         else:
             prompts.append(row[column])
-    prompts += [prompt_of(conversation) for conversation in as_conversations(whole)]
+    prompts += [prompt_of(conversation) for conversation in as_conversations(conversations)]
     if not all(prompt.strip() for prompt in prompts):
-        raise DataError("a row holds an empty prompt", fix="remove it")
+        raise DataError("a row holds an empty prompt", fix="remove the row")
     return tuple(dict.fromkeys(prompts))

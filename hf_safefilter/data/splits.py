@@ -1,14 +1,14 @@
-"""All parts of a data set, whether it has splits or not: one place that knows both forms."""
+"""All parts of a data set, whether it has splits or not: only this file knows both forms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hf_safefilter.errors import DataError
 
 ALL = ""
-"""In place of a split's name, where there are no splits."""
+"""The name of the one part of a data set without splits."""
 
 
 def splits_of(ds: Any) -> dict[str, Any]:
@@ -29,41 +29,41 @@ def joined(splits: Mapping[str, Any]) -> Any:
 
 
 def each_split(ds: Any, work: Callable[[Any], Any]) -> Any:
-    """`work` on the data set, or on each of its splits."""
+    """The result of `work` on the data set, or on each of its splits."""
     return joined({name: work(part) for name, part in splits_of(ds).items()})
 
 
 def count_rows(ds: Any) -> int:
-    """Rows of all parts together."""
+    """Number of rows of all parts together."""
     return sum(len(part) for part in parts_of(ds))
 
 
 def column_names(part: Any) -> list[str]:
-    """Columns of a data set or stream; a stream that does not say is asked for its first row."""
+    """Columns of a data set or stream; if a stream does not state them, its first row is read."""
     names = part.column_names
     return list(names) if names is not None else list(next(iter(part), {}))
 
 
-def require_free(ds: Any, columns: Any) -> None:
-    """Raise unless none of `columns` is there yet: a step never writes over a column of the user's.
+def require_free(ds: Any, columns: Iterable[str]) -> None:
+    """Raise if one of `columns` exists already: a step never overwrites a column of the user.
 
     Raises:
-        DataError: one of them is.
+        DataError: One of the columns exists.
     """
-    taken = sorted({name for part in parts_of(ds) for name in column_names(part)} & set(columns))
-    if taken:
+    existing = sorted({name for part in parts_of(ds) for name in column_names(part)} & set(columns))
+    if existing:
         raise DataError(
-            f"the rows already have a column {taken[0]!r}", fix="rename or remove it: it would be written over"
+            f"the rows already have a column {existing[0]!r}", fix="rename or remove it: it would be overwritten"
         )
 
 
 def require_rows(ds: Any) -> None:
-    """Raise for a split without rows, to which `map` adds no column: a decision would miss its score in the end.
+    """Raise if a split has no rows: `map` would add no column to it, and its scores would be missing later.
 
     Raises:
-        DataError: there is one.
+        DataError: A split has no rows.
     """
     for name, part in splits_of(ds).items():
         if hasattr(part, "__len__") and not len(part):
-            where = f"split {name!r} has no rows" if name != ALL else "there are no rows"
-            raise DataError(where, fix=f"leave it out: ds.pop({name!r})" if name != ALL else "check the source")
+            fact = f"split {name!r} has no rows" if name != ALL else "there are no rows"
+            raise DataError(fact, fix=f"leave it out: ds.pop({name!r})" if name != ALL else "check the source")

@@ -1,4 +1,4 @@
-"""How well scores separate labelled rows, with intervals, beside the controls that any method must beat."""
+"""How well scores separate labelled rows, with intervals, and next to the controls that any method must beat."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from hf_safefilter.decide.thresholds import labels_of, numbers_of
 from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from hf_safefilter.decide.thresholds import ScoredRows
 
 _RESAMPLES_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """One score against the labels; shares are in 0..1. Rows that could not be scored are counted, not measured.
+    """How well one score separates the labels; shares are in 0..1. Rows without a score are only counted.
 
     Attributes:
-        score: column.
-        scored: rows with a label and a finite score.
-        unscored: rows with a label and none.
-        auroc: area under the ROC curve; 0.5 = no better than chance, below = upside down.
-        low: lower end of its 95 % bootstrap interval (stratified, percentile).
-        high: upper end.
-        auprc: average precision.
-        tpr_at_1: share of unsafe rows found while at most 1 % of the safe ones are lost.
-        tpr_at_5: the same at 5 %.
-        length_rho: Spearman correlation with the length of the response.
+        score: Name of the score column.
+        scored: Number of rows with a label and a finite score.
+        unscored: Number of rows with a label but no finite score.
+        auroc: Area under the ROC curve; 0.5 = no better than chance, below = upside down.
+        low: Lower end of its 95 % bootstrap interval (stratified, percentile).
+        high: Upper end of that interval.
+        auprc: Average precision.
+        tpr_at_1: Share of unsafe rows found while at most 1 % of the safe rows are lost.
+        tpr_at_5: The same share at 5 %.
+        length_rho: Spearman correlation with the length of the response; None if one of both does not vary.
     """
 
     score: str
@@ -50,13 +50,13 @@ class Separation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `evaluate` found: the methods first, then the controls.
+    """The result of `evaluate`: the methods first, then the controls.
 
     Attributes:
-        label: column of labels.
-        rows: rows with a label.
-        unsafe: how many of them are unsafe.
-        separations: one entry a score.
+        label: Name of the column of labels.
+        rows: Number of rows with a label.
+        unsafe: Number of rows labelled unsafe.
+        separations: One entry for each score.
     """
 
     label: str
@@ -65,70 +65,70 @@ class Evaluation:
     separations: tuple[Separation, ...]
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a score, for printing: interval ends, TPR at 1 % and 5 % FPR, Spearman with length."""
+        """One line for each score, for printing: interval ends, TPR at 1 % and 5 % FPR, Spearman with length."""
         return [
             {
-                "score": one.score.removesuffix("_score"),
-                "AUROC": round(one.auroc, 3),
-                "low": round(one.low, 3),
-                "high": round(one.high, 3),
-                "AUPRC": round(one.auprc, 3),
-                "TPR@1%": round(one.tpr_at_1, 3),
-                "TPR@5%": round(one.tpr_at_5, 3),
-                "rho len": None if one.length_rho is None else round(one.length_rho, 3),
-                "unscored": one.unscored,
+                "score": separation.score.removesuffix("_score"),
+                "AUROC": round(separation.auroc, 3),
+                "low": round(separation.low, 3),
+                "high": round(separation.high, 3),
+                "AUPRC": round(separation.auprc, 3),
+                "TPR@1%": round(separation.tpr_at_1, 3),
+                "TPR@5%": round(separation.tpr_at_5, 3),
+                "rho len": None if separation.length_rho is None else round(separation.length_rho, 3),
+                "unscored": separation.unscored,
             }
-            for one in self.separations
+            for separation in self.separations
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as the card has them."""
+        """Plain values, as a card states them."""
         body = asdict(self)
-        return body | {"separations": [dict(one) for one in body["separations"]]}
+        return body | {"separations": list(body["separations"])}
 
 
 def evaluate(
-    ds: Dataset | DatasetDict | Mapping[str, Any],
+    ds: ScoredRows,
     label: str,
     *,
-    unsafe: Any = "unsafe",
+    unsafe: str | int | bool = "unsafe",
     scores: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Measure scores against labels; length and random are measured beside them in any case.
+    """Measure scores against labels; the controls, length and random, are always measured too.
 
     Args:
-        ds: scored rows, or a dict of columns.
-        label: column of labels; rows without one are left out.
-        unsafe: the value that means unsafe; every other means safe.
-        scores: score columns; default: all columns of methods known here.
-        columns: where prompt and response stand, for rows of no known shape.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        ds: Scored rows, or a dict of columns.
+        label: Name of the column of labels; rows without a label are left out.
+        unsafe: The value that means unsafe; every other value means safe.
+        scores: Names of score columns; None takes the columns of all known methods.
+        columns: Columns of prompt and response, for rows of no known shape.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        DataError: no labels of both kinds, or no scores.
-        MissingError: a column that is not there.
+        DataError: There are not labels of both kinds, or there are no scores.
+        MissingError: A column is missing.
     """
     truth = labels_of(ds, label, unsafe)
     labelled = np.isfinite(truth)
-    named = list(scores) if scores is not None else _method_columns(ds)
-    if not named:
+    names = list(scores) if scores is not None else _method_columns(ds)
+    if not names:
         raise DataError("there are no scores to measure", fix="score the rows first: hf-safefilter score --help")
-    values = {name: numbers_of(ds, name) for name in named}
     controls = control_scores(ds, columns)
-    values = {name: one for name, one in values.items() if name not in controls} | controls
+    methods = {name: numbers_of(ds, name) for name in names}
+    values = {name: numbers for name, numbers in methods.items() if name not in controls} | controls
     length = controls[score_column("length")]
-    found = [
-        _separation(name, one[labelled], truth[labelled] == 1, length[labelled], resamples, seed)
-        for name, one in values.items()
+    separations = [
+        _separation(name, numbers[labelled], truth[labelled] == 1, length[labelled], resamples, seed)
+        for name, numbers in values.items()
     ]
-    return Evaluation(label, int(labelled.sum()), int(np.nansum(truth)), tuple(found))
+    return Evaluation(label, int(labelled.sum()), int(np.nansum(truth)), tuple(separations))
 
 
-def _method_columns(ds: Any) -> list[str]:
+def _method_columns(ds: ScoredRows) -> list[str]:
     from hf_safefilter.scores import METHODS
 
     first = next(iter(ds.values())) if isinstance(ds, Mapping) and ds else ds
@@ -137,23 +137,23 @@ def _method_columns(ds: Any) -> list[str]:
     return [name for name in names if name in known]
 
 
-def control_scores(ds: Any, columns: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
-    """The control scores, float64 (n,) each, computed from the text where they are not columns already."""
+def control_scores(ds: ScoredRows, columns: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
+    """The control scores by column, float64 (n,) each; those that are not columns yet are computed from the text."""
     from hf_safefilter.scores import CONTROLS, make
 
-    found = {}
-    there = _method_columns(ds)
+    scores = {}
+    existing = _method_columns(ds)
     for name in CONTROLS:
         column = score_column(name)
-        if column in there:
-            found[column] = numbers_of(ds, column)
+        if column in existing:
+            scores[column] = numbers_of(ds, column)
             continue
         step = make(name, columns=columns)
-        found[column] = np.concatenate([step.compute(view, None)[column] for view in _text_views(ds)]).astype(float)
-    return found
+        scores[column] = np.concatenate([step.compute(view, None)[column] for view in _text_views(ds)]).astype(float)
+    return scores
 
 
-def _text_views(ds: Any) -> list[Batch]:
+def _text_views(ds: ScoredRows) -> list[Batch]:
     from hf_safefilter.columns import EMBEDDING_PREFIX
 
     if isinstance(ds, Mapping) and not hasattr(next(iter(ds.values())), "column_names"):
@@ -174,9 +174,10 @@ def _separation(
     scores, unsafe = values[used], truth[used]
     if unsafe.all() or not unsafe.any():
         raise DataError(
-            f"{name} scored rows of one label only", found=f"{int((~used).sum())} of {len(used)} rows have no score",
-            fix="look at column 'unscorable'",
-        )  # fmt: skip
+            f"all rows that have a {name} have the same label",
+            found=f"{int((~used).sum())} of {len(used)} rows have no score",
+            fix="see the reasons in column 'unscorable'",
+        )
     low, high = _interval(scores, unsafe, resamples, seed)
     fpr, tpr, _ = roc_curve(unsafe, scores, drop_intermediate=False)
     return Separation(
@@ -193,36 +194,36 @@ def _separation(
     )
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Rank correlation of the rows where both are finite; None where one of them does not vary."""
+def spearman(left: np.ndarray, right: np.ndarray) -> float | None:
+    """Rank correlation over the rows where both are finite; None if there are under 3, or one does not vary."""
     from scipy.stats import spearmanr
 
-    both = np.isfinite(one) & np.isfinite(other)
-    if both.sum() < 3 or np.ptp(one[both]) == 0 or np.ptp(other[both]) == 0:
+    both = np.isfinite(left) & np.isfinite(right)
+    if both.sum() < 3 or np.ptp(left[both]) == 0 or np.ptp(right[both]) == 0:
         return None
-    return float(spearmanr(one[both], other[both]).statistic)
+    return float(spearmanr(left[both], right[both]).statistic)
 
 
 def _interval(scores: np.ndarray, unsafe: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """95 % percentile interval of the AUROC over resamples within each label.
 
-    A resample is a count for each row; its AUROC is a sum over the sorted distinct scores, so that many are done at
-    once without sorting again.
+    A resample is a count for each row; its AUROC is a sum over the sorted distinct scores, so that many resamples are
+    computed at once without sorting again.
     """
     draw = np.random.default_rng(seed)
     _, group = np.unique(scores, return_inverse=True)
     n_groups = int(group.max()) + 1
     sides = [group[unsafe], group[~unsafe]]
-    found = []
+    aurocs = []
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         times = min(_RESAMPLES_AT_ONCE, resamples - start)
         shares = []
         for side in sides:
-            picked = side[draw.integers(0, len(side), (times, len(side)))]
-            flat = (np.arange(times)[:, None] * n_groups + picked).ravel()
+            sample = side[draw.integers(0, len(side), (times, len(side)))]
+            flat = (np.arange(times)[:, None] * n_groups + sample).ravel()
             shares.append(np.bincount(flat, minlength=times * n_groups).reshape(times, n_groups) / len(side))
         high, low = shares
         below = np.cumsum(low, axis=1) - low
-        found.append((high * (below + low / 2)).sum(axis=1))
-    ends = np.quantile(np.concatenate(found), [0.025, 0.975])
+        aurocs.append((high * (below + low / 2)).sum(axis=1))
+    ends = np.quantile(np.concatenate(aurocs), [0.025, 0.975])
     return float(ends[0]), float(ends[1])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from hf_safefilter.checks import is_finite
 from hf_safefilter.data.arrow_files import arrow_file, scratch_folder
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.splits import joined, splits_of
@@ -24,17 +25,17 @@ _ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class IsSafe:
-    """Keeps a row whose score is finite and below the threshold; whatever could not be scored is dropped.
+    """Keeps a row whose score is finite and below the threshold; a row that could not be scored is dropped.
 
-    Goes into `Dataset.filter`, batched or not, and into `DatasetDict.filter` and `IterableDataset.filter`.
+    It can be passed to `Dataset.filter`, batched or not, `DatasetDict.filter` and `IterableDataset.filter`.
 
     Args:
-        column: a score column; higher = more dangerous.
-        threshold: a finite number; rows at it are dropped.
-        rule: how it was found, in words; taken from a `Threshold`.
+        column: Name of a score column; higher = more dangerous.
+        threshold: A finite number; rows that score it or more are dropped.
+        rule: How the threshold was found, in words; a `Threshold` states it itself.
 
     Raises:
-        OptionError: a threshold that is not a finite number.
+        OptionError: The threshold is not a finite number.
     """
 
     column: str
@@ -43,22 +44,20 @@ class IsSafe:
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float, np.floating)):
-            raise OptionError(f"threshold {self.threshold!r} is not a number", fix="use threshold_for(...)")
-        if not np.isfinite(self.threshold):
+        if not is_finite(self.threshold):
             raise OptionError(
-                f"threshold {self.threshold} keeps everything, or nothing",
-                fix="use a finite threshold: threshold_for(...)",
+                f"`threshold={self.threshold!r}` is not a finite number", fix="find one with threshold_for(...)"
             )
-        settle = object.__setattr__
-        settle(self, "rule", self.rule or getattr(self.threshold, "rule", f"score below {float(self.threshold):.6g}"))
-        settle(self, "threshold", float(self.threshold))
+        set_field = object.__setattr__
+        rule = getattr(self.threshold, "rule", f"score below {float(self.threshold):.6g}")
+        set_field(self, "rule", self.rule or rule)
+        set_field(self, "threshold", float(self.threshold))
 
     def __call__(self, batch: Any) -> Any:
-        """True for the rows to keep: a bool for a row, bool (n,) for a batch."""
+        """True for the rows to keep: a bool for a single row, bool (n,) for a batch."""
         view = Batch(batch)
-        kept = self.mask(view)
-        return bool(kept[0]) if view.is_row else kept
+        mask = self.mask(view)
+        return bool(mask[0]) if view.is_row else mask
 
     def mask(self, batch: Batch) -> np.ndarray:
         """bool (n,): True for the rows to keep."""
@@ -69,7 +68,7 @@ class IsSafe:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The two parts of a data set: every row is in one of them, in its old order."""
+    """The two parts of a data set: every row is in one of them, in the order of the data set."""
 
     kept: Dataset | DatasetDict
     dropped: Dataset | DatasetDict
@@ -78,11 +77,11 @@ class Split:
 def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
     """Split rows by a predicate into two flat data sets, streaming; `ds` is not changed.
 
-    Unlike `filter`, which keeps an index into the old rows, the parts are written out once and then read at full
-    speed. They lie beside the other cache files of `ds`, and the same split is not written twice.
+    Unlike `filter`, which stores indices into the rows of `ds`, the parts are written to disk once and then read at
+    full speed. They are stored beside the other cache files of `ds`, and the same split is not written twice.
 
     Raises:
-        MissingError: the score column is missing.
+        MissingError: The score column is missing.
     """
     parts = {name: _parts(part, is_safe) for name, part in splits_of(ds).items()}
     return Split(
@@ -92,12 +91,12 @@ def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
 
 
 def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
-    """Kept and dropped rows; what is not there yet is written in one pass."""
+    """Kept and dropped rows; the parts that do not exist yet are written in one pass."""
     from datasets.fingerprint import Hasher
 
     Batch({name: [] for name in ds.column_names}).require(is_safe.column, "score the rows first")
-    told = {keep: Hasher.hash(("split/1", ds._fingerprint, Hasher.hash(is_safe), keep)) for keep in (True, False)}
-    paths = {keep: _folder(ds) / f"safefilter-{fingerprint}.arrow" for keep, fingerprint in told.items()}
+    prints = {keep: Hasher.hash(("split/1", ds._fingerprint, Hasher.hash(is_safe), keep)) for keep in (True, False)}
+    paths = {keep: _folder(ds) / f"safefilter-{fingerprint}.arrow" for keep, fingerprint in prints.items()}
     schema = ds.features.arrow_schema
     with ExitStack() as files:
         writers = {k: files.enter_context(arrow_file(path, schema)) for k, path in paths.items() if not path.exists()}
@@ -105,11 +104,11 @@ def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
             mask = is_safe.mask(Batch(table))
             for keep, write in writers.items():
                 write(table.filter(pa.array(mask == keep)))
-    return _open(paths[True], ds, told[True]), _open(paths[False], ds, told[False])
+    return _open(paths[True], ds, prints[True]), _open(paths[False], ds, prints[False])
 
 
 def _tables(ds: Dataset) -> Iterable[pa.Table]:
-    if ds._indices is None:  # flat already: Arrow's own batches, without a copy
+    if ds._indices is None:  # rows in the order of the files: Arrow's own batches, without a copy
         yield from (pa.Table.from_batches([batch]) for batch in ds.data.table.to_batches(_ROWS))
     else:
         yield from ds.with_format("arrow").iter(_ROWS)
@@ -118,13 +117,13 @@ def _tables(ds: Dataset) -> Iterable[pa.Table]:
 def _open(path: Path, like: Dataset, fingerprint: str) -> Dataset:
     from datasets import Dataset
 
-    opened = Dataset.from_file(str(path), info=like.info.copy(), split=like.split)
-    opened._fingerprint = fingerprint
-    return opened
+    part = Dataset.from_file(str(path), info=like.info.copy(), split=like.split)
+    part._fingerprint = fingerprint
+    return part
 
 
 def _folder(ds: Dataset) -> Path:
-    """Beside the data set's own cache files; for one in memory, in a folder that goes when this process ends."""
+    """The folder of the data set's cache files; for one in memory, a folder that is deleted when this process ends."""
     if ds.cache_files:
         return Path(ds.cache_files[0]["filename"]).parent
     return scratch_folder()

@@ -1,7 +1,7 @@
-"""The proof of effect: what a filter does to the model that is tuned on what it keeps, and on what it drops.
+"""The proof of effect: how a model changes when it is tuned on the rows that a filter keeps, or on those it drops.
 
 `measure_effect` tunes the same model, with the same steps and seeds, on all rows, on kept rows, on dropped rows and on
-rows chosen without the score, and asks each of them harmful and harmless questions before and after.
+rows chosen without the score, and asks harmful and harmless questions before and after tuning.
 """
 
 from hf_safefilter.effect.arms import ARMS, CONTRASTS

@@ -1,21 +1,21 @@
-"""The arms of a study: which rows each model is tuned on, in which order."""
+"""The arms of a study: the rows on which each model is tuned, and their order."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 
+from hf_safefilter.checks import require_choice
 from hf_safefilter.errors import DataError, OptionError
 
 ARMS = ("all", "kept", "dropped", "random", "length_matched")
-"""All rows; what the score keeps; what it drops; as many at random from all; as many kept ones of the same lengths."""
+"""All rows; kept rows; dropped rows; as many rows as dropped, at random; as many kept rows with the same lengths."""
 
 FROZEN = "+frozen"
-"""What stands behind the name of an arm that is tuned with the safety blocks frozen."""
+"""Ending of the name of an arm that is tuned with the safety blocks frozen."""
 
 CONTRASTS = (
     ("kept", "all"),
@@ -26,81 +26,91 @@ CONTRASTS = (
     ("kept+frozen", "kept"),
     ("kept+frozen", "all+frozen"),
 )
-"""The comparisons that a study is made for: the first arm against the second, seed by seed."""
+"""The comparisons that a study reports: the first arm against the second, seed by seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Rows to tune on, and whether the safety blocks stay as they are meanwhile."""
+    """The kind of rows to tune on, one of `ARMS`, and whether the safety blocks are frozen."""
 
     rows: str
     frozen: bool = False
 
     @property
     def name(self) -> str:
-        """As tables and files have it."""
+        """Name of the arm in tables and files."""
         return self.rows + FROZEN * self.frozen
 
 
 def arms_of(names: Sequence[str], blocks: tuple[int, int] | None) -> list[Arm]:
-    """The arms called `names`; where blocks are to be frozen, ``all+frozen`` and ``kept+frozen`` come with them.
+    """The arms with these names; with `blocks` but no frozen arm, ``all+frozen`` and ``kept+frozen`` are added.
+
+    Args:
+        names: Names of arms: some of `ARMS`, each with or without the ending `FROZEN`.
+        blocks: First and last block to freeze; None if no blocks are frozen.
 
     Raises:
-        OptionError: no such arm, none, one twice, or a frozen one without blocks.
+        OptionError: An unknown arm, no arm, an arm named twice, or a frozen arm without blocks.
     """
-    known = [*ARMS, *(f"{rows}{FROZEN}" for rows in ARMS)]
     for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else "use some of these"
-            raise OptionError(f"there is no arm {name!r}", found=", ".join(known), fix=fix)
+        require_choice("arms", name, [*ARMS, *(f"{rows}{FROZEN}" for rows in ARMS)])
     if not names or len(set(names)) < len(names):
-        raise OptionError(f"arms {list(names)}: none, or one twice", fix=f"use some of {', '.join(ARMS)}")
-    found = [Arm(name.removesuffix(FROZEN), name.endswith(FROZEN)) for name in names]
-    if blocks is None and any(arm.frozen for arm in found):
-        raise OptionError("an arm with frozen blocks needs to know which", fix="say e.g. `freeze=(2, 4)`")
-    if blocks is not None and not any(arm.frozen for arm in found):
-        found += [Arm(rows, frozen=True) for rows in ("all", "kept") if rows in names]
-    return found
+        raise OptionError(
+            f"`arms={tuple(names)}` names no arm, or one of them twice", fix=f"use some of {', '.join(ARMS)}"
+        )
+    arms = [Arm(name.removesuffix(FROZEN), name.endswith(FROZEN)) for name in names]
+    if blocks is None and any(arm.frozen for arm in arms):
+        raise OptionError(
+            "an arm with frozen blocks needs a range of blocks", fix="name one, for example `freeze=(2, 4)`"
+        )
+    if blocks is not None and not any(arm.frozen for arm in arms):
+        arms += [Arm(rows, frozen=True) for rows in ("all", "kept") if rows in names]
+    return arms
 
 
 def choose_rows(rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int) -> np.ndarray:
-    """Places of the rows of an arm, ascending.
+    """Indices of the rows of an arm, in ascending order.
 
     Args:
-        rows: one of `ARMS`.
-        kept: bool (n,), what the score keeps.
-        lengths: of the responses, (n,).
-        seed: of the draws; another seed draws other rows.
+        rows: Kind of rows, one of `ARMS`.
+        kept: Which rows the score keeps, bool (n,).
+        lengths: Lengths of the responses, (n,).
+        seed: Seed of the draws; another seed draws other rows.
 
     Raises:
-        DataError: the arm is empty, or there are too few rows to draw from.
+        DataError: The arm is empty, or there are too few rows to draw from.
     """
     dropped = np.flatnonzero(~kept)
     draw = np.random.default_rng([seed, ARMS.index(rows)])
     if rows in ("random", "length_matched") and not len(dropped):
-        found = dropped
+        indices = dropped
     elif rows == "random":
-        found = np.sort(draw.permutation(len(kept))[: len(dropped)])
+        indices = np.sort(draw.permutation(len(kept))[: len(dropped)])
     elif rows == "length_matched":
-        found = match_lengths(dropped, np.flatnonzero(kept), lengths, draw)
+        indices = match_lengths(dropped, np.flatnonzero(kept), lengths, draw)
     else:
-        found = {"all": np.arange(len(kept)), "kept": np.flatnonzero(kept), "dropped": dropped}[rows]
-    if not len(found):
+        indices = {"all": np.arange(len(kept)), "kept": np.flatnonzero(kept), "dropped": dropped}[rows]
+    if not len(indices):
         raise DataError(
             f"arm {rows!r} has no rows", found=f"{int(kept.sum())} kept, {len(dropped)} dropped",
             fix="choose another threshold, or leave this arm out",
         )  # fmt: skip
-    return found
+    return indices
 
 
 def match_lengths(wanted: np.ndarray, pool: np.ndarray, lengths: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """For each row of `wanted` an own row of `pool` of the same or the nearest length; ascending places.
+    """Choose for each row of `wanted` another row of `pool` with the same or the nearest length; ascending indices.
 
-    Rows are served in random order, and of equally near rows a random one is taken.
+    Rows are matched in random order, and among equally near rows a random one is chosen.
+
+    Args:
+        wanted: Indices of the rows to match.
+        pool: Indices of the rows to choose from.
+        lengths: Lengths of all rows.
+        draw: Random generator.
 
     Raises:
-        DataError: fewer rows in the pool than wanted.
+        DataError: The pool has fewer rows than `wanted`.
     """
     if len(pool) < len(wanted):
         raise DataError(
@@ -109,19 +119,20 @@ def match_lengths(wanted: np.ndarray, pool: np.ndarray, lengths: np.ndarray, dra
             fix="drop fewer rows than are kept, or leave the arm length_matched out",
         )
     free = sorted(zip(lengths[pool].tolist(), draw.random(len(pool)).tolist(), pool.tolist(), strict=True))
-    found = []
+    matches = []
     for row in draw.permutation(wanted):
-        at = bisect_left(free, (lengths[row].item(), draw.random()))
-        near = [place for place in (at - 1, at) if 0 <= place < len(free)]
-        best = min(near, key=lambda place: abs(free[place][0] - lengths[row]))
-        found.append(free.pop(best)[2])
-    return np.sort(np.array(found, dtype=np.int64))
+        length = lengths[row].item()
+        after = bisect_left(free, (length, draw.random()))
+        neighbours = [index for index in (after - 1, after) if 0 <= index < len(free)]
+        nearest = min(neighbours, key=lambda index: abs(free[index][0] - length))
+        matches.append(free.pop(nearest)[2])
+    return np.sort(np.array(matches, dtype=np.int64))
 
 
 def schedule(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` places in the order in which they are trained on: all `rows`, shuffled, over and over again.
+    """`count` row indices in training order: all `rows` in a random order, then in another one, and so on.
 
-    Arms of any size so see as many rows in as many steps.
+    This way arms of any size see as many rows in as many steps.
     """
     draw = np.random.default_rng([seed, len(ARMS)])
     rounds = [draw.permutation(rows) for _ in range(-(-count // len(rows)))]

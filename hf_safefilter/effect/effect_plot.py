@@ -1,4 +1,4 @@
-"""The plot of a study: each seed a dot, each arm its mean and interval, the model before tuning a dashed line."""
+"""The plot of a study: a dot for each seed, mean and interval of each arm, a dashed line for the untuned model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _COLOURS = {"kept": BLUE, "dropped": RED}
 
 def draw(report: EffectReport, path: Path) -> None:
     """Write ``path.png`` and ``path.svg``."""
-    with figure(path, 11, 1.6 + 0.42 * len(report.arms)) as drawn:
-        panels = drawn.subplots(1, len(_PANELS), sharey=True)
+    with figure(path, 11, 1.6 + 0.42 * len(report.arms)) as canvas:
+        panels = canvas.subplots(1, len(_PANELS), sharey=True)
         for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
             _panel(axes, report, name)
             axes.set_xlabel(title)
@@ -33,11 +33,11 @@ def draw(report: EffectReport, path: Path) -> None:
 
 def _panel(axes: Any, report: EffectReport, name: str) -> None:
     axes.axvline(metric(report.before, name), color="black", linewidth=1, linestyle="--")
-    for place, arm in enumerate(report.arms):
+    for row, arm in enumerate(report.arms):
         colour = _COLOURS.get(arm.split("+")[0], GREY)
         mean = report.mean(arm, name)
         if mean.low is not None:
-            axes.plot([mean.low, mean.high], [place, place], color=colour, linewidth=2)
+            axes.plot([mean.low, mean.high], [row, row], color=colour, linewidth=2)
         values = [metric(run, name) for run in report.of(arm)]
-        axes.plot(values, [place] * len(values), "o", color=colour, markersize=3, alpha=0.6)
-        axes.plot([mean.mean], [place], "|", color=colour, markersize=14, markeredgewidth=2)
+        axes.plot(values, [row] * len(values), "o", color=colour, markersize=3, alpha=0.6)
+        axes.plot([mean.mean], [row], "|", color=colour, markersize=14, markeredgewidth=2)

@@ -1,4 +1,4 @@
-"""What a study found: means over seeds with intervals, arm against arm, a table and plain values."""
+"""The report of a study: means over seeds with intervals, comparisons of arms, a table and plain values."""
 
 from __future__ import annotations
 
@@ -18,34 +18,33 @@ from hf_safefilter.storage.atomic import atomic_text
 REPORT = "effect.json"
 
 METRICS = ("refusal", "over_refusal", "degenerate", "benign_loss")
-"""What is measured: the refused share of harmful prompts (the rest, but for stammering, is the attack's success), the
-refused share of prompts that only sound harmful, the share of all replies that are no replies, and the mean loss on
-held-out benign rows."""
+"""What is measured: the refused share of harmful prompts, the refused share of prompts that only sound harmful, the
+degenerate share of all replies, and the mean loss on held-out benign rows."""
 
 ATTACK = "attack_success"
-"""The answered share of harmful prompts: what is neither refused nor stammered."""
+"""The answered share of harmful prompts: replies that are neither refusals nor degenerate."""
 
 _SHARES = (*METRICS[:3], ATTACK)
 
 
 def metric(run: Run, name: str) -> float:
     """One of `METRICS`, or `ATTACK`, of a run."""
-    found = run.measured
+    measured = run.measured
     if name == "refusal":
-        return found.harmful.refusal
+        return measured.harmful.refusal
     if name == ATTACK:
-        return found.harmful.answer
+        return measured.harmful.answer
     if name == "over_refusal":
-        return found.over_refusal.refusal
+        return measured.over_refusal.refusal
     if name == "benign_loss":
-        return found.benign_loss
-    sides = (found.harmful, found.over_refusal)
-    return sum(one.degenerate for one in sides) / sum(one.asked for one in sides)
+        return measured.benign_loss
+    sets = (measured.harmful, measured.over_refusal)
+    return sum(replies.degenerate for replies in sets) / sum(replies.asked for replies in sets)
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """Mean over seeds and its 95 % t-interval; the ends are None with a single seed."""
+    """Mean over seeds and its 95 % t-interval, whose ends are None with a single seed."""
 
     mean: float
     low: float | None
@@ -53,7 +52,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float], bounds: tuple[float, float] | None = None) -> Mean:
-        """From one value a seed; the interval's ends are kept within `bounds`."""
+        """Mean of one value a seed; the interval is clipped to `bounds`."""
         from scipy.stats import t
 
         mean, n = float(np.mean(values)), len(values)
@@ -65,7 +64,7 @@ class Mean:
         return cls(mean, low, high)
 
     def shown(self, share: bool) -> str:
-        """E.g. ``95.0% [91, 99]`` for a share, else ``1.128 [1.115, 1.141]``."""
+        """The mean and interval as text: ``95.0% [91, 99]`` for a share, else ``1.128 [1.115, 1.141]``."""
         ends = [] if self.low is None or self.high is None else [self.low, self.high]
         if share:
             return f"{self.mean:.1%}" + (f" [{', '.join(f'{100 * end:.0f}' for end in ends)}]" if ends else "")
@@ -74,7 +73,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """One arm against another in refusals of harmful prompts, seed by seed: above zero, the first refuses more."""
+    """Difference of two arms in refusals of harmful prompts, seed by seed; above zero, the first refuses more."""
 
     first: str
     second: str
@@ -82,13 +81,13 @@ class Contrast:
 
     @property
     def sentence(self) -> str:
-        """In words; what cannot be told apart from chance is called so."""
+        """The difference in words, which say so if it may be chance."""
         low, high = self.difference.low, self.difference.high
         by = f"by {abs(self.difference.mean):.3f}"
         if low is None or high is None:
             verdict = f"{'above' if self.difference.mean >= 0 else 'below'} {self.second} {by}, on a single seed"
         elif self.difference.mean and np.isclose(low, high, rtol=0, atol=1e-9):
-            # alike to a question: an interval of no width would claim a certainty that a few seeds cannot give
+            # the same with every seed: an interval of no width would claim a certainty that a few seeds cannot give
             verdict = f"{'above' if low > 0 else 'below'} {self.second} {by} with every seed, too alike for an interval"
         elif low > 0 or high < 0:
             verdict = f"{'above' if low > 0 else 'below'} {self.second} {by} [{low:+.3f}, {high:+.3f}]"
@@ -99,13 +98,14 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class EffectReport:
-    """What `measure_effect` found.
+    """The result of `measure_effect`.
 
     Attributes:
-        inputs: what it was made from.
-        counts: rows kept, dropped, unreadable; questions asked, and left out because a model had seen them.
-        before: the model as it came.
-        runs: every tuned model.
+        inputs: Plain values of everything that the study depends on.
+        counts: Numbers of rows kept, dropped and unreadable, and of questions asked or left out because a model has
+            seen them.
+        before: Run of the untuned model.
+        runs: Runs of all tuned models.
     """
 
     inputs: Mapping[str, Any]
@@ -115,7 +115,7 @@ class EffectReport:
 
     @property
     def arms(self) -> list[str]:
-        """Names, in the order they were asked for."""
+        """Names of the arms, in the order of the study."""
         return list(dict.fromkeys(run.arm for run in self.runs))
 
     def of(self, arm: str) -> list[Run]:
@@ -128,20 +128,20 @@ class EffectReport:
 
     @property
     def contrasts(self) -> list[Contrast]:
-        """Those of `CONTRASTS` whose arms are there."""
-        found = []
+        """Those of `CONTRASTS` whose arms are part of the study."""
+        contrasts = []
         for first, second in CONTRASTS:
             if {first, second} <= set(self.arms):
                 pairs = zip(self.of(first), self.of(second), strict=True)
-                gaps = [metric(one, "refusal") - metric(other, "refusal") for one, other in pairs]
-                found.append(Contrast(first, second, Mean.of(gaps, (-1.0, 1.0))))
-        return found
+                differences = [metric(run, "refusal") - metric(other, "refusal") for run, other in pairs]
+                contrasts.append(Contrast(first, second, Mean.of(differences, (-1.0, 1.0))))
+        return contrasts
 
     def table(self) -> list[dict[str, Any]]:
         """One row an arm, for printing; the first is the model before tuning."""
-        first = {"arm": "before tuning", "rows": "", "length": ""}
-        asked = {name: Mean(metric(self.before, name), None, None) for name in METRICS}
-        lines = [first | {name: one.shown(name in _SHARES) for name, one in asked.items()}]
+        line = {"arm": "before tuning", "rows": "", "length": ""}
+        means = {name: Mean(metric(self.before, name), None, None) for name in METRICS}
+        lines = [line | {name: mean.shown(name in _SHARES) for name, mean in means.items()}]
         for arm in self.arms:
             runs = self.of(arm)
             length = np.mean([run.mean_length for run in runs])
@@ -150,7 +150,7 @@ class EffectReport:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: everything, run by run."""
+        """Plain values of the whole report, run by run."""
         return {
             "inputs": dict(self.inputs),
             "counts": dict(self.counts),
@@ -160,13 +160,13 @@ class EffectReport:
                 | {name: asdict(self.mean(arm, name)) for name in (*METRICS, ATTACK)}
                 for arm in self.arms
             },
-            "contrasts": [asdict(one) | {"sentence": one.sentence} for one in self.contrasts],
+            "contrasts": [asdict(contrast) | {"sentence": contrast.sentence} for contrast in self.contrasts],
             "runs": [asdict(run) for run in self.runs],
             "card": self.for_card(),
         }
 
     def for_card(self) -> dict[str, Any]:
-        """What a card shows: the table's figures and the sentences, and what they hold for."""
+        """What a card shows: the table, the sentences, and the conditions of the study."""
         inputs = self.inputs
         return {
             "model": inputs["model"],
@@ -179,11 +179,11 @@ class EffectReport:
             "questions": {kind: self.counts[kind] for kind in ("harmful", "over_refusal", "benign")},
             "questions_source": inputs["questions"]["source"],
             "table": self.table(),
-            "contrasts": [one.sentence for one in self.contrasts],
+            "contrasts": [contrast.sentence for contrast in self.contrasts],
         }
 
     def write(self, folder: Path) -> None:
-        """Write `to_json` to ``effect.json``."""
+        """Write `to_json` to ``effect.json`` in `folder`."""
         atomic_text(folder / REPORT, json.dumps(self.to_json(), indent=1, default=list, allow_nan=False) + "\n")
 
 
@@ -191,13 +191,13 @@ def read_card_part(folder: Path) -> dict[str, Any]:
     """`EffectReport.for_card()` of the study in `folder`.
 
     Raises:
-        MissingError: no finished study there.
-        IntegrityError: a damaged one.
+        MissingError: `folder` holds no finished study.
+        IntegrityError: The report of the study is damaged.
     """
     path = folder / REPORT
     if not path.is_file():
-        raise MissingError(f"{folder} holds no finished study", fix="make it: hf-safefilter effect --help")
+        raise MissingError(f"{folder} holds no finished study", fix="run one: hf-safefilter effect --help")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["card"])
     except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{path} is damaged", fix="run effect again: finished runs are kept") from error
+        raise IntegrityError(f"{path} is damaged", fix="run the study again: finished runs are kept") from error

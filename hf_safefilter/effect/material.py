@@ -1,11 +1,11 @@
-"""The rows of a study as a model learns them: readable ones, in tokens, with the decision that was made on each."""
+"""The rows of a study as a model learns them: the readable ones, as tokens, with the decision on each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,10 +27,10 @@ class Material:
     """The n rows that can be tuned on.
 
     Attributes:
-        conversations: what is said in them.
-        tokens: as the model reads them.
-        kept: bool (n,), the decision; a row that could not be scored is not kept.
-        unreadable: rows that are in no arm because the model cannot read them.
+        conversations: Conversations of the rows.
+        tokens: Tokens of the rows, as the model reads them.
+        kept: Which rows the filter keeps, bool (n,); a row without a score is not kept.
+        unreadable: Number of rows that are in no arm because the model cannot read them.
     """
 
     conversations: tuple[Conversation, ...]
@@ -41,36 +41,40 @@ class Material:
     @cached_property
     def ids(self) -> list[str]:
         """Row ids, in order."""
-        return [row_id(one) for one in self.conversations]
+        return [row_id(conversation) for conversation in self.conversations]
 
     @cached_property
     def prompts(self) -> list[str]:
         """Last user turns, in order."""
-        return [prompt_of(one) for one in self.conversations]
+        return [prompt_of(conversation) for conversation in self.conversations]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens from the start of the response on, int (n,)."""
-        return np.array([len(one.ids) - one.start for one in self.tokens])
+        """Number of tokens from the start of the response on, int (n,)."""
+        return np.array([len(row.ids) - row.start for row in self.tokens])
 
     def hold_out(self, count: int) -> tuple[Material, tuple[Conversation, ...]]:
-        """The material without up to `count` kept rows, at most a tenth of them, and these rows.
+        """The material without up to `count` kept rows (at most a tenth of the kept ones), and these rows.
 
-        The same rows are drawn in every study; duplicates of them leave the material with them.
+        The same rows are drawn in every study. Duplicates of held-out rows are removed from the material too.
         """
         ids = self.ids
-        kept = sorted({one for one, keep in zip(ids, self.kept, strict=True) if keep})
+        kept = sorted({id_ for id_, keep in zip(ids, self.kept, strict=True) if keep})
         drawn = np.random.default_rng(0).permutation(len(kept))[: min(count, len(kept) // 10)]
-        out = {kept[at] for at in drawn}
-        places = [at for at, one in enumerate(ids) if one not in out]
-        held = {one: said for one, said in zip(ids, self.conversations, strict=True) if one in out}
-        left = Material(
-            tuple(self.conversations[at] for at in places),
-            tuple(self.tokens[at] for at in places),
-            self.kept[places],
+        held_out = {kept[index] for index in drawn}
+        conversations = {
+            id_: conversation for id_, conversation in zip(ids, self.conversations, strict=True) if id_ in held_out
+        }
+        rest = [index for index, id_ in enumerate(ids) if id_ not in held_out]
+        return self._select(rest), tuple(conversations.values())
+
+    def _select(self, indices: list[int]) -> Material:
+        return Material(
+            tuple(self.conversations[index] for index in indices),
+            tuple(self.tokens[index] for index in indices),
+            self.kept[indices],
             self.unreadable,
         )
-        return left, tuple(held.values())
 
 
 def read_material(
@@ -83,39 +87,47 @@ def read_material(
 ) -> Material:
     """Read scored rows, all splits one after the other.
 
+    Args:
+        scored: Rows with the score column.
+        is_safe: Decision on the rows.
+        key: Model that will be tuned.
+        max_length: Largest number of tokens of a row; None sets no limit of its own.
+        chat_template: Template for a model that has none.
+        columns: Columns of prompt and response, for rows of no known shape.
+
     Raises:
-        MissingError: no score column.
-        DataError: no row that can be tuned on.
+        MissingError: No score column.
+        DataError: No row that can be tuned on.
     """
-    found: list[Conversation] = []
+    rows: list[Conversation] = []
     kept: list[np.ndarray] = []
-    for part in scored.values() if isinstance(scored, Mapping) else [scored]:
-        text = part.select_columns([name for name in part.column_names if not name.startswith(EMBEDDING_PREFIX)])
+    for split in scored.values() if isinstance(scored, Mapping) else [scored]:
+        text = split.select_columns([name for name in split.column_names if not name.startswith(EMBEDDING_PREFIX)])
         for table in text.with_format("arrow").iter(4096):
             batch = Batch(table)
             kept.append(is_safe.mask(batch))
-            found += conversations(batch, columns)
-    tokens = tokens_of(found, key, max_length, chat_template)
-    good = [place for place, one in enumerate(tokens) if not one.reason]
-    if not good:
-        raise DataError("no row can be tuned on", found=f"{len(found)} rows, none readable", fix="check the columns")
+            rows += conversations(batch, columns)
+    tokens = tokens_of(rows, key, max_length, chat_template)
+    readable = [index for index, row in enumerate(tokens) if not row.reason]
+    if not readable:
+        raise DataError("no row can be tuned on", found=f"{len(rows)} rows, none readable", fix="check the columns")
     return Material(
-        tuple(found[place] for place in good),
-        tuple(tokens[place] for place in good),
-        np.concatenate(kept)[good],
-        len(found) - len(good),
+        tuple(rows[index] for index in readable),
+        tuple(tokens[index] for index in readable),
+        np.concatenate(kept)[readable],
+        len(rows) - len(readable),
     )
 
 
 def tokens_of(
-    found: Sequence[Conversation], key: ModelKey, max_length: int | None, chat_template: str | None
+    rows: Sequence[Conversation], key: ModelKey, max_length: int | None, chat_template: str | None
 ) -> list[Tokens]:
-    """The rows as the model reads them; `start` is where the response begins."""
+    """Tokens of conversations as the model reads them; `start` is where the response begins."""
     from hf_safefilter.model import load
     from hf_safefilter.model.tokens import tokenise
 
-    limits: list[Any] = [one for one in (max_length, load.max_tokens(key)) if one is not None]
+    limits = [limit for limit in (max_length, load.max_tokens(key)) if limit is not None]
     return tokenise(
-        load.tokenizer(key), found, position="mean_response", max_length=min(limits, default=None),
+        load.tokenizer(key), rows, position="mean_response", max_length=min(limits, default=None),
         chat_template=chat_template,
     )  # fmt: skip

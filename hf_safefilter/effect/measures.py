@@ -1,4 +1,4 @@
-"""What a model does when asked: refusals, answers and stammering, and the loss on rows it should be good at."""
+"""Measurements of a model: counts of refusals, answers and degenerate replies, and the loss on benign rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOSS_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """What became of the replies to one set of prompts, in numbers of replies."""
+    """Numbers of replies to one set of prompts, by verdict."""
 
     refused: int
     answered: int
@@ -27,33 +27,33 @@ class Replies:
 
     @property
     def asked(self) -> int:
-        """All of them."""
+        """Number of prompts asked."""
         return self.refused + self.answered + self.degenerate
 
     @property
     def refusal(self) -> float:
-        """Share refused."""
+        """Share of prompts refused."""
         return self.refused / self.asked
 
     @property
     def answer(self) -> float:
-        """Share answered: of harmful prompts, the attack's success."""
+        """Share of prompts answered; for harmful prompts, the success rate of an attack."""
         return self.answered / self.asked
 
     @property
     def stammer(self) -> float:
-        """Share that is neither: empty, repeated or no text."""
+        """Share of degenerate replies: empty, repetitive or not text."""
         return self.degenerate / self.asked
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One model, asked everything.
+class Measurements:
+    """Measurements of one model.
 
     Attributes:
-        harmful: replies to harmful prompts.
-        over_refusal: replies to prompts that only sound harmful.
-        benign_loss: mean negative log-likelihood of a response token of the held-out rows, in nats.
+        harmful: Replies to harmful prompts.
+        over_refusal: Replies to prompts that only sound harmful.
+        benign_loss: Mean negative log-likelihood of a response token of the held-out rows, in nats.
     """
 
     harmful: Replies
@@ -65,14 +65,12 @@ class Measured:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, body: dict[str, Any]) -> Measured:
-        """What `to_json` gave."""
-        sides = (Replies(**{name: int(count) for name, count in body[kind].items()}) for kind in KINDS)
-        return cls(*sides, float(body["benign_loss"]))
-
-
-KINDS = ("harmful", "over_refusal")
-"""Sets of prompts whose replies are judged."""
+    def from_json(cls, body: dict[str, Any]) -> Measurements:
+        """The measurements from the values of `to_json`."""
+        harmful, over_refusal = (
+            Replies(**{name: int(count) for name, count in body[kind].items()}) for kind in ("harmful", "over_refusal")
+        )
+        return cls(harmful, over_refusal, float(body["benign_loss"]))
 
 
 def replies_to(
@@ -84,11 +82,11 @@ def replies_to(
     max_new_tokens: int,
     chat_template: str | None = None,
 ) -> Replies:
-    """Ask every prompt, greedily, and count the verdicts."""
+    """Generate greedy replies to every prompt, and count the verdicts."""
     from hf_safefilter.model.generate import replies
 
-    said = replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens, chat_template=chat_template)
-    counts = Counter(verdicts(judge, prompts, said))
+    texts = replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens, chat_template=chat_template)
+    counts = Counter(verdicts(judge, prompts, texts))
     return Replies(counts["refusal"], counts["answer"], counts["degenerate"])
 
 
@@ -96,24 +94,24 @@ def mean_loss(model: PreTrainedModel, rows: Sequence[Tokens]) -> float:
     """Mean negative log-likelihood, in nats, of the tokens from the start of each response on; NaN without rows.
 
     Args:
-        model: a causal language model; its training mode is restored.
-        rows: read with position "mean_response".
+        model: Causal language model; its training mode is restored afterwards.
+        rows: Rows tokenised with the position "mean_response".
     """
     import torch
 
     from hf_safefilter.model.generate import evaluating, fit_threads
 
     total, count = 0.0, 0
-    order = sorted(rows, key=lambda one: len(one.ids))
+    by_length = sorted(rows, key=lambda row: len(row.ids))
     with evaluating(model), fit_threads(model), torch.inference_mode():
-        for at in range(0, len(order), _LOSS_BATCH):
-            some = order[at : at + _LOSS_BATCH]
-            ids = torch.zeros((len(some), max(len(one.ids) for one in some)), dtype=torch.long)
+        for start in range(0, len(by_length), _LOSS_BATCH):
+            batch = by_length[start : start + _LOSS_BATCH]
+            ids = torch.zeros((len(batch), max(len(row.ids) for row in batch)), dtype=torch.long)
             mask, learned = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-            for row, one in enumerate(some):
-                ids[row, : len(one.ids)] = torch.from_numpy(one.ids.astype("int64"))
-                mask[row, : len(one.ids)] = 1
-                learned[row, max(1, one.start) : len(one.ids)] = True
+            for index, row in enumerate(batch):
+                ids[index, : len(row.ids)] = torch.from_numpy(row.ids.astype("int64"))
+                mask[index, : len(row.ids)] = 1
+                learned[index, max(1, row.start) : len(row.ids)] = True
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             losses = torch.nn.functional.cross_entropy(
                 logits[:, :-1].float().transpose(1, 2), ids[:, 1:].to(model.device), reduction="none"

@@ -1,4 +1,4 @@
-"""measure_effect: the same tuning on every arm, the same questions before and after, and nothing done twice."""
+"""measure_effect: the same tuning on every arm, the same questions before and after; finished runs are reused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.effect.arms import ARMS, Arm, arms_of, choose_rows
 from hf_safefilter.effect.effect_plot import draw
@@ -17,7 +17,7 @@ from hf_safefilter.effect.questions import Questions
 from hf_safefilter.effect.runs import Runs
 from hf_safefilter.effect.tuning import Tuning, require_trainer
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.locate.refusals import Judge, RefusalMatcher, matcher
+from hf_safefilter.locate.refusals import Judge, JudgeInput, RefusalMatcher, matcher
 from hf_safefilter.model.reading_options import ModelOptions
 
 if TYPE_CHECKING:
@@ -28,33 +28,34 @@ if TYPE_CHECKING:
     from hf_safefilter.model.source import ModelKey
 
 ALGORITHM = 1
-"""Raised whenever the code gives other values: finished runs of another version are not taken over."""
+"""Version of the computation, raised whenever its results change; runs of another version are not reused."""
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is tuned, what is asked, and how often: everything about a study but the rows and the decision.
+    """Options of a study: which model is tuned, how and how often, and what is asked.
 
     Args:
-        model: Hub id, local folder, "toy", or `ModelOptions` that say how it is loaded (full tuning is done in
-            float32).
-        questions: what is asked. Without benign rows, up to `hold_out` kept rows, drawn at random, take their place
+        model: Hub id, local folder, "toy", or `ModelOptions` that say how the model is loaded (full tuning is done in
+            float32 unless they name a dtype).
+        questions: Questions to ask. Without benign rows, up to `hold_out` kept rows, drawn at random, take their place
             and are left out of every arm.
-        tuning: the same for all arms.
-        arms: some of `ARMS`, or these with "+frozen".
-        seeds: of row draws, row order, adapters and dropout; the same for all arms.
-        freeze: first and last block to freeze in the frozen arms, ``all+frozen`` and ``kept+frozen`` if none is named.
-        known_prompts: prompts that stand among the references: they are not asked.
-        hold_out: see `questions`.
-        ask_at_most: so many questions of each kind, of those that no model has seen; all if None.
-        judge: what a refusal is, as `locate.refusals.matcher` takes it.
-        max_new_tokens: of each reply.
-        columns: where prompt and response stand, for rows of no known shape.
+        tuning: How every arm is tuned.
+        arms: Names of arms: some of `ARMS`, each with or without "+frozen".
+        seeds: Seeds of row draws, row order, adapters and dropout; the same for all arms.
+        freeze: First and last block to freeze in the frozen arms; if none is named, ``all+frozen`` and ``kept+frozen``
+            are added.
+        known_prompts: Prompts of the references, which are not asked.
+        hold_out: Largest number of kept rows that replace missing benign rows.
+        ask_at_most: Largest number of questions of each kind, among those that no model has seen; None asks all.
+        judge: Judge of replies, as `locate.refusals.matcher` takes it.
+        max_new_tokens: Largest number of tokens of a reply.
+        columns: Columns of prompt and response, for rows of no known shape.
 
     Raises:
-        OptionError: arms or seeds that make no sense.
+        OptionError: Invalid arms or seeds.
     """
 
     model: ModelOptions | str
@@ -67,7 +68,7 @@ class Study:
     known_prompts: Sequence[str] = ()
     hold_out: int = 200
     ask_at_most: int | None = None
-    judge: str | RefusalMatcher | Judge | Callable[[str], bool] = "broad"
+    judge: JudgeInput = "broad"
     max_new_tokens: int = 32
     columns: Mapping[str, str] | None = None
 
@@ -75,16 +76,19 @@ class Study:
         if not isinstance(self.model, ModelOptions):
             object.__setattr__(self, "model", ModelOptions(str(self.model)))
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise OptionError(f"seeds {list(self.seeds)}: none, or one twice", fix="use e.g. `seeds=(0, 1, 2)`")
+            raise OptionError(
+                f"`seeds={tuple(self.seeds)}` names no seed, or one of them twice",
+                fix="use for example `seeds=(0, 1, 2)`",
+            )
         self.chosen_arms()
 
     def chosen_arms(self) -> list[Arm]:
-        """The arms, with the frozen ones that `freeze` brings along."""
+        """The arms, with the frozen ones that `freeze` adds."""
         return arms_of(self.arms, self.freeze)
 
     def options(self) -> ModelOptions:
         """How the model is loaded."""
-        assert isinstance(self.model, ModelOptions)
+        assert isinstance(self.model, ModelOptions)  # set by __post_init__
         if self.tuning.method == "full" and self.model.dtype == "auto":
             return replace(self.model, dtype="float32")
         return self.model
@@ -98,23 +102,23 @@ def measure_effect(
     *,
     on_run: Callable[[Run, int, int], None] | None = None,
 ) -> EffectReport:
-    """Tune the model on each arm with each seed, ask it before and after, and say what the filter does to it.
+    """Tune the model on each arm with each seed, measure it before and after, and report the effect of the filter.
 
-    Every finished run is written to `output` at once; a call with the same inputs takes it from there. A run depends
-    on the model, the rows of its arm, the tuning, the seed, the questions and the versions of what tunes: where one of
-    them changes, the runs that depend on it are done anew, and the log says what changed.
+    Every run is written to `output` when it is finished; a call with the same inputs reuses it. A run depends on the
+    model, the rows of its arm, the tuning, the seed, the questions and the versions of the packages that tune. If one
+    of them changes, the runs that depend on it are repeated, and the log says what changed.
 
     Args:
-        scored: rows with the score column; all splits together.
-        is_safe: the decision.
-        study: what is tuned and asked.
-        output: folder for ``runs/``, ``effect.json`` and the plot; an earlier study there goes on.
-        on_run: called after each run with it, its number and how many there are.
+        scored: Rows with the score column; all splits are taken together.
+        is_safe: Decision on the rows.
+        study: Options of the study.
+        output: Folder for ``runs/``, ``effect.json`` and the plot; an earlier study in it is resumed.
+        on_run: Called after each run with the run, its number and the number of runs.
 
     Raises:
-        MissingError: the extra `train` is not installed, or the score column is missing.
-        OptionError: blocks that cannot be frozen; `output` holds something else.
-        DataError: an empty arm, no questions left, or a model that refuses nothing before it is tuned.
+        MissingError: The extra `train` is not installed, or the score column is missing.
+        OptionError: Blocks that cannot be frozen, or an `output` that holds other files.
+        DataError: An empty arm, no questions left, or a model that refuses nothing before it is tuned.
         ModelError: NaN losses or too little memory; finished runs are kept.
     """
     require_trainer()
@@ -129,73 +133,78 @@ def measure_effect(
     if not questions.benign:
         rows, benign = rows.hold_out(study.hold_out)
         questions = replace(questions, benign=benign)
-    asked, left_out = questions.without([*rows.prompts, *study.known_prompts], rows.ids)
-    asked = _readable(asked, key, tuning.max_length, options.chat_template)
+    questions, left_out = questions.without([*rows.prompts, *study.known_prompts], rows.ids)
+    questions = _with_readable_rows(questions, key, tuning.max_length, options.chat_template)
     if study.ask_at_most is not None:
-        asked = asked.first(study.ask_at_most)
-    asked.required(left_out)
-    judge = matcher(study.judge)
-    places = {
+        questions = questions.first(study.ask_at_most)
+    questions.required(left_out)
+    judge = matcher(study.judge, option="judge")
+    chosen = {
         (arm.name, seed): choose_rows(arm.rows, rows.kept, rows.lengths, seed) for arm in arms for seed in study.seeds
     }
-    inputs = _inputs(study, key, is_safe, rows, asked, judge)
+    inputs = _inputs(study, key, is_safe, rows, questions, judge)
     ledger.open(inputs)
-    runs = Runs(key, device, rows, tuning, asked, judge, study.max_new_tokens, options.chat_template, ledger, inputs)
+    runs = Runs(
+        key, device, rows, tuning, questions, judge, study.max_new_tokens, options.chat_template, ledger, inputs
+    )
     before = runs.before()
     if not before.measured.harmful.refused:
         raise DataError(
             f"{key.model} refuses none of {before.measured.harmful.asked} harmful prompts before it is tuned: "
             "there is nothing to lose",
-            found=f"{before.measured.harmful.answered} answered, {before.measured.harmful.degenerate} no text",
+            found=f"{before.measured.harmful.answered} answered, {before.measured.harmful.degenerate} degenerate",
             fix="use an aligned (instruction-tuned) model, prompts that it refuses, or another `judge=...`",
         )
-    done: list[Run] = []
-    for seed in study.seeds:  # seed by seed, so that a study cut short has compared all arms
+    finished: list[Run] = []
+    for seed in study.seeds:  # seed by seed, so that an interrupted study has compared all arms
         for arm in arms:
-            done.append(runs.run(arm, seed, places[arm.name, seed], study.freeze))
+            finished.append(runs.run(arm, seed, chosen[arm.name, seed], study.freeze))
             if on_run is not None:
-                on_run(done[-1], len(done), len(study.seeds) * len(arms))
-    order = {arm.name: at for at, arm in enumerate(arms)}
-    done.sort(key=lambda run: (order[run.arm], run.seed))
+                on_run(finished[-1], len(finished), len(study.seeds) * len(arms))
+    order = {arm.name: index for index, arm in enumerate(arms)}
+    finished.sort(key=lambda run: (order[run.arm], run.seed))
     counts = {"rows": total, "kept": int(rows.kept.sum()), "dropped": int((~rows.kept).sum())}
     counts |= {"unreadable": rows.unreadable, "held_out": total - len(rows.kept) - rows.unreadable}
-    counts |= asked.counts() | {f"{kind}_left_out": number for kind, number in left_out.items()}
-    report = EffectReport(inputs, counts, before, tuple(done))
+    counts |= questions.counts() | {f"{kind}_left_out": number for kind, number in left_out.items()}
+    report = EffectReport(inputs, counts, before, tuple(finished))
     draw(report, Path(output) / "effect")
     report.write(Path(output))
     return report
 
 
-def _readable(asked: Questions, key: ModelKey, max_length: int | None, chat_template: str | None) -> Questions:
-    """Without the benign rows that the model cannot read: a loss over none would be found out after all the tuning.
+def _with_readable_rows(
+    questions: Questions, key: ModelKey, max_length: int | None, chat_template: str | None
+) -> Questions:
+    """The questions without benign rows that the model cannot read; otherwise their loss would fail after the tuning.
 
     Raises:
-        DataError: it can read none of those that there are.
+        DataError: The model can read none of the benign rows.
     """
-    tokens = tokens_of(asked.benign, key, max_length, chat_template)
-    benign = tuple(one for one, read in zip(asked.benign, tokens, strict=True) if not read.reason)
-    if asked.benign and not benign:
+    tokens = tokens_of(questions.benign, key, max_length, chat_template)
+    benign = tuple(row for row, read in zip(questions.benign, tokens, strict=True) if not read.reason)
+    if questions.benign and not benign:
         raise DataError(
             f"none of the {len(tokens)} benign rows can be read",
-            found=", ".join(sorted({one.reason for one in tokens})),
-            fix="raise --max-length, or bring others: --benign FILE",
+            found=", ".join(sorted({row.reason for row in tokens})),
+            fix="raise `max_length=...`, or give other rows: `benign=...`",
         )
-    return replace(asked, benign=benign)
+    return replace(questions, benign=benign)
 
 
 def _pinned(options: ModelOptions) -> tuple[ModelKey, torch.device]:
-    """The model pinned to its bytes and number format, and the device it is tuned on."""
+    """The model pinned to its files and number format, and the device on which it is tuned."""
     from hf_safefilter.model import load
     from hf_safefilter.model.source import ModelKey
 
     device = load.pick_device(options.device, None)
     revision = load.resolve_revision(options.model, options.revision)
     config = load.model_config(ModelKey(options.model, revision, "float32")).get_text_config()
-    return ModelKey(options.model, revision, load.pick_dtype(options.dtype, device, config.dtype)), device
+    stored = cast("torch.dtype | None", config.dtype)  # a loaded configuration holds a dtype, not its name
+    return ModelKey(options.model, revision, load.pick_dtype(options.dtype, device, stored)), device
 
 
 def _require_blocks(options: ModelOptions, freeze: tuple[int, int], tuning: Tuning) -> None:
-    """Raise for a range of blocks that cannot be frozen, before anything is tuned."""
+    """Raise for a range of blocks that cannot be frozen, before any tuning."""
     from hf_safefilter.freeze import freezing_plan, lora_settings
 
     if tuning.method == "full":
@@ -205,9 +214,9 @@ def _require_blocks(options: ModelOptions, freeze: tuple[int, int], tuning: Tuni
 
 
 def _inputs(
-    study: Study, key: ModelKey, is_safe: IsSafe, rows: Material, asked: Questions, judge: Any
+    study: Study, key: ModelKey, is_safe: IsSafe, rows: Material, questions: Questions, judge: RefusalMatcher | Judge
 ) -> dict[str, Any]:
-    """Everything that decides a figure, as plain values: what runs are known by, and what the report states."""
+    """Plain values of everything that results depend on, to identify runs and for the report."""
     from hf_safefilter.model import load
     from hf_safefilter.model.template import template_digest
 
@@ -226,10 +235,10 @@ def _inputs(
         "seeds": list(study.seeds),
         "freeze": study.freeze,
         "questions": {
-            "source": asked.source,
-            "harmful": digest_of(asked.harmful),
-            "over_refusal": digest_of(asked.over_refusal),
-            "benign": digest_of([one.messages for one in asked.benign]),
+            "source": questions.source,
+            "harmful": digest_of(questions.harmful),
+            "over_refusal": digest_of(questions.over_refusal),
+            "benign": digest_of([row.messages for row in questions.benign]),
         },
         "judge": judge.record() if hasattr(judge, "record") else type(judge).__qualname__,
         "replies": {"max_new_tokens": study.max_new_tokens},

@@ -1,4 +1,4 @@
-"""Tuning one model on one arm, by TRL's SFTTrainer: as many steps and rows for every arm, nothing left to chance."""
+"""Tuning of one model on one arm by TRL's SFTTrainer: equal steps and batches for every arm, all randomness seeded."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ import copy
 import logging
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from hf_safefilter.checks import require_choice, require_share, require_whole
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from datasets import Dataset
+    from datasets.utils import tqdm
+    from torch import nn
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+    from trl import SFTConfig  # type: ignore[attr-defined]  # trl loads its names on demand
 
     from hf_safefilter.model.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
 _IGNORED = -100
-_BYTES_FULL = 16  # a float32 parameter, its gradient and Adam's two moments
+_BYTES_FULL = 16  # of a float32 parameter, its gradient and Adam's two moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +44,16 @@ class Tuning:
     """How every arm is tuned.
 
     Attributes:
-        steps: of the optimizer, the same for all arms.
-        batch: rows a step, the same for all arms.
-        learning_rate: at the first step; it falls to zero along a line. None: 2e-4 for LoRA, 2e-5 for full tuning.
-        method: "lora", or "full" for all parameters.
-        rank: of LoRA.
-        targets: modules that LoRA changes; "all-linear" is every linear layer but the head.
-        micro_batch: rows at once, where a whole batch does not fit; it divides `batch`.
-        max_length: longest row in tokens; the middle of longer responses is cut.
-        weight_decay: of AdamW.
+        steps: Number of optimizer steps.
+        batch: Number of rows in a step.
+        learning_rate: Learning rate of the first step, which decreases linearly to zero; None takes 2e-4 for LoRA and
+            2e-5 for full tuning.
+        method: "lora" for adapters, "full" for all parameters.
+        rank: Rank of LoRA.
+        targets: Modules that LoRA adapts; "all-linear" is every linear layer except the head.
+        micro_batch: Number of rows processed at once, a divisor of `batch`; None processes the whole batch.
+        max_length: Largest number of tokens of a row; the middle of longer responses is cut. None sets no limit.
+        weight_decay: Weight decay of AdamW.
     """
 
     steps: int = 200
@@ -54,34 +67,37 @@ class Tuning:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.method not in ("lora", "full"):
-            raise OptionError(f"method {self.method!r} is not known", fix="use 'lora' or 'full'")
+        set_field = object.__setattr__
+        require_choice("method", self.method, ("lora", "full"))
         for name in ("steps", "batch", "rank"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)!r} is not 1 or more", fix=f"use e.g. {name}=16")
+            require_whole(name, getattr(self, name), least=1)
+            set_field(self, name, int(getattr(self, name)))
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 2e-4 if self.method == "lora" else 2e-5)
-        if not 0 < self.learning_rate < 1:
-            raise OptionError(f"learning_rate={self.learning_rate!r} makes no sense", fix="use e.g. 2e-4")
-        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
-            raise OptionError(
-                f"micro_batch={self.micro_batch} does not divide batch={self.batch}", fix="use a divisor of the batch"
-            )
-        object.__setattr__(self, "targets", tuple(self.targets))
+            set_field(self, "learning_rate", 2e-4 if self.method == "lora" else 2e-5)
+        require_share("learning_rate", self.learning_rate, example=2e-4)
+        if self.micro_batch is not None:
+            require_whole("micro_batch", self.micro_batch, least=1)
+            if self.batch % self.micro_batch:
+                raise OptionError(
+                    f"`micro_batch={self.micro_batch}` does not divide `batch={self.batch}`",
+                    fix="use a divisor of the batch",
+                )
+            set_field(self, "micro_batch", int(self.micro_batch))
+        set_field(self, "targets", tuple(self.targets))
 
 
 def require_trainer() -> None:
-    """Raise unless what tunes is installed.
+    """Raise unless the packages that tune are installed.
 
     Raises:
-        MissingError: the extra is missing.
+        MissingError: The extra `train` is not installed.
     """
     from importlib.util import find_spec
 
     missing = [name for name in ("accelerate", "peft", "trl") if find_spec(name) is None]
     if missing:
         raise MissingError(
-            f"tuning needs {', '.join(missing)}, which is not installed", fix="pip install 'hf_safefilter[train]'"
+            f"tuning needs {', '.join(missing)}: not installed", fix="pip install 'hf_safefilter[train]'"
         )
 
 
@@ -96,32 +112,34 @@ def tune(
     frozen: tuple[int, int] | None = None,
     title: str = "Tune",
 ) -> tuple[PreTrainedModel, list[float]]:
-    """Tune `model`, in place, on ``rows[order]``; what the assistant says and its end is learned, nothing else.
+    """Tune `model`, in place, on ``rows[order]``; only responses and the tokens that end them are learned.
 
     Args:
-        model: the whole model, for this call alone.
-        tokenizer: of the model; it is not changed.
-        rows: read with position "mean_response".
-        order: ``steps * batch`` places in `rows`.
-        options: the same for all arms.
-        seed: of the adapters and of dropout.
-        frozen: first and last block whose weights must not change.
-        title: of the progress bar.
+        model: Whole model, which nothing else uses.
+        tokenizer: Tokenizer of the model; it is not changed.
+        rows: Rows tokenised with the position "mean_response".
+        order: ``steps * batch`` indices of `rows`, in training order.
+        options: Options, the same for all arms.
+        seed: Seed of the adapters and of dropout.
+        frozen: First and last block whose weights must not change; None freezes nothing.
+        title: Title of the progress bar.
 
     Returns:
         The model (wrapped, with LoRA) and the loss of each step.
 
     Raises:
         OptionError: LoRA targets that the model does not have.
-        ModelError: the loss became NaN or infinite, or there is too little memory.
+        ModelError: The loss became NaN or infinite, or there is too little memory.
     """
     from datasets.utils import tqdm
-    from trl import SFTTrainer
+    from transformers import PrinterCallback
+    from trl import SFTTrainer  # type: ignore[attr-defined]  # trl loads its names on demand
 
     from hf_safefilter.model.generate import fit_threads
 
     require_memory(model, options)
-    with _seeded(seed), fit_threads(model), tempfile.TemporaryDirectory() as scratch, _explained(options):
+    losses: list[float] = []
+    with _seeded(seed), fit_threads(model), tempfile.TemporaryDirectory() as scratch, _memory_errors(options):
         model, checks = _trainable(model, options, frozen)
         bar = tqdm(total=options.steps, desc=title, unit=" steps", leave=False)
         trainer = SFTTrainer(
@@ -129,32 +147,32 @@ def tune(
             args=_arguments(scratch, options, model.device, seed),
             train_dataset=_dataset(rows, order),
             processing_class=copy.deepcopy(tokenizer),
-            callbacks=[watch := _watch(bar), *checks],
+            callbacks=[_loss_recorder(losses, bar), *checks],
         )
-        _silence(trainer)
+        trainer.remove_callback(PrinterCallback)
         with bar:
             trainer.train()
-    return trainer.accelerator.unwrap_model(trainer.model), watch.losses
+    return trainer.accelerator.unwrap_model(trainer.model), losses
 
 
-def _dataset(rows: Sequence[Tokens], order: np.ndarray) -> Any:
+def _dataset(rows: Sequence[Tokens], order: np.ndarray) -> Dataset:
     from datasets import Dataset
 
     used = np.unique(order)
-    made = Dataset.from_dict(
+    dataset = Dataset.from_dict(
         {
             "input_ids": [rows[row].ids.tolist() for row in used],
-            # from the response on: its words, and the token that ends the turn
+            # from the response on, including the token that ends the turn
             "labels": [[_IGNORED] * rows[row].start + rows[row].ids[rows[row].start :].tolist() for row in used],
         }
     )
-    return made.select(np.searchsorted(used, order))
+    return dataset.select(np.searchsorted(used, order))
 
 
 def _trainable(
     model: PreTrainedModel, options: Tuning, frozen: tuple[int, int] | None
 ) -> tuple[PreTrainedModel, list[TrainerCallback]]:
-    """The model with what trains switched on, and what checks that the frozen blocks stay as they are."""
+    """The model with its trainable parameters set, and callbacks which check that frozen blocks do not change."""
     if options.method == "full":
         model.requires_grad_(True)
         if frozen is None:
@@ -164,7 +182,7 @@ def _trainable(
         return model, [FrozenBlocks(freeze_safety_blocks(model, *frozen))]
     from peft import LoraConfig, get_peft_model
 
-    targets: Any = list(options.targets) if options.targets != ("all-linear",) else "all-linear"
+    targets = list(options.targets) if options.targets != ("all-linear",) else "all-linear"
     config = LoraConfig(
         r=options.rank, lora_alpha=2 * options.rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -173,22 +191,22 @@ def _trainable(
 
         config = lora_without(model, config, *frozen)
     try:
-        return get_peft_model(model, config), []
+        return cast("PreTrainedModel", get_peft_model(model, config)), []  # it forwards all calls to the model inside
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
         raise OptionError(
-            f"LoRA cannot change {', '.join(options.targets)} in this model",
+            f"LoRA cannot adapt {', '.join(options.targets)} in this model",
             found=f"its linear layers: {', '.join(linear)}",
             fix="name some of these, or all-linear",
         ) from error
 
 
-def _is_linear(module: Any) -> bool:
+def _is_linear(module: nn.Module) -> bool:
     return type(module).__name__ in ("Linear", "Conv1D")
 
 
-def _arguments(scratch: str, options: Tuning, device: torch.device, seed: int) -> Any:
-    from trl import SFTConfig
+def _arguments(scratch: str, options: Tuning, device: torch.device, seed: int) -> SFTConfig:
+    from trl import SFTConfig  # type: ignore[attr-defined]  # trl loads its names on demand
 
     micro = options.micro_batch or options.batch
     arguments = SFTConfig(
@@ -196,12 +214,12 @@ def _arguments(scratch: str, options: Tuning, device: torch.device, seed: int) -
         max_steps=options.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=options.batch // micro,
-        train_sampling_strategy="sequential",  # `order` has been drawn already
-        learning_rate=options.learning_rate,
+        train_sampling_strategy="sequential",  # the rows are in training order already
+        learning_rate=cast(float, options.learning_rate),  # set by Tuning where the caller left it out
         lr_scheduler_type="linear",
         warmup_steps=0,
         weight_decay=options.weight_decay,
-        max_length=None,  # rows have been cut already
+        max_length=None,  # the rows are cut already
         dataset_kwargs={"skip_prepare_dataset": True},
         activation_checkpointing=device.type == "cuda",
         bf16=device.type == "cuda",
@@ -214,57 +232,57 @@ def _arguments(scratch: str, options: Tuning, device: torch.device, seed: int) -
         logging_steps=1,
         logging_nan_inf_filter=False,
     )
-    # On several GPUs transformers would take this many rows on each of them, and so another batch than asked for.
+    # On several GPUs transformers would process this many rows on each of them: a larger batch than the option says.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
-def _silence(trainer: Any) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-def _watch(bar: Any) -> Any:
+def _loss_recorder(losses: list[float], bar: tqdm) -> TrainerCallback:
+    """A callback that appends the loss of every step to `losses`, and raises if one is not finite."""
     from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):
-        """Keeps the losses, and stops at the first that is no number: what follows would be no model any more."""
+    class LossRecorder(TrainerCallback):
+        """Records losses."""
 
-        def __init__(self) -> None:
-            self.losses: list[float] = []
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        def on_log(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            logs: Mapping[str, Any] | None = None,
+            **kwargs: Any,
+        ) -> None:
             """Called after every step."""
-            loss = (logs or {}).get("loss")
-            if loss is None:
+            if not logs or "loss" not in logs:
                 return
-            self.losses.append(float(loss))
+            losses.append(float(logs["loss"]))
             bar.update()
-            if not np.isfinite(self.losses[-1]):
+            if not np.isfinite(losses[-1]):  # every later step would give NaN weights
                 raise ModelError(
-                    f"the loss became {self.losses[-1]} at step {state.global_step}",
-                    fix="use a lower learning rate, or float32",
+                    f"the loss became {losses[-1]} at step {state.global_step}",
+                    fix='use a lower `learning_rate=...`, or `dtype="float32"`',
                 )
 
-    return Watch()
+    return LossRecorder()
 
 
 def require_memory(model: PreTrainedModel, options: Tuning) -> None:
-    """Raise where full tuning cannot fit, before the system ends the process without a word.
+    """Raise if full tuning does not fit into memory, before the operating system kills the process.
 
     Raises:
-        ModelError: parameters, gradients and the optimizer's state need more memory than there is.
+        ModelError: Parameters, gradients and the state of the optimizer need more memory than is available.
     """
     if options.method != "full":
         return
-    need = _BYTES_FULL * sum(one.numel() for one in model.parameters())
-    there = _free_bytes(model.device) + sum(one.numel() * one.element_size() for one in model.parameters())
-    if need > there:
+    needed = _BYTES_FULL * sum(tensor.numel() for tensor in model.parameters())
+    held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    available = _free_bytes(model.device) + held
+    if needed > available:
         raise ModelError(
-            f"tuning all parameters needs {need / 2**30:.1f} GiB", found=f"{there / 2**30:.1f} GiB on {model.device}",
-            fix="use LoRA: --tune lora",
-        )  # fmt: skip
+            f"tuning all parameters needs {needed / 2**30:.1f} GiB of memory",
+            found=f"{available / 2**30:.1f} GiB on {model.device}",
+            fix="use LoRA in place of full tuning",
+        )
 
 
 def _free_bytes(device: torch.device) -> float:
@@ -272,13 +290,14 @@ def _free_bytes(device: torch.device) -> float:
 
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    import psutil  # accelerate brings it
+    import psutil  # type: ignore[import-untyped]  # installed with accelerate
 
     return float(psutil.virtual_memory().available)
 
 
 @contextmanager
-def _explained(options: Tuning) -> Iterator[None]:
+def _memory_errors(options: Tuning) -> Iterator[None]:
+    """Inside the block, running out of memory raises a `ModelError` that says what to do."""
     import torch
 
     try:
@@ -286,7 +305,7 @@ def _explained(options: Tuning) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise _too_little_memory(options) from error
     except RuntimeError as error:
-        # what torch's allocator for the CPU says
+        # the messages of torch's allocator for the CPU
         if "not enough memory" in str(error) or "can't allocate memory" in str(error):
             raise _too_little_memory(options) from error
         raise
@@ -294,20 +313,18 @@ def _explained(options: Tuning) -> Iterator[None]:
 
 def _too_little_memory(options: Tuning) -> ModelError:
     rows = options.micro_batch or options.batch
-    fix = f"use --micro-batch {max(1, rows // 2)}, a smaller --max-length" if rows > 1 else "use a smaller --max-length"
-    return ModelError(
-        f"there is too little memory to tune on {rows} rows at once",
-        fix=fix + (", or LoRA: --tune lora" if options.method == "full" else ""),
-    )
+    fixes = [f"`micro_batch={rows // 2}`"] if rows > 1 else []
+    fixes += ["a smaller `max_length=...`"] + (["LoRA"] if options.method == "full" else [])
+    return ModelError(f"there is too little memory to tune on {rows} rows at once", fix=f"use {' or '.join(fixes)}")
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """All generators that training draws from at `seed` inside the block, and where they were after it."""
+    """Inside the block, all generators that training draws from are seeded; afterwards their states are restored."""
     import torch
     from transformers import set_seed
 
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002  (what others draw from has to be put back)
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002  (the callers' generator must be restored)
     with torch.random.fork_rng():
         set_seed(seed)
         try:

@@ -1,18 +1,18 @@
-"""Engines: other places than this process where steps are carried out over the rows of a set.
+"""Engines: ways to run steps over the rows of a data set elsewhere than in this process.
 
-An engine is handed rows and steps and gives back the new columns, in the rows' order. How is its own affair; what it
-must never do is lose a row, take one twice, or give other values than the plain way.
+An engine gets rows and steps and returns the new columns, in the order of the rows. It must not lose a row, return one
+twice, or return other values than this process would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hf_safefilter.engine.ordered import NewColumns
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset
 
     from hf_safefilter.step import Step
 
@@ -20,20 +20,20 @@ __all__ = ["Engine", "NewColumns"]
 
 
 class Engine(Protocol):
-    """What `purify` asks of an engine."""
+    """What `purify` requires of an engine."""
 
-    def columns(self, rows: Any, steps: Sequence[Step], bring: Sequence[str]) -> NewColumns:
-        """The columns `bring` after all `steps`, one after the other, for every row of one data set or stream.
+    def columns(self, rows: Dataset | IterableDataset, steps: Sequence[Step], names: Sequence[str]) -> NewColumns:
+        """The columns `names` after all `steps`, one after the other, for every row of one data set or stream.
 
         Args:
-            rows: `Dataset` or `IterableDataset`.
-            steps: each may need the columns of those before it.
-            bring: of the rows' own columns and those of the steps; the others stay where they were computed.
+            rows: A data set or stream without splits.
+            steps: The steps; each may need the columns of those before it.
+            names: Which of the rows' own columns and of the steps' columns to return; only these are transferred.
         """
         ...
 
     def add(
         self, rows: Dataset | DatasetDict, steps: Sequence[Step], *, without: Sequence[str] = ()
     ) -> Dataset | DatasetDict:
-        """`rows` with the columns of `steps` beside their own, but for `without`."""
+        """`rows` with the columns of `steps` added, except those in `without`."""
         ...

@@ -1,4 +1,4 @@
-"""Steps carried out in this process: rows with the new columns beside their own."""
+"""Steps run in this process: the new columns are added to the rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from hf_safefilter.embed import EmbedLayers
 
 
-def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers, *, processes: int | None = None) -> Dataset | DatasetDict:
-    """Add the columns of `embed`, here or in `processes`; raises rather than write over a column of the user's."""
-    return _with_columns(ds, embed, "Embed", processes)
+def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers, *, num_proc: int | None = None) -> Dataset | DatasetDict:
+    """Add the columns of `embed`, in this process or in `num_proc` others; no existing column is overwritten."""
+    return _with_columns(ds, embed, "Embed", num_proc)
 
 
 def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
@@ -27,7 +27,7 @@ def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
 
 
 def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> tuple[Dataset | DatasetDict, Step]:
-    """Add the mean of the rows' ranks over several scores; returns the step that did it, too."""
+    """Add the mean of the rows' ranks over several scores; the step that computes it is returned too."""
     from hf_safefilter.scores.rank_average import RankAverage, fit_rank_average
 
     step = RankAverage(fit_rank_average(scored, list(columns)))
@@ -35,9 +35,9 @@ def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> t
 
 
 def _with_columns(
-    ds: Dataset | DatasetDict, step: Step, desc: str, processes: int | None = None
+    ds: Dataset | DatasetDict, step: Step, desc: str, num_proc: int | None = None
 ) -> Dataset | DatasetDict:
-    """`ds.map(step)`, but that only the new columns are written: old ones, vectors among them, are not copied."""
+    """The same as `ds.map(step)`, except that only the new columns are written: the old ones are not copied."""
     require_free(ds, step.produces())
 
     def add(part: Dataset) -> Dataset:
@@ -45,26 +45,26 @@ def _with_columns(
 
         vectors = {name for name in part.column_names if name.startswith(EMBEDDING_PREFIX)}
         read = list(step.needs()) or [name for name in part.column_names if name not in vectors]
-        how = {"batched": True, "batch_size": ROWS_PER_CALL, "num_proc": processes, "with_rank": True, "desc": desc}
-        # A selection of rows would have to be written out first; a missing column is the step's own to complain about.
+        options = {"batched": True, "batch_size": ROWS_PER_CALL, "num_proc": num_proc, "with_rank": True, "desc": desc}
+        # A selection of rows would have to be written out first. Where a column is missing, the step raises.
         if part._indices is not None or not len(part) or not set(read) <= set(part.column_names):
-            return part.map(step, **how)
-        added = part.select_columns(read).map(step, remove_columns=read, **how)
+            return part.map(step, **options)
+        added = part.select_columns(read).map(step, remove_columns=read, **options)
         return concatenate_datasets([part, added], axis=1, info=None, split=part.split)
 
     return each_split(ds, add)
 
 
-def score_stream_here(
+def score_stream_locally(
     rows: IterableDataset | IterableDatasetDict, embed: EmbedLayers, scores: Sequence[Step]
 ) -> Dataset | DatasetDict:
-    """Embed and score a stream row group by row group, and write its rows to disk without their vectors.
+    """Embed and score a stream a few rows at a time, and write its rows to disk without their vectors.
 
-    The decision needs every score, but no vector: this is what lets a set larger than memory and cache through.
+    The decision needs every score, but no vector, so a data set larger than memory and cache can be scored.
     """
     steps = (embed, *scores)
     require_free(rows, [name for step in steps for name in step.produces()])
-    rows = rows.with_format("arrow")  # as Python values, a null does not say what type its column is of
+    rows = rows.with_format("arrow")  # among Python values, a null does not show the type of its column
     for step in steps:
         rows = rows.map(step, batched=True, batch_size=ROWS_PER_CALL)
     vectors = [name for name in embed.produces() if name.startswith(EMBEDDING_PREFIX)]
@@ -72,7 +72,7 @@ def score_stream_here(
 
 
 def reading_counts(ds: Dataset | DatasetDict) -> dict[str, int]:
-    """How many rows were read, cut, and could not be read, by reason."""
+    """Number of rows, of truncated rows, and of rows that could not be read for each reason."""
     counts = {"rows": 0, "truncated": 0}
     for part in parts_of(ds):
         counts["rows"] += len(part)

@@ -1,14 +1,14 @@
-"""Rows cut into numbered pieces that travel alone, and put in order again when they come back.
+"""Rows cut into numbered pieces that are processed independently, and put in order again afterwards.
 
-A piece holds as many rows as a step is handed at once everywhere else (`ROWS_PER_CALL`), so that an engine gives the
-values of the plain way to the last bit. It travels as Arrow IPC bytes: no engine's own types touch its columns.
+A piece holds as many rows as a step gets at once in this process (`ROWS_PER_CALL`), so that an engine returns the same
+values to the last bit. It is transferred as Arrow IPC bytes, so that an engine's own types never touch its columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -16,19 +16,19 @@ from hf_safefilter.errors import DataError, SafefilterError
 from hf_safefilter.step import ROWS_PER_CALL
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-_PIECES, _PER_PIECE = 16, 8  # of a sample
+_PIECES, _ROWS_PER_PIECE = 16, 8  # at most, in a sample
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows, by their place in the set.
+    """Consecutive rows of a data set.
 
     Attributes:
-        start: place of the first row.
-        last: whether no row comes after these.
-        table: the rows.
+        start: Index of the first row.
+        last: Whether these are the last rows.
+        table: The rows.
     """
 
     start: int
@@ -38,29 +38,29 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class NewColumns:
-    """What an engine gives back for one data set.
+    """What an engine returns for one data set.
 
     Attributes:
-        rows: the columns that were asked for, a row for each row of the set, in its order.
-        sample: a few whole rows, as they were read, to score again.
-        places: their places.
+        rows: The columns that were asked for, with one row for each row of the data set, in its order.
+        sample: A few rows with all columns, as they were read, to score them again.
+        indices: The indices of these rows in the data set.
     """
 
     rows: Dataset
     sample: Dataset
-    places: list[int]
+    indices: list[int]
 
 
-def cut(rows: Any) -> Iterator[Piece]:
-    """A `Dataset` or `IterableDataset` in pieces, read as they are asked for."""
-    start, before = 0, None
+def cut(rows: Dataset | IterableDataset) -> Iterator[Piece]:
+    """The rows in pieces, which are read as they are asked for."""
+    start, previous = 0, None
     for table in rows.with_format("arrow").iter(ROWS_PER_CALL):
-        if before is not None:
-            yield Piece(start, False, before)
-            start += before.num_rows
-        before = table
-    if before is not None:
-        yield Piece(start, True, before)
+        if previous is not None:
+            yield Piece(start, False, previous)
+            start += previous.num_rows
+        previous = table
+    if previous is not None:
+        yield Piece(start, True, previous)
 
 
 def pack(table: pa.Table) -> bytes:
@@ -78,66 +78,67 @@ def unpack(content: bytes) -> pa.Table:
 
 
 def in_order(pieces: Iterable[Piece]) -> Iterator[pa.Table]:
-    """The tables of pieces by their places, whatever order they come in; those ahead of their turn wait in memory.
+    """The tables of pieces in the order of their rows; pieces that come too early wait in memory.
 
     Raises:
-        DataError: there are none.
-        SafefilterError: a piece came twice, or is missing at the end.
+        DataError: There are no pieces.
+        SafefilterError: A piece came twice, or is missing at the end.
     """
     waiting: dict[int, Piece] = {}
-    turn, done, seen = 0, False, False
+    next_row, ended, empty = 0, False, True
     for piece in pieces:
-        seen = True
-        if piece.start in waiting or piece.start < turn:
-            raise _broken(f"rows from {piece.start} on came twice")
+        empty = False
+        if piece.start in waiting or piece.start < next_row:
+            raise _wrong_rows(f"rows from {piece.start} on came twice")
         waiting[piece.start] = piece
-        while turn in waiting:
-            ready = waiting.pop(turn)
-            turn += ready.table.num_rows
-            done = done or ready.last
+        while next_row in waiting:
+            ready = waiting.pop(next_row)
+            next_row += ready.table.num_rows
+            ended = ended or ready.last
             yield ready.table
-    if not seen:
+    if empty:
         raise DataError("there are no rows", fix="check the source and its split")
-    if waiting or not done:
-        raise _broken(f"rows from {turn} on never came back")
+    if waiting or not ended:
+        raise _wrong_rows(f"rows from {next_row} on are missing")
 
 
-def _broken(found: str) -> SafefilterError:
-    return SafefilterError("the engine did not give every row back once", found=found, fix="run the same command again")
+def _wrong_rows(found: str) -> SafefilterError:
+    return SafefilterError("the engine did not return every row once", found=found, fix="run the same command again")
 
 
 def some_rows(table: pa.Table) -> tuple[list[int], pa.Table]:
-    """A few rows spread over a table: their places in it, and they themselves."""
-    places = sorted({at * (table.num_rows - 1) // (_PER_PIECE - 1) for at in range(_PER_PIECE)})
-    return places, table.take(places)
+    """A few rows spread over a table: their indices in it, and the rows."""
+    last, steps = table.num_rows - 1, _ROWS_PER_PIECE - 1
+    indices = sorted({step * last // steps for step in range(_ROWS_PER_PIECE)})
+    return indices, table.take(indices)
 
 
 class Sample:
-    """Some rows of some pieces, thinned out as they come, so that those that stay are spread over the set.
+    """Some rows of some pieces, spread over the data set: when there are too many pieces, every other one is dropped.
 
-    Which ones stay depends on their places alone, not on the order in which pieces come.
+    Which pieces are in the sample depends on their indices alone, not on the order in which they come.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[list[int], pa.Table]] = {}
+        self._pieces: dict[int, tuple[list[int], pa.Table]] = {}
         self._stride = 1
 
-    def offer(self, start: int, places: list[int], rows: pa.Table) -> None:
-        """Take `some_rows` of the piece from `start` on, or not."""
-        if not self._stays(start):
+    def offer(self, start: int, indices: list[int], rows: pa.Table) -> None:
+        """Add `some_rows` of the piece that begins at row `start`, if the sample includes this piece."""
+        if not self._includes(start):
             return
-        self._kept[start] = [start + place for place in places], rows
-        while len(self._kept) > _PIECES:
+        self._pieces[start] = [start + index for index in indices], rows
+        while len(self._pieces) > _PIECES:
             self._stride *= 2
-            self._kept = {start: some for start, some in self._kept.items() if self._stays(start)}
+            self._pieces = {start: rows for start, rows in self._pieces.items() if self._includes(start)}
 
-    def beside(self, rows: Dataset) -> NewColumns:
-        """What an engine gives back: `rows`, and this sample."""
+    def with_columns(self, columns: Dataset) -> NewColumns:
+        """What an engine returns: the new columns, and this sample."""
         from datasets import Dataset
 
-        chosen = [self._kept[start] for start in sorted(self._kept)]
-        table = pa.concat_tables([some for _, some in chosen], promote_options="permissive")
-        return NewColumns(rows, Dataset(table), [place for places, _ in chosen for place in places])
+        pieces = [self._pieces[start] for start in sorted(self._pieces)]
+        table = pa.concat_tables([rows for _, rows in pieces], promote_options="permissive")
+        return NewColumns(columns, Dataset(table), [index for indices, _ in pieces for index in indices])
 
-    def _stays(self, start: int) -> bool:
+    def _includes(self, start: int) -> bool:
         return start // ROWS_PER_CALL % self._stride == 0

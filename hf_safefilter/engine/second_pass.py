@@ -1,4 +1,4 @@
-"""The second reading of a stream: its rows again, those to keep, with the scores they were given the first time."""
+"""The second reading of a stream: the rows to keep, with the scores from the first reading."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
     from hf_safefilter.decide.select import IsSafe
 
 
-def kept_again(
+def reread_kept(
     stream: IterableDataset,
     scored: Dataset,
     is_safe: IsSafe,
     names: Sequence[str],
     columns: Mapping[str, str] | None = None,
 ) -> IterableDataset:
-    """The rows of `stream` that `is_safe` keeps, read again whenever they are asked for; nothing is held or written.
+    """The rows of `stream` that `is_safe` keeps, which are read again whenever they are asked for, and never stored.
 
-    Each row must be the one that was scored: its id is worked out again and compared, else reading ends in `DataError`.
+    The id of each row is computed again and compared with that of the scored row; if they differ, `DataError` is
+    raised.
 
     Args:
-        stream: one that reads the same rows in the same order each time.
-        scored: `row_id`, the score and `names`, a row for each row of the stream, in its order.
-        is_safe: the decision.
-        names: columns of `scored` to add.
-        columns: where prompt and response stand, for rows of no known shape.
+        stream: A stream that reads the same rows in the same order each time.
+        scored: `row_id`, the score and `names`, with one row for each row of the stream, in its order.
+        is_safe: The decision.
+        names: Columns of `scored` to add.
+        columns: Which columns hold prompt and response, for rows of no known shape.
     """
     from datasets import DatasetInfo, Features, IterableDataset
     from datasets.iterable_dataset import ArrowExamplesIterable
@@ -44,14 +45,16 @@ def kept_again(
     features = None
     if stream.features is not None:
         features = Features({**stream.features, **{name: scored.features[name] for name in names}})
-    again = _Again(stream, scored, is_safe, tuple(names), dict(columns) if columns else None)
-    # Not map and filter of the stream: where a filter leaves batches of unlike size, `datasets` 5.2 joins the keys of
-    # its Arrow tables into ever longer ones, until memory is full.
-    return IterableDataset(ArrowExamplesIterable(again.tables, {}), DatasetInfo(features=features), split=stream.split)
+    second_pass = _SecondPass(stream, scored, is_safe, tuple(names), dict(columns) if columns else None)
+    # Not the map and filter of the stream: where a filter leaves batches of different sizes, `datasets` 5.2 joins the
+    # keys of its Arrow tables into ever longer ones, until memory is full.
+    return IterableDataset(
+        ArrowExamplesIterable(second_pass.tables, {}), DatasetInfo(features=features), split=stream.split
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
+class _SecondPass:
     stream: IterableDataset
     scored: Dataset
     is_safe: IsSafe
@@ -59,25 +62,27 @@ class _Again:
     columns: dict[str, str] | None
 
     def tables(self) -> Iterator[tuple[int, pa.Table]]:
-        """Place of a piece's first row, and its kept rows."""
+        """Index of the first row of each piece, and the rows of the piece that are kept."""
         for piece in cut(self.stream):
-            before = self.scored.with_format("arrow")[piece.start : piece.start + piece.table.num_rows]
-            self._compare(piece, before[ROW_ID].to_pylist())
+            scored = self.scored.with_format("arrow")[piece.start : piece.start + piece.table.num_rows]
+            self._require_scored_rows(piece, scored[ROW_ID].to_pylist())
             table = piece.table
             for name in self.names:
-                table = table.append_column(before.schema.field(name), before[name])
-            table = table.filter(pa.array(self.is_safe.mask(Batch(before))))
+                table = table.append_column(scored.schema.field(name), scored[name])
+            table = table.filter(pa.array(self.is_safe.mask(Batch(scored))))
             if table.num_rows:
                 yield piece.start, table
 
-    def _compare(self, piece: Piece, ids: list[str]) -> None:
-        found = [row_id(one) for one in conversations(Batch(piece.table), self.columns)]
-        if piece.last and piece.start + len(found) < len(self.scored):
-            found.append("")  # the stream ends here, and did not the first time
-            ids = [*ids, self.scored[piece.start + len(ids)][ROW_ID]]
-        if found != ids:
-            alike = next((at for at, (now, then) in enumerate(zip(found, ids, strict=False)) if now != then), len(ids))
+    def _require_scored_rows(self, piece: Piece, scored_ids: list[str]) -> None:
+        """Raise unless the rows of the piece are those with the `scored_ids`."""
+        ids = [row_id(conversation) for conversation in conversations(Batch(piece.table), self.columns)]
+        if piece.last and piece.start + len(ids) < len(self.scored):
+            ids.append("")  # the stream ends here, but did not in the first reading
+            scored_ids = [*scored_ids, self.scored[piece.start + len(scored_ids)][ROW_ID]]
+        if ids != scored_ids:
+            pairs = enumerate(zip(ids, scored_ids, strict=False))
+            first = next((index for index, (row, scored) in pairs if row != scored), len(scored_ids))
             raise DataError(
-                f"row {piece.start + alike} of the stream is not the row that was scored there",
-                fix="give a stream that reads the same rows in the same order each time",
+                f"row {piece.start + first} of the stream is not the row that was scored",
+                fix="pass a stream that reads the same rows in the same order each time",
             )

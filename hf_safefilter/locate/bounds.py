@@ -1,12 +1,11 @@
 """Progressive localisation: the range of blocks whose scaling moves refusals most (Safety Layers, sections 3.2 to 3.4).
 
-First the upper bound is tried out with the lower one fixed, then the lower bound with the upper one found. The counts
-are not unimodal, so a whole window is measured and its best taken, never the first peak.
+First the upper bound is varied with the lower one fixed, then the lower bound with the best upper one. The counts are
+not unimodal, so a whole window is measured and its best range taken, never the first peak.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,36 +13,37 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hf_safefilter.checks import is_whole, require_number, require_share, require_whole
 from hf_safefilter.errors import OptionError
 from hf_safefilter.locate.refusals import Verdict
 
 LEVEL = 0.05
-"""Chance up to which a range is taken for found."""
+"""Largest chance (see `chance_of`) at which the best range counts as a signal."""
 
-_DEALS = 1999
+_SHUFFLES = 1999
 
-Count = Callable[[list[tuple[int, int]], float], list[int]]
-"""Refusals with each of some ranges of blocks (first, last, both included) scaled by a factor."""
+CountRefusals = Callable[[list[tuple[int, int]], float], list[int]]
+"""Gives the number of refusals for each range of blocks (first, last, both included) scaled by a factor."""
 
 Direction = Literal["amplify", "attenuate"]
 
 
 @dataclass(frozen=True, slots=True)
 class BoundsOptions:
-    """How far the bounds are looked for, and how loud.
+    """Which ranges and factors the search for the bounds tries.
 
     Attributes:
-        initial: the range to start from, (first, last) block; None: from the angular gap.
-        alpha: the factor; None: the first of a sweep away from 1 whose counts spread enough.
-        step: of that sweep.
-        most_steps: it ends after so many.
-        least_spread: standard deviation of the counts, as a share of the prompts, from which a factor is loud enough
-            (the paper: 15 to 20 of 721).
-        window: ends tried around the initial one.
-        max_new_tokens: where replies are cut; the first 4 to 8 decide.
-        refusals: preset of the refusal matcher.
-        include_o_proj: scale the output projection of attention too; False gives what the published tables were most
-            likely made with.
+        initial: Range to start from, as (first, last) block; None starts from the range of the angular gap.
+        alpha: Factor by which blocks are scaled; None takes the first factor of a sweep whose counts spread enough.
+        step: Distance between the factors of that sweep, which starts at 1.
+        most_steps: Largest number of factors in that sweep.
+        least_spread: Standard deviation of the counts, as a share of the prompts, that a factor must reach in the
+            sweep (the paper: 15 to 20 of 721).
+        window: Number of values tried for each bound, around its initial value.
+        max_new_tokens: Largest number of tokens of a reply; the first 4 to 8 decide.
+        refusals: Name of the refusal matcher, one of `locate.refusals.PRESETS`.
+        include_o_proj: Whether the output projection of attention is scaled too; the published tables were most likely
+            made without it.
     """
 
     initial: tuple[int, int] | None = None
@@ -57,27 +57,31 @@ class BoundsOptions:
     include_o_proj: bool = True
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not (0 < self.alpha < math.inf and self.alpha != 1):
-            raise OptionError(f"alpha={self.alpha!r} changes nothing, or is no scale", fix="use e.g. 1.2 or 0.8")
-        if self.window < 2 or not 0 < self.step < 1 or self.most_steps < 1 or self.max_new_tokens < 1:
-            raise OptionError(
-                f"window={self.window}, step={self.step}, most_steps={self.most_steps}, "
-                f"max_new_tokens={self.max_new_tokens} leave nothing to try",
-                fix="use window=5, step=0.05, most_steps=8, max_new_tokens=16",
-            )
-        if self.initial is not None and [type(block) for block in self.initial] != [int, int]:
-            raise OptionError(f"initial={self.initial!r} is no range of blocks", fix="use e.g. (6, 12)")
+        if self.alpha is not None:
+            require_number("alpha", self.alpha, above=0)
+            if self.alpha == 1:
+                raise OptionError("`alpha=1` changes nothing", fix="use for example `alpha=1.2` or `alpha=0.8`")
+        require_share("step", self.step)
+        require_whole("window", self.window, least=2)
+        require_whole("most_steps", self.most_steps, least=1)
+        require_whole("max_new_tokens", self.max_new_tokens, least=1)
+        if self.initial is not None:
+            if len(self.initial) != 2 or not all(map(is_whole, self.initial)):
+                raise OptionError(
+                    f"`initial={self.initial!r}` is not a range of blocks", fix="use for example `initial=(6, 12)`"
+                )
+            object.__setattr__(self, "initial", tuple(map(int, self.initial)))
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The range found, and every range tried.
+    """The best range of blocks, and every range tried.
 
     Attributes:
-        first: lowest block.
-        last: highest block, included.
-        alpha: the factor.
-        tried: (first, last, alpha, refusals), in the order of trial.
+        first: Lowest block of the range.
+        last: Highest block of the range, included.
+        alpha: Factor by which the blocks were scaled.
+        tried: (first, last, alpha, refusals) of each range, in the order in which they were measured.
     """
 
     first: int
@@ -86,34 +90,38 @@ class Bounds:
     tried: list[tuple[int, int, float, int]] = field(default_factory=list)
 
     def at_edge(self, uppers: Sequence[int], lowers: Sequence[int]) -> bool:
-        """Whether a bound lies at the rim of what was tried, so that a better one may lie beyond."""
+        """Whether a bound is the smallest or largest value tried, so that a better one may lie outside."""
         return self.last in (min(uppers), max(uppers)) or self.first in (min(lowers), max(lowers))
 
 
 def find_bounds(
-    count: Count, first: int, uppers: Sequence[int], lowers: Sequence[int], alpha: float,
+    count: CountRefusals,
+    first: int,
+    uppers: Sequence[int],
+    lowers: Sequence[int],
+    alpha: float,
     direction: Direction | None = None,
-) -> Bounds:  # fmt: skip
-    """Upper bound over `uppers` with `first` fixed, then lower bound over `lowers` with that upper bound fixed.
-
-    Args:
-        count: measures refusals.
-        first: the initial lower bound.
-        uppers: last blocks tried.
-        lowers: first blocks tried.
-        alpha: the factor; above 1 the most refusals are best, below 1 the fewest.
-        direction: overrides that.
+) -> Bounds:
+    """Find the best upper bound with `first` fixed, then the best lower bound with that upper bound fixed.
 
     Ties go to the narrower range.
+
+    Args:
+        count: Measures refusals.
+        first: Initial lower bound.
+        uppers: Last blocks to try.
+        lowers: First blocks to try.
+        alpha: Factor by which blocks are scaled.
+        direction: "amplify" if the most refusals are best, "attenuate" if the fewest are; None decides by `alpha`.
     """
     sign = 1 if (direction or ("amplify" if alpha > 1 else "attenuate")) == "amplify" else -1
     tried: list[tuple[int, int, float, int]] = []
 
     def best(ranges: list[tuple[int, int]]) -> tuple[int, int]:
         counts = count(ranges, alpha)
-        tried.extend((low, high, alpha, number) for (low, high), number in zip(ranges, counts, strict=True))
-        scored = zip(ranges, counts, strict=True)
-        return max(scored, key=lambda one: (sign * one[1], one[0][0] - one[0][1]))[0]
+        tried.extend((low, high, alpha, refusals) for (low, high), refusals in zip(ranges, counts, strict=True))
+        ranks = [(sign * refusals, low - high) for (low, high), refusals in zip(ranges, counts, strict=True)]
+        return ranges[ranks.index(max(ranks))]
 
     _, last = best([(first, upper) for upper in uppers])
     lower, _ = best([(low, last) for low in lowers if low <= last])
@@ -121,57 +129,59 @@ def find_bounds(
 
 
 def alphas(direction: Direction, options: BoundsOptions) -> Iterator[float]:
-    """The factors of the sweep, away from 1."""
+    """The factors of the sweep, from the one nearest to 1 outwards."""
     sign = 1 if direction == "amplify" else -1
-    for number in range(1, options.most_steps + 1):
-        alpha = round(1 + sign * number * options.step, 10)
+    for step in range(1, options.most_steps + 1):
+        alpha = round(1 + sign * step * options.step, 10)
         if alpha > 0:
             yield alpha
 
 
-def first_loud(
-    count: Count, first: int, uppers: Sequence[int], direction: Direction, n_prompts: int, options: BoundsOptions
-) -> tuple[float | None, list[dict[str, Any]]]:
-    """The first factor whose counts over the upper bounds spread enough, and what each one gave.
+def sweep_alphas(
+    count: CountRefusals, first: int, uppers: Sequence[int], direction: Direction, n_prompts: int,
+    options: BoundsOptions,
+) -> tuple[float | None, list[dict[str, Any]]]:  # fmt: skip
+    """The first factor whose counts over the upper bounds spread enough, and the counts of every factor measured.
 
-    Too small a factor leaves the counts flat; the spread is their sample standard deviation.
+    Too small a factor leaves the counts flat. Their spread is the sample standard deviation.
     """
-    swept = []
+    measured = []
     for alpha in alphas(direction, options):
         counts = count([(first, upper) for upper in uppers], alpha)
         spread = statistics.stdev(counts)
-        swept.append({"alpha": alpha, "counts": counts, "spread": spread})
+        measured.append({"alpha": alpha, "counts": counts, "spread": spread})
         if spread >= options.least_spread * n_prompts:
-            return alpha, swept
-    return None, swept
+            return alpha, measured
+    return None, measured
 
 
-def around(middle: int, window: int, lowest: int, highest: int) -> list[int]:
-    """`window` neighbouring numbers around `middle`, moved inside lowest..highest."""
-    start = max(lowest, min(middle - window // 2, highest - window + 1))
-    return list(range(start, min(start + window, highest + 1)))
+def window_around(middle: int, width: int, lowest: int, highest: int) -> list[int]:
+    """`width` neighbouring numbers around `middle`, moved so that they lie in lowest..highest."""
+    start = max(lowest, min(middle - width // 2, highest - width + 1))
+    return list(range(start, min(start + width, highest + 1)))
 
 
 def chance_of(
     plain: Sequence[Verdict], tried: Sequence[Sequence[Verdict]], best: int, alpha: float, looks: int, seed: int = 0
 ) -> float:
-    """How likely chance alone gives a range that stands out as the best one does: the larger of two shares.
+    """How likely a range stands out by chance as much as the best one does: the larger of two p values.
 
-    It must move refusals: a sign test of the prompts that changed sides, times the ranges looked at, as the best was
-    picked from them; a refusal that became stammering was not attenuated. And it must move them more than the other
-    ranges do, else which one is best is chance: each prompt's verdicts are dealt out to the ranges anew.
+    The range must move refusals: a sign test over the prompts whose verdict changed, multiplied by the number of ranges
+    measured, because the best was chosen among them; a refusal that became a degenerate reply was not attenuated. And
+    it must move them more than the other ranges do, or the choice among them means nothing: for this, the verdicts of
+    each prompt are shuffled among the ranges.
 
     Args:
-        plain: verdicts on the unscaled model's replies.
-        tried: verdicts under each range tried by `alpha`.
-        best: which of them was picked.
-        alpha: the factor.
-        looks: ranges measured on the way, with whatever factor.
-        seed: of the dealing.
+        plain: Verdicts on the replies of the unscaled model.
+        tried: Verdicts for each range that was scaled by `alpha`.
+        best: Index of the chosen range in `tried`.
+        alpha: Factor by which the blocks were scaled.
+        looks: Number of ranges measured in the search, with any factor.
+        seed: Seed of the shuffles.
     """
     from scipy.stats import binomtest
 
-    refused = np.array([[verdict == "refusal" for verdict in one] for one in tried])
+    refused = np.array([[verdict == "refusal" for verdict in verdicts] for verdicts in tried])
     before = np.array([verdict == "refusal" for verdict in plain])
     changed = before != refused[best]
     wanted = changed & np.array([verdict == ("refusal" if alpha > 1 else "answer") for verdict in tried[best]])
@@ -180,6 +190,6 @@ def chance_of(
         moved = binomtest(int(wanted.sum()), int(changed.sum()), alternative="greater").pvalue * looks
     draw = np.random.default_rng(seed)
     sign = 1 if alpha > 1 else -1
-    dealt = [(sign * draw.permuted(refused, axis=0).sum(1)).max() for _ in range(_DEALS)]
-    ahead = (1 + sum(one >= sign * refused[best].sum() for one in dealt)) / (1 + _DEALS)
+    largest = [(sign * draw.permuted(refused, axis=0).sum(1)).max() for _ in range(_SHUFFLES)]
+    ahead = (1 + sum(count >= sign * refused[best].sum() for count in largest)) / (1 + _SHUFFLES)
     return float(min(1.0, max(moved, ahead * max(1, looks // len(tried)))))

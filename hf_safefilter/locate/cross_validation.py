@@ -1,4 +1,4 @@
-"""Which layer and method to use: cross-validated separation of the references alone, no label of the target needed."""
+"""Choice of layer and method by cross-validation on the references alone; no labels of the rows are needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from hf_safefilter.checks import require_whole
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import Conversation, response_of
 from hf_safefilter.errors import DataError, OptionError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from hf_safefilter.references import ReferenceIndex
 
 LEAST_AUROC = 0.6
-"""A layer whose lower 95 % bound does not reach this separates too little to be chosen."""
+"""The lower 95 % bound of the chosen layer's AUROC must exceed this for a signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class Candidate:
     """One layer read by one method.
 
     Attributes:
-        layer: what is read, `hidden_states[layer]`.
-        block: the block whose output that is; None for the embedding and "norm".
-        method: name of the score.
-        auroc: of held-out references, pooled over the folds.
-        low: its lower 95 % bound (Hanley and McNeil 1982).
-        margin: difference of the side means over the pooled standard deviation.
+        layer: Layer that is read, `hidden_states[layer]`.
+        block: Block whose output the layer is; None for the embedding and "norm".
+        method: Name of the method.
+        auroc: AUROC of the held-out references, pooled over the folds.
+        low: Lower 95 % bound of the AUROC (Hanley and McNeil 1982).
+        margin: Difference between the mean scores of the two sides, divided by the pooled standard deviation.
     """
 
     layer: Layer
@@ -45,14 +46,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
-    """The choice, and every number it was made from.
+    """The chosen layer and method, and the numbers behind the choice.
 
     Attributes:
-        layer: chosen layer.
-        method: the method that separated best there.
-        signal: False where no candidate separates better than chance: then nothing should be built on the choice.
-        length_auroc: how well the length of the response alone tells the sides apart (0.5 = not at all).
-        candidates: all of them, layer by layer.
+        layer: Chosen layer.
+        method: Method that separated the references best at this layer.
+        signal: Whether the best candidate separates better than chance; if not, do not rely on the choice.
+        length_auroc: AUROC of the length of the response alone (0.5: length says nothing).
+        candidates: All candidates, layer by layer.
     """
 
     layer: Layer
@@ -63,29 +64,28 @@ class LayerChoice:
 
     @property
     def how(self) -> str:
-        """How the layer was found, in a sentence."""
+        """How the layer was chosen, in words."""
         return "cross-validation on the references alone (no label of these rows was used)"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as the card has them."""
+        """Plain values, as the card shows them."""
         body = asdict(self) | {"how": self.how}
-        return body | {"candidates": [dict(one) for one in body["candidates"]]}
+        return body | {"candidates": list(body["candidates"])}
 
     def shown(self) -> list[dict[str, Any]]:
         """One row a layer, for printing: the AUROC of each method; the chosen layer is marked."""
         rows: dict[Layer, dict[str, Any]] = {}
-        for one in self.candidates:
-            row = rows.setdefault(
-                one.layer, {"layer": str(one.layer), "block": "" if one.block is None else str(one.block)}
-            )
-            row[one.method] = round(one.auroc, 3)
+        for candidate in self.candidates:
+            block = "" if candidate.block is None else str(candidate.block)
+            row = rows.setdefault(candidate.layer, {"layer": str(candidate.layer), "block": block})
+            row[candidate.method] = round(candidate.auroc, 3)
         for layer, row in rows.items():
             row["chosen"] = f"for {self.method}" if layer == self.layer else ""
         return [*rows.values(), {"layer": "length alone", "block": ""} | dict.fromkeys(self._methods(), "") | {
             self._methods()[0]: round(self.length_auroc, 3), "chosen": ""}]  # fmt: skip
 
     def _methods(self) -> list[str]:
-        return list(dict.fromkeys(one.method for one in self.candidates))
+        return list(dict.fromkeys(candidate.method for candidate in self.candidates))
 
 
 def choose_layer(
@@ -95,34 +95,35 @@ def choose_layer(
     folds: int = 5,
     seed: int = 0,
 ) -> LayerChoice:
-    """Choose layer and method by how well held-out references are told apart.
+    """Choose the layer and method that separate held-out unsafe references from safe ones best.
 
-    Each fold is scored by references of the other folds only; pairs (unsafe row j, safe row j) stay in one fold, so
+    Each fold is scored by references of the other folds only. Pairs (unsafe row j, safe row j) stay in one fold, so
     that a prompt is never on both sides of the split. Ties in AUROC go to the larger margin.
 
     Args:
-        references: read at all layers to choose from.
-        methods: some of `COMPARABLE`.
-        folds: 2 or more.
-        seed: of the assignment to folds.
+        references: References read at all layers to choose from.
+        methods: Methods to try, all of which must score by references.
+        folds: Number of folds, 2 or more.
+        seed: Seed of the assignment to folds.
 
     Raises:
-        OptionError: unknown methods or a fold count that makes no sense.
-        DataError: too few references for so many folds.
+        OptionError: A method that does not score by references, or an invalid number of folds.
+        DataError: Too few references for this number of folds.
     """
     if not methods or not all(map(compares_with_references, methods)):
         known = [name for name in METHODS if compares_with_references(name)]
         raise OptionError(
-            f"methods {list(methods)} cannot be tried on references", found=", ".join(known), fix="use some of these"
+            f"`methods={list(methods)}` cannot all be tried on references",
+            found=", ".join(known),
+            fix="use some of these",
         )
     scorers = {name: cast(type[ReferenceScore], method_class(name)).against for name in methods}
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise OptionError(f"folds={folds!r} is not 2 or more", fix="use folds=5")
+    require_whole("folds", folds, least=2)
     n_unsafe, n_safe = (len(side) for side in references.vectors(references.layers[0]))
     if min(n_unsafe, n_safe) < 2 * folds:
         raise DataError(
             f"{n_unsafe} unsafe and {n_safe} safe references are too few for {folds} folds",
-            fix=f"give at least {2 * folds} on each side, or name the layer yourself",
+            fix=f"give at least {2 * folds} on each side, or name the layer, for example `layer=12`",
         )
     unsafe_folds, safe_folds = _folds(n_unsafe, n_safe, folds, seed)
     candidates = []
@@ -131,7 +132,7 @@ def choose_layer(
         for method in methods:
             high, low = _held_out(scorers[method], unsafe, safe, unsafe_folds, safe_folds)
             candidates.append(_candidate(layer, method, high, low))
-    best = max(candidates, key=lambda one: (round(one.auroc, 6), one.margin))
+    best = max(candidates, key=lambda candidate: (round(candidate.auroc, 6), candidate.margin))
     length = _auroc(*(_response_lengths(references, side) for side in ("unsafe", "safe")))
     return LayerChoice(best.layer, best.method, best.low > LEAST_AUROC, length, tuple(candidates))
 
@@ -141,10 +142,11 @@ def _response_lengths(references: ReferenceIndex, side: str) -> np.ndarray:
 
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Scores of vectors, from the vectors and those of the unsafe and the safe references."""
 
 
 def compares_with_references(name: str) -> bool:
-    """Whether a method can be tried on references alone."""
+    """Whether a method scores rows by comparing them with references, so that it can be tried on references alone."""
     return name in METHODS and issubclass(method_class(name), ReferenceScore)
 
 
@@ -157,7 +159,7 @@ def _folds(n_unsafe: int, n_safe: int, folds: int, seed: int) -> tuple[np.ndarra
 def _held_out(
     scorer: Scorer, unsafe: np.ndarray, safe: np.ndarray, unsafe_folds: np.ndarray, safe_folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of every reference by references of the other folds; each fold is centred, so that folds can be pooled."""
+    """Score every reference by those of the other folds, centred fold by fold so that the folds can be pooled."""
     high, low = np.empty(len(unsafe)), np.empty(len(safe))
     for fold in range(int(unsafe_folds.max()) + 1):
         out_unsafe, out_safe = unsafe_folds == fold, safe_folds == fold
@@ -184,6 +186,6 @@ def _auroc(high: np.ndarray, low: np.ndarray) -> float:
 
 def _error(auroc: float, n_high: int, n_low: int) -> float:
     """Standard error of an AUROC (Hanley and McNeil 1982, equation 2)."""
-    one, two = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-    spread = auroc * (1 - auroc) + (n_high - 1) * (one - auroc**2) + (n_low - 1) * (two - auroc**2)
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    spread = auroc * (1 - auroc) + (n_high - 1) * (q1 - auroc**2) + (n_low - 1) * (q2 - auroc**2)
     return float(np.sqrt(max(0.0, spread) / (n_high * n_low)))

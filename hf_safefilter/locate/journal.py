@@ -1,4 +1,4 @@
-"""What a search has found so far, line by line on disk, so that a killed one goes on where it was."""
+"""Verdicts of a running search, appended to a file line by line, so that a killed search can be resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hf_safefilter.errors import DataError, IntegrityError
 from hf_safefilter.locate.refusals import Verdict
@@ -17,76 +17,74 @@ _VERDICTS = {letter: verdict for verdict, letter in _LETTERS.items()}
 
 
 class Journal:
-    """Verdicts by scaling and row; appended to a file, if there is one, and read back from it.
+    """Verdicts by scaling and prompt, read from a file and appended to it.
 
-    A line that a kill cut short is left out. No text is kept.
+    A last line that a kill cut short is dropped. No text is stored.
 
     Args:
-        path: a JSON Lines file; None: nothing outlives the process.
-        task: what the verdicts depend on (model, prompts, options); a file of another task is refused.
+        path: JSON Lines file; None keeps the verdicts in memory only.
+        task: What the verdicts depend on (model, prompts, options); a file of another task is refused.
 
     Raises:
-        DataError: the file belongs to another task.
-        IntegrityError: it is damaged.
+        DataError: The file belongs to another task.
+        IntegrityError: The file is damaged.
     """
 
     def __init__(self, path: Path | None, task: Mapping[str, Any]) -> None:
         self._path = path
-        self._found: dict[tuple[tuple[int, ...], float], dict[int, Verdict]] = {}
+        self._verdicts: dict[tuple[tuple[int, ...], float], dict[int, Verdict]] = {}
         if path is None:
             return
         try:
             lines = _whole_lines(path)
             for line in lines[1:]:
-                found = self._found.setdefault((tuple(line["blocks"]), line["by"]), {})
-                found |= zip(line["rows"], (_VERDICTS[letter] for letter in line["verdicts"]), strict=True)
+                by_row = self._verdicts.setdefault((tuple(line["blocks"]), line["by"]), {})
+                by_row |= zip(line["rows"], (_VERDICTS[letter] for letter in line["verdicts"]), strict=True)
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
-                f"{path} is not what a search wrote", fix="delete it to start anew, or name another folder"
+                f"{path} was not written by a search", fix="delete it to start anew, or name another folder"
             ) from error
         if lines and lines[0] != json.loads(json.dumps(task)):
             raise DataError(
-                f"{path} holds the beginning of another search",
+                f"{path} belongs to another search",
                 found="another model, other prompts or other options",
                 fix=f"name another folder, or delete {path} to start anew",
             )
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(task, "w")
+            _write(path, task, "w")
         else:
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            if text != path.read_text(encoding="utf-8"):  # a line was cut short: the next one must not follow it
+            if text != path.read_text(encoding="utf-8"):  # a line was cut short: the next one would continue it
                 atomic_text(path, text)
 
     def holds(self, blocks: tuple[int, ...], by: float, rows: Iterable[int]) -> bool:
-        """Whether all of `rows` have their verdict."""
-        found = self._found.get((blocks, by), {})
-        return all(row in found for row in rows)
+        """Whether all of `rows` have a verdict under this scaling."""
+        by_row = self._verdicts.get((blocks, by), {})
+        return all(row in by_row for row in rows)
 
     def read(self, blocks: tuple[int, ...], by: float, rows: Iterable[int]) -> list[Verdict]:
-        """The verdicts of `rows`."""
-        found = self._found[blocks, by]
-        return [found[row] for row in rows]
+        """The verdicts of `rows` under this scaling."""
+        by_row = self._verdicts[blocks, by]
+        return [by_row[row] for row in rows]
 
     def add(self, blocks: tuple[int, ...], by: float, rows: Sequence[int], verdicts: Sequence[Verdict]) -> None:
-        """Keep verdicts; they are on disk when this returns."""
-        self._found.setdefault((blocks, by), {}).update(zip(rows, verdicts, strict=True))
+        """Store verdicts; they are on disk when this returns."""
+        self._verdicts.setdefault((blocks, by), {}).update(zip(rows, verdicts, strict=True))
         if self._path is not None:
             letters = "".join(_LETTERS[verdict] for verdict in verdicts)
-            self._write({"blocks": list(blocks), "by": by, "rows": list(rows), "verdicts": letters}, "a")
+            _write(self._path, {"blocks": list(blocks), "by": by, "rows": list(rows), "verdicts": letters}, "a")
 
-    def _write(self, line: Mapping[str, Any], mode: str) -> None:
-        with self._path.open(mode, encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+def _write(path: Path, line: Mapping[str, Any], mode: Literal["w", "a"]) -> None:
+    with path.open(mode, encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            found.append(json.loads(line))
-    return found
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""What a search for safety layers found: blocks, layers, the numbers it was found by, or why there is nothing."""
+"""The result of a search for safety layers: blocks, layers, the numbers behind them, or why there is no signal."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class SafetyLayers:
-    """The blocks that carry safety, as one method finds them.
+    """The blocks that carry safety, as found by one method.
 
     Attributes:
-        method: "gap", "scaling" or "bounds".
-        first: lowest block of the range; None where there is no signal.
-        last: highest block of the range, included.
-        why: "" or why no blocks could be told: then nothing may be built on this result.
-        table: one row a block (for bounds: a range), with every number looked at.
-        model: what was searched: name, revision, dtype.
-        facts: options, prompts (numbers and digests, never texts), counts, cost.
+        method: Method of the search, "gap", "scaling" or "bounds".
+        first: Lowest block of the range; None without a signal.
+        last: Highest block of the range, included; None without a signal.
+        why: Why there is no signal, in which case the result must not be used; "" if there is one.
+        table: One row a block (for bounds, a range) with every number measured.
+        model: Name, revision and dtype of the model searched.
+        facts: Options, prompts (numbers and digests, never texts), counts and cost.
     """
 
     method: str
@@ -43,71 +43,83 @@ class SafetyLayers:
         return self.first is not None
 
     @property
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks found: what is changed, 0..L-1; empty where there is no signal."""
-        return tuple(range(self.first, self.last + 1)) if self.signal else ()
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that these blocks put out: what is read, `hidden_states[block + 1]`."""
-        return tuple(block + 1 for block in self.blocks)
-
-    @property
-    def layer(self) -> int:
-        """The layer to read scores at: the output of the last of the blocks, where what they do is done.
+    def block_range(self) -> tuple[int, int]:
+        """First and last block of the range, both included.
 
         Raises:
-            DataError: there is no signal.
+            DataError: There is no signal.
         """
-        self.require()
-        return self.layers[-1]
-
-    @property
-    def how(self) -> str:
-        """How the layer was found, in a sentence."""
-        ways = {
-            "gap": "the angular gap between normal and malicious prompts",
-            "scaling": "the block whose loudness refusals follow (LARF's scaling search)",
-            "bounds": "the blocks whose scaling moves refusals most (progressive localisation)",
-        }
-        asked = ", ".join(
-            f"{one['count']} {kind.replace('_', '-')}" for kind, one in self.facts.get("prompts", {}).items()
-        )
-        cost = f"; {asked} prompts, {self.facts['seconds']} s" if "seconds" in self.facts else ""
-        return f"{ways[self.method]}: blocks {self.first} to {self.last}{cost}"
-
-    def require(self) -> SafetyLayers:
-        """This result; raises where it holds no signal.
-
-        Raises:
-            DataError: there is no signal.
-        """
-        if not self.signal:
+        if self.first is None or self.last is None:
             raise DataError(
                 f"no safety layers were found in {self.model.get('model', 'this model')} by the method {self.method!r}",
                 found=self.why,
                 fix="use an aligned (instruction-tuned) model, other prompts or another method; or name the layer",
             )
+        return self.first, self.last
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks of the range, numbered 0..L-1; empty without a signal. Blocks are what is scaled or frozen."""
+        if not self.signal:
+            return ()
+        first, last = self.block_range
+        return tuple(range(first, last + 1))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The outputs of these blocks, `hidden_states[block + 1]`. Layers are what is read."""
+        return tuple(block + 1 for block in self.blocks)
+
+    @property
+    def layer(self) -> int:
+        """The layer to read for scores: the output of the last block of the range.
+
+        Raises:
+            DataError: There is no signal.
+        """
+        return self.block_range[1] + 1
+
+    @property
+    def how(self) -> str:
+        """How the layer was found, in words."""
+        ways = {
+            "gap": "the angular gap between normal and malicious prompts",
+            "scaling": "the block whose loudness refusals follow (LARF's scaling search)",
+            "bounds": "the blocks whose scaling moves refusals most (progressive localisation)",
+        }
+        prompts = ", ".join(
+            f"{record['count']} {kind.replace('_', '-')}" for kind, record in self.facts.get("prompts", {}).items()
+        )
+        cost = f"; {prompts} prompts, {self.facts['seconds']} s" if "seconds" in self.facts else ""
+        return f"{ways[self.method]}: blocks {self.first} to {self.last}{cost}"
+
+    def require(self) -> SafetyLayers:
+        """This result, if it has a signal.
+
+        Raises:
+            DataError: There is no signal.
+        """
+        _ = self.block_range
         return self
 
     def shown(self) -> list[dict[str, Any]]:
-        """The table for printing: numbers rounded, an interval in one column, what was found marked."""
-        rows = []
+        """The table for printing: rounded numbers, an interval in one column, the blocks of the range marked."""
+        lines = []
         for row in self.table:
-            one = {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-            if "low" in one:  # differences of two columns that stand there are left to the file
-                one = {name: value for name, value in one.items() if "-" not in name}
-                one["interval"] = " ".join(f"{one.pop(end):+.2f}".replace("0.", ".") for end in ("low", "high"))
-            rows.append(one | {"": "<" if self._is_found(row) else ""})
-        return rows
+            line = {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+            if "low" in line:  # the differences between two columns shown are only in the file
+                line = {name: value for name, value in line.items() if "-" not in name}
+                line["interval"] = " ".join(f"{line.pop(end):+.2f}".replace("0.", ".") for end in ("low", "high"))
+            lines.append(line | {"": "<" if self._in_range(row) else ""})
+        return lines
 
-    def _is_found(self, row: Mapping[str, Any]) -> bool:
+    def _in_range(self, row: Mapping[str, Any]) -> bool:
         if "block" in row:
             return row["block"] in self.blocks
         return self.signal and (row["first"], row["last"]) == (self.first, self.last)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as `from_json` reads them and cards show them."""
+        """Plain values, as read by `from_json` and shown on cards."""
         return {
             "version": _VERSION,
             "method": self.method,
@@ -126,14 +138,16 @@ class SafetyLayers:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> SafetyLayers:
-        """The result that `to_json` wrote.
+        """The result from the values of `to_json`.
 
         Raises:
-            IntegrityError: it did not.
+            IntegrityError: `body` is not the output of `to_json`, or of another version.
         """
         try:
             if body["version"] != _VERSION:
-                raise IntegrityError(f"a search result of version {body['version']}", fix="run the search again")
+                raise IntegrityError(
+                    f"the search result has version {body['version']}, which cannot be read", fix="run the search again"
+                )
             return cls(
                 body["method"],
                 body["first_block"],
@@ -144,10 +158,10 @@ class SafetyLayers:
                 body["facts"],
             )
         except (KeyError, TypeError) as error:
-            raise IntegrityError("that is no search result", found=str(error), fix="run the search again") from error
+            raise IntegrityError("this is not a search result", found=str(error), fix="run the search again") from error
 
     def save(self, folder: Path | str) -> None:
-        """Write ``locate.json`` into `folder`; other files stay."""
+        """Write ``locate.json`` into `folder`; other files there are left alone."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         atomic_text(folder / FILE, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
@@ -157,12 +171,12 @@ class SafetyLayers:
         """The result saved in `folder`.
 
         Raises:
-            MissingError: none there.
-            IntegrityError: a file that is no result.
+            MissingError: `folder` holds no result.
+            IntegrityError: The file is not a search result.
         """
         path = Path(folder) / FILE
         if not path.is_file():
-            raise MissingError(f"{folder} holds no {FILE}", fix="search first: hf-safefilter locate --help")
+            raise MissingError(f"{folder} holds no {FILE}", fix="run the search first: hf-safefilter locate --help")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The prompts that a search asks: normal ones, malicious ones, and ones that only sound harmful."""
+"""The prompts of a search: normal ones, malicious ones, and over-refusal ones, which only sound harmful."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ KINDS = ("normal", "malicious", "over_refusal")
 """Normal everyday prompts; harmful requests; harmless prompts that sound harmful, which aligned models over-refuse."""
 
 ASKED = {"gap": ("normal", "malicious"), "scaling": ("over_refusal",), "bounds": KINDS}
-"""Method -> kinds of prompts that it asks."""
+"""Kinds of prompts that each method uses."""
 
 _STARTER = {"normal": "normal", "malicious": "unsafe", "over_refusal": "over_refusal"}
 
-Given = Sequence[str] | Mapping[str, Sequence[str]] | None
+PromptsInput = Sequence[str] | Mapping[str, Sequence[str]] | None
+"""Texts by kind; or a list of texts of the kind that is needed; or None for the starter set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,9 @@ class Prompts:
     """Prompts of one kind.
 
     Attributes:
-        kind: one of `KINDS`.
-        texts: each once.
-        source: "given", or "starter" for the set that ships with this package.
+        kind: Kind of the prompts, one of `KINDS`.
+        texts: Texts of the prompts, without duplicates.
+        source: "given" for the caller's own, "starter" for the set that ships with this package.
     """
 
     kind: str
@@ -37,7 +38,11 @@ class Prompts:
     source: str
 
     def require(self, least: int) -> Prompts:
-        """These prompts; raises where there are fewer than `least`."""
+        """These prompts, if there are at least `least`.
+
+        Raises:
+            DataError: There are fewer.
+        """
         if len(self.texts) < least:
             raise DataError(
                 f"{len(self.texts)} {self.kind} prompts are too few", fix=f"give {least} or more, better 100"
@@ -45,35 +50,38 @@ class Prompts:
         return self
 
     def record(self) -> dict[str, Any]:
-        """What a report may show: never the texts."""
+        """Plain values for reports; the texts are never shown."""
         digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
         return {"count": len(self.texts), "digest": f"sha256:{digest}", "source": self.source}
 
 
-def prompts_of(given: Given, kind: str, alone: str) -> Prompts:
-    """The prompts of `kind` among those given; where that kind was not given, the starter set's.
+def prompts_of_kind(prompts: PromptsInput, kind: str) -> Prompts:
+    """The caller's prompts of one kind; without any, those of the starter set.
 
     Args:
-        given: texts by kind; or a list of texts, which then are of the kind `alone`; or None.
-        kind: the one wanted.
-        alone: what a plain list is taken for.
+        prompts: Texts by kind; or a list of texts, all of this kind; or None.
+        kind: Kind of the prompts, one of `KINDS`.
 
     Raises:
-        OptionError: kinds that are not known.
-        DataError: what is given is no text, or nothing.
+        OptionError: An unknown kind, or a single text.
+        DataError: A prompt that is not a text or is empty, or an empty list.
     """
-    if isinstance(given, str):
-        raise OptionError("prompts is one text", fix="pass a list of texts, or a mapping of kinds to lists")
-    by_kind = given if isinstance(given, Mapping) else {} if given is None else {alone: given}
+    if isinstance(prompts, str):
+        raise OptionError(
+            "`prompts` is a single text", fix="pass a list of texts, or a mapping of kinds to lists of texts"
+        )
+    by_kind = prompts if isinstance(prompts, Mapping) else {} if prompts is None else {kind: prompts}
     unknown = [name for name in by_kind if name not in KINDS]
     if unknown:
-        raise OptionError(f"prompts of the kind {unknown[0]!r} are not known", fix=f"use {', '.join(KINDS)}")
+        raise OptionError(
+            f"prompts of the kind {unknown[0]!r} are not known", found=", ".join(KINDS), fix="use some of these kinds"
+        )
     if kind not in by_kind:
         return Prompts(kind, tuple(row["prompt"] for row in starter_rows(_STARTER[kind])), "starter")
     texts = list(by_kind[kind])
-    wrong = next((number for number, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
-    if wrong is not None:
-        raise DataError(f"{kind} prompt {wrong} is empty or no text", fix="remove it")
+    invalid = next((index for index, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
+    if invalid is not None:
+        raise DataError(f"{kind} prompt {invalid} is empty or not a text", fix="remove it")
     if not texts:
-        raise DataError(f"no {kind} prompts were given", fix="leave them out to use the starter set's")
+        raise DataError(f"the list of {kind} prompts is empty", fix="leave it out to use the starter set")
     return Prompts(kind, tuple(dict.fromkeys(texts)), "given")

@@ -1,22 +1,23 @@
-"""The model that is searched: named and loaded as needed, or handed over by the caller."""
+"""The model that is searched: loaded by its name as needed, or passed in by the caller."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from hf_safefilter.errors import OptionError
+from hf_safefilter.model.source import ModelKey
 from hf_safefilter.model.tokens import Tokens, template_digest, tokenise_prompts
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_safefilter.model.load import ModelKey, Trunk
+    from hf_safefilter.model.load import Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,16 @@ class Subject:
     """A model and its tokenizer.
 
     Attributes:
-        tokenizer: of the model.
-        chat_template: for a model that has none.
-        device: where it computes.
-        key: where to load it from; None for one that was handed over.
-        held: the model handed over.
+        model: Key to load the model by, or the caller's loaded model.
+        tokenizer: Tokenizer of the model.
+        chat_template: Template for a model that has none.
+        device: Device on which the model computes.
     """
 
+    model: ModelKey | PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     chat_template: str | None
     device: torch.device
-    key: ModelKey | None = None
-    held: PreTrainedModel | None = None
 
     @classmethod
     def of(
@@ -48,92 +47,97 @@ class Subject:
         device: str | None = None,
         chat_template: str | None = None,
     ) -> Subject:
-        """The subject that `model` names, or is.
+        """The subject for a model's name, or for a loaded model with its tokenizer.
 
         Raises:
-            OptionError: a loaded model without its tokenizer, or with options for loading one.
+            OptionError: A loaded model without its tokenizer, or with options for loading one.
         """
-        from hf_safefilter.model.load import ModelKey, model_config, pick_device, pick_dtype, resolve_revision
+        from hf_safefilter.model.load import model_config, pick_device, pick_dtype, resolve_revision
         from hf_safefilter.model.load import tokenizer as load_tokenizer
 
         if not isinstance(model, str):
             if tokenizer is None or revision is not None or device is not None or dtype != "auto":
                 raise OptionError(
-                    "a loaded model comes with tokenizer= and without revision=, dtype= or device=",
-                    fix="pass tokenizer=AutoTokenizer.from_pretrained(...), or the model's name",
+                    "a loaded model needs `tokenizer=...` and takes no `revision=...`, `dtype=...` or `device=...`",
+                    fix="pass `tokenizer=AutoTokenizer.from_pretrained(...)`, or the model's name",
                 )
-            return cls(tokenizer, chat_template, model.device, held=model)
-        place = pick_device(device, None)
+            return cls(model, tokenizer, chat_template, model.device)
+        torch_device = pick_device(device, None)
         commit = resolve_revision(model, revision)
-        stored = model_config(ModelKey(model, commit, "float32")).get_text_config().dtype
-        key = ModelKey(model, commit, pick_dtype(dtype, place, stored))
-        return cls(load_tokenizer(key), chat_template, place, key)
+        config = model_config(ModelKey(model, commit, "float32")).get_text_config()
+        stored = cast("torch.dtype | None", config.dtype)  # a loaded configuration holds a dtype, not its name
+        key = ModelKey(model, commit, pick_dtype(dtype, torch_device, stored))
+        return cls(key, load_tokenizer(key), chat_template, torch_device)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model."""
+        from hf_safefilter.model.load import model_config
+
+        return model_config(self.model) if isinstance(self.model, ModelKey) else self.model.config
 
     def causal(self) -> PreTrainedModel:
         """The whole model, with its language-model head."""
         from hf_safefilter.model.load import causal_lm
 
-        return self.held if self.held is not None else causal_lm(self.key, self.device)
+        return causal_lm(self.model, self.device) if isinstance(self.model, ModelKey) else self.model
 
     def n_blocks(self) -> int:
-        """L."""
-        from hf_safefilter.model.load import model_config
-
-        config = self.held.config if self.held is not None else model_config(self.key)
-        return config.get_text_config().num_hidden_layers
+        """Number of blocks of the model, L."""
+        return cast(int, self.config.get_text_config().num_hidden_layers)  # every text model's own class has it
 
     def prompt_states(self, prompts: tuple[str, ...]) -> np.ndarray:
         """States after every block at the last token of each prompt, float32 `(n, L, d)`, in one pass over each."""
         from hf_safefilter.model.forward import read_layers
 
         ids = tokenise_prompts(self.tokenizer, prompts, chat_template=self.chat_template)
-        rows = [Tokens(one, len(one) - 1, len(one)) for one in ids]
+        rows = [Tokens(row_ids, len(row_ids) - 1, len(row_ids)) for row_ids in ids]
         layers = list(range(1, self.n_blocks() + 1))
-        read = read_layers(self._trunk(), rows, layers)
-        return np.stack([read[layer] for layer in layers], axis=1)
+        states = read_layers(self._trunk(), rows, layers)
+        return np.stack([states[layer] for layer in layers], axis=1)
 
     def _trunk(self) -> Trunk:
         from hf_safefilter.model.blocks import find_blocks
         from hf_safefilter.model.load import Trunk, trunk
 
         n_blocks = self.n_blocks()
-        if self.held is None:
-            return trunk(self.key, n_blocks, self.device)
-        base = self.held.base_model
-        width = self.held.config.get_text_config().hidden_size
+        if isinstance(self.model, ModelKey):
+            return trunk(self.model, n_blocks, self.device)
+        base = cast("PreTrainedModel", self.model.base_model)  # declared as any module
+        width = self.config.get_text_config().hidden_size
         return Trunk(base, find_blocks(base), n_blocks, n_blocks, width, self.device)
 
     def record(self) -> dict[str, Any]:
-        """Which model this is."""
-        if self.key is None:
-            config = self.held.config
-            said = {"model": config.name_or_path or type(self.held).__name__, "revision": None}
-            said["dtype"] = str(self.held.dtype).removeprefix("torch.")
+        """Plain values that identify the model."""
+        record: dict[str, Any]
+        if isinstance(self.model, ModelKey):
+            record = {"model": self.model.model, "revision": self.model.revision, "dtype": self.model.dtype}
         else:
-            said = {"model": self.key.model, "revision": self.key.revision, "dtype": self.key.dtype}
+            record = {"model": self.config.name_or_path or type(self.model).__name__, "revision": None}
+            record["dtype"] = str(self.model.dtype).removeprefix("torch.")
         digest = template_digest(self.tokenizer, self.chat_template)
-        return said | {"blocks": self.n_blocks(), "chat_template_digest": digest}
+        return record | {"blocks": self.n_blocks(), "chat_template_digest": digest}
 
 
 def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model built from its configuration alone, on the meta device: for counting, not computing."""
+    """A causal language model built from its configuration alone, on the meta device, to count its parameters."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hf_safefilter.model.load import ModelKey, model_config, resolve_revision
+    from hf_safefilter.model.load import model_config, resolve_revision
 
     config = model_config(ModelKey(name, resolve_revision(name, revision), "float32"))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # transformers has no types here
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, kinds and bytes of tensors."""
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in hexadecimal digits."""
     import torch
 
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         plain = tensors[name].detach().contiguous().cpu()
-        total.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
-        total.update(plain.flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
+        digest.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,19 +1,19 @@
-"""What a model replies under many scalings of its blocks, each computed from what it shares with the model as it is.
+"""Replies of a model under many scalings of its blocks, computed from what they share with the unscaled model.
 
-Blocks below the lowest scaled one never change, so for the prompts, and for a reply as long as it is the unscaled one,
-their states are computed once and kept. What the unscaled model replied serves as a draft: one pass over prompt and
-draft shows for every row how far the scaled model says the same; only rows that part from it are written on, token by
-token, and a row stops as soon as it is known whether it refuses. Prompts share the pass over their common beginning.
+Blocks below the lowest scaled one never change, so for the prompts, and for a reply as long as it equals the unscaled
+one, their states are computed once and stored. The reply of the unscaled model serves as a draft: one pass over prompt
+and draft shows for every row how far the scaled model agrees. Only rows that differ are generated further, token by
+token, and a row ends as soon as its verdict is certain. Prompts share the pass over their common beginning.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 
 from hf_safefilter.errors import ModelError
 from hf_safefilter.locate.journal import Journal
+from hf_safefilter.locate.partial_forward import StopForward, cache_layers, caches_all_tokens, starting_at
 from hf_safefilter.locate.refusals import RefusalMatcher, Verdict, verdicts
 from hf_safefilter.model.blocks import find_blocks
 from hf_safefilter.model.generate import (
@@ -43,48 +44,45 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 1 << 30
-"""Keys and values kept at once; more prompts than fit are worked on in turn."""
+"""Bytes of keys and values in memory at once; prompts that do not fit together are processed in turn."""
 
-_MOST_ROWS = 128  # a batch beyond this gains no speed
-_LOGITS = 1 << 25  # numbers of logits at once
-_THIN = 0.75  # a batch is thinned out when fewer of its rows are still being written
+_MOST_ROWS = 128  # a larger batch gains no speed
+_MOST_LOGITS = 1 << 25  # logits computed at once
+_THIN = 0.75  # finished rows leave a batch when at most this share of its rows is unfinished
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One scaling: some blocks times a factor; no blocks: the model as it is."""
+    """One scaling: some blocks times a factor; without blocks, the unscaled model."""
 
     blocks: tuple[int, ...] = ()
     by: float = 1.0
 
 
-class _Stop(Exception):
-    """The states asked for have been seen: nothing further down the model need run."""
-
-
 @dataclass(slots=True)
 class _Chunk:
-    """Prompts that are worked on together: common beginning, the rest padded on its left, the draft on its right.
+    """Prompts processed together: common beginning, remainder padded on the left, draft padded on the right.
 
     Attributes:
-        rows: their numbers.
-        prefix: ids of the common beginning, int64 (1, P); P may be 0.
-        rest: ids of the remainder, int64 (n, S).
-        rest_mask: 1 where `rest` is a token.
-        draft: what the unscaled model replies, int64 (n, M).
-        lengths: tokens of each draft.
-        kept: keys and values of every block for all of these, as the unscaled model has them.
-        at: the block whose inputs `states` are: for prefix and for rest with draft.
+        rows: Indices of the prompts.
+        prefix: Token ids of the common beginning, int64 (1, P); P may be 0.
+        rest: Token ids of the remainder, int64 (n, S).
+        rest_mask: 1 where `rest` is a token, else 0, int64 (n, S).
+        draft: Reply of the unscaled model, int64 (n, M); M is 0 until it is generated.
+        lengths: Number of tokens of each draft.
+        cached: Keys and values of every block for all of these tokens in the unscaled model; empty without a draft.
+        block: Block whose inputs `states` are.
+        states: Inputs of that block for `prefix` (None if it is empty) and for `rest` with `draft`.
     """
 
     rows: list[int]
     prefix: torch.Tensor
     rest: torch.Tensor
     rest_mask: torch.Tensor
-    draft: torch.Tensor | None = None
-    lengths: list[int] = field(default_factory=list)
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    at: int = 0
+    draft: torch.Tensor
+    lengths: list[int]
+    cached: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    block: int = 0
     states: tuple[torch.Tensor | None, torch.Tensor] | None = None
 
 
@@ -92,18 +90,21 @@ class Sweep:
     """Verdicts on a model's replies to fixed prompts, under any scalings.
 
     Args:
-        model: with its language-model head.
-        tokenizer: of the model.
-        prompts: one user turn each.
-        judge: says what a reply is.
-        max_new_tokens: where replies are cut.
-        chat_template: for a model that has none.
-        parts: which projections are scaled.
-        cache_bytes: keys and values kept at once.
+        model: Model with its language-model head.
+        tokenizer: Tokenizer of the model.
+        prompts: Prompts of one user turn each.
+        judge: Matcher or judge of the replies.
+        max_new_tokens: Largest number of tokens of a reply.
+        chat_template: Template for a model that has none.
+        parts: Projections that are scaled, some of `PROJECTIONS`.
+        cache_bytes: Bytes of keys and values in memory at once.
+
+    Attributes:
+        shares: Whether scalings share work; if not, every reply is generated as a whole.
 
     Raises:
-        DataError: a prompt that cannot be asked.
-        ModelError: no blocks found, or no language-model head.
+        DataError: A prompt that cannot be asked.
+        ModelError: No blocks found, or no language-model head.
     """
 
     def __init__(
@@ -119,32 +120,40 @@ class Sweep:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.model, self.tokenizer, self.prompts, self.judge = model, tokenizer, list(prompts), judge
-        self.new, self.parts, self._template = max_new_tokens, tuple(parts), chat_template
+        self.max_new_tokens, self.parts, self._template = max_new_tokens, tuple(parts), chat_template
         self.ids = tokenise_prompts(tokenizer, self.prompts, chat_template=chat_template)
         require_room(model, self.ids, max_new_tokens)
-        stack, self._head = find_blocks(model), model.get_output_embeddings()
+        stack = find_blocks(model)
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers has no types here
+        if head is None:
+            raise ModelError(
+                f"{type(model).__name__} has no language-model head",
+                fix='load it with AutoModelForCausalLM, or use the angular gap: `method="gap"`',
+            )
         self.blocks, self._base = stack.blocks, model.get_submodule(stack.name.rpartition(".")[0])
-        self._tuples = False  # whether blocks put out tuples
-        if self._head is None:
-            no = f"{type(model).__name__} has no language-model head"
-            raise ModelError(no, fix="load it with AutoModelForCausalLM; or use the angular gap: method='gap'")
+        self._head: nn.Module = head
+        self._vocabulary: int = head.weight.shape[0]
+        self._returns_tuples = False  # whether the blocks return tuples; known after the first pass
         self._ends, self._pad = set(end_tokens(model)), pad_token(model)
         self._cache_bytes = cache_bytes
-        self._known: dict[tuple[int, ...], Verdict | None] = {}
+        self._verdicts: dict[tuple[int, ...], Verdict | None] = {}
         longest = max(map(len, self.ids), default=0) + 2 * max_new_tokens
-        self.shares = _sees_all(model, longest)
+        self.shares = caches_all_tokens(model, longest)
         if not self.shares:
-            logger.warning("%s does not keep all keys and values: replies are generated whole", type(model).__name__)
+            logger.warning("%s does not cache all keys and values: replies are generated whole", type(model).__name__)
 
     def run(
-        self, cells: Sequence[Cell], journal: Journal | None = None, done: Callable[[int], None] = lambda rows: None
+        self,
+        cells: Sequence[Cell],
+        journal: Journal | None = None,
+        on_rows: Callable[[int], object] = lambda count: None,
     ) -> dict[Cell, list[Verdict]]:
-        """The verdict on every prompt's reply under every cell.
+        """The verdict on every prompt's reply under every scaling.
 
         Args:
-            cells: scalings; the order does not matter.
-            journal: what was found is kept there, and what it holds already is not computed again.
-            done: called with the number of rows that a cell has been done for.
+            cells: Scalings, in any order.
+            journal: Store of verdicts; those it holds already are not computed again.
+            on_rows: Called with the number of prompts whenever a scaling is finished for them.
         """
         journal = journal or Journal(None, {})
         ordered = sorted(set(cells), key=lambda cell: (min(cell.blocks, default=0), cell.blocks, cell.by))
@@ -154,117 +163,117 @@ class Sweep:
                 for cell in ordered:
                     if not journal.holds(cell.blocks, cell.by, rows):
                         if self.shares and chunk is None:
-                            chunk = self._drafted(rows)
-                        found = self._shared(chunk, cell) if self.shares else self._whole(rows, cell)
-                        journal.add(cell.blocks, cell.by, rows, found)
-                    done(len(rows))
-        everyone = range(len(self.prompts))
-        return {cell: journal.read(cell.blocks, cell.by, everyone) for cell in cells}
+                            chunk = self._draft(rows)
+                        new_verdicts = self._whole(rows, cell) if chunk is None else self._shared(chunk, cell)
+                        journal.add(cell.blocks, cell.by, rows, new_verdicts)
+                    on_rows(len(rows))
+        every_row = range(len(self.prompts))
+        return {cell: journal.read(cell.blocks, cell.by, every_row) for cell in cells}
 
     def _chunks(self) -> list[list[int]]:
-        """Rows of like length together, as many as fit the budget for keys and values."""
+        """Rows of similar length together, as many as fit the budget for keys and values."""
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         size = next(self.model.parameters()).element_size()
-        token = 2 * len(self.blocks) * heads * width * size * 2  # kept, and those of the cell at work
+        token = 2 * len(self.blocks) * heads * width * size * 2  # of the unscaled model, and of the current scaling
         chunks: list[list[int]] = []
         for row in sorted(range(len(self.ids)), key=lambda row: (-len(self.ids[row]), row)):
-            fits = chunks and (len(chunks[-1]) + 1) * (len(self.ids[chunks[-1][0]]) + 2 * self.new) * token
-            if chunks and len(chunks[-1]) < _MOST_ROWS and fits <= self._cache_bytes:
-                chunks[-1].append(row)
-            else:
-                chunks.append([row])
+            if chunks and len(chunks[-1]) < _MOST_ROWS:
+                longest = len(self.ids[chunks[-1][0]]) + 2 * self.max_new_tokens
+                if (len(chunks[-1]) + 1) * longest * token <= self._cache_bytes:
+                    chunks[-1].append(row)
+                    continue
+            chunks.append([row])
         return chunks
 
     def _whole(self, rows: list[int], cell: Cell) -> list[Verdict]:
         prompts = [self.prompts[row] for row in rows]
         with scaled(self.model, cell.blocks, cell.by, self.parts) if cell.blocks else nullcontext():
-            said = replies(self.model, self.tokenizer, prompts, max_new_tokens=self.new, chat_template=self._template)
-        return verdicts(self.judge, prompts, said)
+            texts = replies(
+                self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, chat_template=self._template
+            )
+        return verdicts(self.judge, prompts, texts)
 
-    # The unscaled model: its replies are the drafts, its keys, values and states are what the cells share.
+    # The unscaled model: its replies are the drafts; its keys, values and states are shared by all scalings.
 
-    def _drafted(self, rows: list[int]) -> _Chunk:
+    def _draft(self, rows: list[int]) -> _Chunk:
         device = self.model.device
         common = len(commonprefix([self.ids[row].tolist() for row in rows]))
         common = min(common, min(len(self.ids[row]) for row in rows) - 1)
         prefix = torch.from_numpy(self.ids[rows[0]][:common].astype(np.int64))[None].to(device)
         rest, mask = (part.to(device) for part in left_padded([self.ids[row][common:] for row in rows], self._pad))
-        chunk = _Chunk(rows, prefix, rest, mask)
-        tokens = self._written(chunk, Cell())
-        chunk.lengths = [len(one) for one in tokens]
+        no_draft = torch.empty(len(rows), 0, dtype=torch.long, device=device)
+        chunk = _Chunk(rows, prefix, rest, mask, no_draft, [0] * len(rows))
+        tokens = self._generate(chunk, Cell())
+        chunk.lengths = [len(reply) for reply in tokens]
         draft = np.full((len(rows), max(chunk.lengths)), self._pad, np.int64)
-        for row, one in enumerate(tokens):
-            draft[row, : len(one)] = one
+        for row, reply in enumerate(tokens):
+            draft[row, : len(reply)] = reply
         chunk.draft = torch.from_numpy(draft).to(device)
-        kinds: list[type] = []
-        with self.blocks[0].register_forward_hook(lambda block, args, out: kinds.append(type(out))):
+        outputs: list[type] = []
+        with self.blocks[0].register_forward_hook(lambda block, args, output: outputs.append(type(output))):
             cache, _ = self._read(chunk, 0)
-        self._tuples = issubclass(kinds[0], tuple)
-        chunk.kept = [(layer.keys, layer.values) for layer in cache.layers]
+        self._returns_tuples = issubclass(outputs[0], tuple)
+        chunk.cached = [(layer.keys, layer.values) for layer in cache_layers(cache)]
         return chunk
 
     def _advance(self, chunk: _Chunk, block: int) -> None:
-        """Move the states of a chunk on to the inputs of `block`."""
-        if chunk.states is not None and chunk.at > block:
-            chunk.states, chunk.at = None, 0
-        if chunk.at == block:
+        """Replace the states of a chunk by the inputs of `block`."""
+        if chunk.states is not None and chunk.block > block:
+            chunk.states, chunk.block = None, 0
+        if chunk.block == block:
             return
-        seen: list[torch.Tensor] = []
+        inputs: list[torch.Tensor] = []
 
-        def see(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-            raise _Stop
+        def capture(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            inputs.append(args[0] if args else kwargs["hidden_states"])
+            raise StopForward
 
-        with self.blocks[block].register_forward_pre_hook(see, with_kwargs=True):
-            self._read(chunk, chunk.at)
-        chunk.states, chunk.at = (seen[0] if len(seen) > 1 else None, seen[-1]), block
+        with self.blocks[block].register_forward_pre_hook(capture, with_kwargs=True):
+            self._read(chunk, chunk.block)
+        chunk.states, chunk.block = (inputs[0] if len(inputs) > 1 else None, inputs[-1]), block
 
-    # One cell.
+    # One scaling.
 
     def _shared(self, chunk: _Chunk, cell: Cell) -> list[Verdict]:
         if cell.blocks:
             self._advance(chunk, min(cell.blocks))
             with scaled(self.model, cell.blocks, cell.by, self.parts):
-                tokens = self._written(chunk, cell)
+                tokens = self._generate(chunk, cell)
         else:
             tokens = [chunk.draft[row, :length].tolist() for row, length in enumerate(chunk.lengths)]
         if isinstance(self.judge, RefusalMatcher):
-            return [self._verdict(one, True) for one in tokens]
+            # a finished reply always has a verdict
+            return [cast(Verdict, self._verdict(self.judge, reply, finished=True)) for reply in tokens]
         prompts = [self.prompts[row] for row in chunk.rows]
         return verdicts(self.judge, prompts, self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
-    def _written(self, chunk: _Chunk, cell: Cell) -> list[list[int]]:
-        """The tokens of every row's reply, up to where it is decided."""
-        first = min(cell.blocks, default=0)
-        cache, hidden = self._read(chunk, first)
-        drafted = 0 if chunk.draft is None else chunk.draft.shape[1]
+    def _generate(self, chunk: _Chunk, cell: Cell) -> list[list[int]]:
+        """The tokens of every row's reply, up to where its verdict is certain."""
+        cache, hidden = self._read(chunk, min(cell.blocks, default=0))
         likeliest = self._likeliest(hidden[:, chunk.rest.shape[1] - 1 :])
+        drafted = chunk.draft.shape[1] > 0
         tokens: list[list[int]] = []
-        following = []
-        for row in range(len(chunk.rows)):
-            length = chunk.lengths[row] if drafted else 0
-            said = likeliest[row]
-            same = 0
-            while same < length and said[same] == int(chunk.draft[row, same]):
-                same += 1
-            tokens.append([int(token) for token in chunk.draft[row, :same]] if drafted else [])
+        unfinished = []
+        for row, length in enumerate(chunk.lengths):
+            draft = chunk.draft[row, :length].tolist()
+            same = next((at for at in range(length) if likeliest[row, at] != draft[at]), length)
+            tokens.append(draft[:same])
             if same < length or not drafted:
-                tokens[row].append(int(said[same]))
+                tokens[row].append(int(likeliest[row, same]))
                 if not self._decided(tokens[row]):
-                    following.append(row)
-        if following:
-            self._write_on(chunk, cache, tokens, following)
+                    unfinished.append(row)
+        if unfinished:
+            self._continue(chunk, cache, tokens, unfinished)
         return tokens
 
-    def _write_on(self, chunk: _Chunk, cache: Cache, tokens: list[list[int]], rows: list[int]) -> None:
-        """Write token after token of the rows whose last token has not been read yet."""
+    def _continue(self, chunk: _Chunk, cache: Cache, tokens: list[list[int]], rows: list[int]) -> None:
+        """Generate token after token of the rows whose last token is not in the cache yet."""
         device = chunk.rest.device
-        lower = chunk.kept[: len(chunk.kept) if chunk.draft is None else chunk.at]
-        for layer, (keys, values) in zip(cache.layers, lower, strict=False):
+        for layer, (keys, values) in zip(cache_layers(cache), chunk.cached[: chunk.block], strict=False):
             layer.keys, layer.values = keys, values
-        drafted = 0 if chunk.draft is None else chunk.draft.shape[1]
+        drafted = chunk.draft.shape[1]
         accepted = torch.tensor([len(tokens[row]) - 1 for row in range(len(tokens))], device=device)
         mask = torch.cat(
             [
@@ -274,26 +283,25 @@ class Sweep:
             ],
             dim=1,
         )
-        place = mask.sum(1)
+        position = mask.sum(1)
         batch = list(range(len(tokens)))
         while rows:
             if len(rows) <= _THIN * len(batch):
-                keep = torch.tensor([batch.index(row) for row in rows], device=device)
-                cache.batch_select_indices(keep)
-                mask, place, batch = mask[keep], place[keep], rows
+                index = torch.tensor([batch.index(row) for row in rows], device=device)
+                cache.batch_select_indices(index)
+                mask, position, batch = mask[index], position[index], rows
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             last = torch.tensor([[tokens[row][-1]] for row in batch], device=device)
-            hidden = self._forward(last, mask, place[:, None], cache)
-            place = place + 1
-            said = self._likeliest(hidden)[:, 0]
-            still = set(rows)
-            for number, row in enumerate(batch):
-                if row in still:
-                    tokens[row].append(int(said[number]))
+            hidden = self._forward(last, mask, position[:, None], cache)
+            position = position + 1
+            unfinished = set(rows)
+            for row, token in zip(batch, self._likeliest(hidden)[:, 0].tolist(), strict=True):
+                if row in unfinished:
+                    tokens[row].append(token)
             rows = [row for row in rows if not self._decided(tokens[row])]
 
     def _read(self, chunk: _Chunk, first: int) -> tuple[Cache, torch.Tensor]:
-        """One pass over prompts and drafts from block `first` on: keys and values, and final states `(n, S+M, d)`."""
+        """Keys and values, and final states `(n, S+M, d)`, of one pass over prompts and drafts from block `first`."""
         from transformers import DynamicCache
 
         n, common = len(chunk.rows), chunk.prefix.shape[1]
@@ -301,99 +309,60 @@ class Sweep:
         states = chunk.states if first else None
         device = chunk.rest.device
         if common:
-            everywhere = torch.arange(common, device=device)[None]
-            with suppress(_Stop):
+            positions = torch.arange(common, device=device)[None]
+            with suppress(StopForward):
                 ones = torch.ones_like(chunk.prefix)
-                self._forward(chunk.prefix, ones, everywhere, cache, first, states and states[0])
-            for block in range(first):  # what reads the cache's length, reads it off the lowest block
-                keys, values = chunk.kept[block]
+                self._forward(chunk.prefix, ones, positions, cache, first, states and states[0])
+            for block in range(first):  # the length of the cache is that of its lowest block
+                keys, values = chunk.cached[block]
                 cache.update(keys[:1, :, :common], values[:1, :, :common], block)
-            for layer in cache.layers:
+            for layer in cache_layers(cache):
                 if layer.is_initialized:
                     layer.keys = layer.keys.expand(n, -1, -1, -1)
                     layer.values = layer.values.expand(n, -1, -1, -1)
-        ids, mask = chunk.rest, chunk.rest_mask
-        if chunk.draft is not None:
-            drafted = (
-                torch.arange(chunk.draft.shape[1], device=device) < torch.tensor(chunk.lengths, device=device)[:, None]
-            )
-            ids, mask = torch.cat([ids, chunk.draft], 1), torch.cat([mask, drafted.long()], 1)
-        place = common + (mask.cumsum(1) - 1).clamp(min=0)
+        lengths = torch.tensor(chunk.lengths, device=device)[:, None]
+        drafted = torch.arange(chunk.draft.shape[1], device=device) < lengths
+        ids, mask = torch.cat([chunk.rest, chunk.draft], 1), torch.cat([chunk.rest_mask, drafted.long()], 1)
+        positions = common + (mask.cumsum(1) - 1).clamp(min=0)
         whole = torch.cat([torch.ones(n, common, dtype=torch.long, device=device), mask], 1)
         hidden = torch.empty(0)
-        with suppress(_Stop):
-            hidden = self._forward(ids, whole, place, cache, first, states and states[1])
+        with suppress(StopForward):
+            hidden = self._forward(ids, whole, positions, cache, first, states and states[1])
         return cache, hidden
 
     def _forward(
         self,
         ids: torch.Tensor,
         mask: torch.Tensor,
-        place: torch.Tensor,
+        positions: torch.Tensor,
         cache: Cache,
         first: int = 0,
         states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        with _starting_at(self.blocks, first, (states, None) if self._tuples else states):
-            return self._base(
-                input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+        with starting_at(self.blocks, first, (states, None) if self._returns_tuples else states):
+            output = self._base(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        return output.last_hidden_state
 
     def _likeliest(self, hidden: torch.Tensor) -> np.ndarray:
         """The likeliest next token at each position, int64 `(n, positions)`."""
         flat = hidden.flatten(0, 1)
-        step = max(1, _LOGITS // self._head.weight.shape[0])
-        parts = [self._head(flat[at : at + step]).argmax(-1) for at in range(0, len(flat), step)]
+        step = max(1, _MOST_LOGITS // self._vocabulary)
+        parts = [self._head(flat[start : start + step]).argmax(-1) for start in range(0, len(flat), step)]
         return torch.cat(parts).view(hidden.shape[:2]).numpy(force=True)
 
     def _decided(self, tokens: list[int]) -> bool:
-        finished = len(tokens) >= self.new or tokens[-1] in self._ends
-        return finished or self._verdict(tokens, False) is not None
+        """Whether a reply is finished, or more tokens cannot change its verdict."""
+        if len(tokens) >= self.max_new_tokens or tokens[-1] in self._ends:
+            return True
+        return isinstance(self.judge, RefusalMatcher) and self._verdict(self.judge, tokens, finished=False) is not None
 
-    def _verdict(self, tokens: list[int], finished: bool) -> Verdict | None:
-        if not isinstance(self.judge, RefusalMatcher):
-            return None
-        key = (finished, *tokens)  # many cells say the same
-        if key not in self._known:
-            if len(self._known) > 1_000_000:
-                self._known.clear()
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            self._known[key] = self.judge.verdict(text, finished=finished)
-        return self._known[key]
-
-
-@contextmanager
-def _starting_at(blocks: nn.ModuleList, first: int, states: Any) -> Iterator[None]:
-    """Let the forward start with `states` as the input of block `first`: all that the blocks below put out."""
-    if not first:
-        yield
-        return
-    lower = list(blocks[:first])
-    before = [block.__dict__.get("forward") for block in lower]
-    for block in lower:
-        block.forward = lambda *args, **kwargs: states
-    try:
-        yield
-    finally:
-        for block, own in zip(lower, before, strict=True):
-            if own is None:
-                del block.forward
-            else:
-                block.forward = own
-
-
-def _sees_all(model: PreTrainedModel, length: int) -> bool:
-    """Whether each block keeps keys and values of its own and sees all of a text of `length` tokens.
-
-    Rejected drafts leave gaps, which a sliding window would count as distance.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    config = model.config.get_text_config()
-    for layer in DynamicCache(config=model.config).layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            return False
-        if layer.is_sliding and length >= layer.sliding_window:
-            return False
-    return not getattr(config, "num_kv_shared_layers", 0) and find_blocks(model).causal
+    def _verdict(self, judge: RefusalMatcher, tokens: list[int], *, finished: bool) -> Verdict | None:
+        key = (finished, *tokens)  # many scalings give the same reply
+        if key not in self._verdicts:
+            if len(self._verdicts) > 1_000_000:
+                self._verdicts.clear()
+            text = cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))  # of one reply, not of several
+            self._verdicts[key] = judge.verdict(text, finished=finished)
+        return self._verdicts[key]

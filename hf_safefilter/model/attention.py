@@ -1,17 +1,17 @@
 """Attention over packed rows: an implementation for transformers' own attention interface.
 
-All else in a decoder treats each token by itself, so a model whose attention comes from here reads rows of any
-lengths in one sequence without padding, common beginnings once. On a GPU of the Ampere generation or later it is one
-call of torch's variable-length flash attention; on a CPU, piece by piece.
+Everything else in a decoder treats each token by itself, so a model whose attention comes from here reads rows of any
+length in one sequence without padding, and shared prefixes only once. On a GPU of the Ampere generation or later this
+is one call of torch's variable-length flash attention; on a CPU, one call per segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,22 +19,25 @@ from torch import nn
 
 from hf_safefilter.model.prefix_tree import Layout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "hf_safefilter_packed"
-"""As what transformers knows it."""
+"""Name under which transformers knows this implementation."""
 
 _HARMLESS = {"dropout", "is_causal", "position_ids", "position_embeddings", "use_cache", "output_attentions"}
-_WIDEST = 256  # channels of a head that flash attention takes
-_MANY = 8  # heads from which on `_by_blocks` keeps all processors busy
-_BLOCK = 64  # queries that look at their keys together on a CPU: the products stay in its caches
+_WIDEST = 256  # largest number of channels per head that flash attention supports
+_MANY = 8  # number of heads from which `_by_blocks` keeps all processors busy
+_BLOCK = 64  # queries multiplied together on a CPU, so that the products stay in its caches
 _current: ContextVar[Packed] = ContextVar("packed rows")
 
 
 class Unfit(Exception):
-    """The model asks of attention what is not done here (caps, sinks, biases, short windows): read it padded."""
+    """The model needs an attention feature that is missing here (caps, sinks, biases, short windows): pad its rows."""
 
 
 class Packed:
-    """Rows laid out for one forward on `device`: which keys each query sees."""
+    """Rows laid out for one forward pass on `device`: which keys each query sees."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
@@ -42,56 +45,69 @@ class Packed:
 
     @cached_property
     def runs(self) -> list[list[slice]]:
-        """For each piece what it sees, as runs of neighbouring places."""
+        """For each segment, the tokens that it sees, as runs of neighbouring indices."""
         cuts = [np.flatnonzero(np.diff(path) != 1) + 1 for path in self.layout.paths]
         parts = (np.split(path, cut) for path, cut in zip(self.layout.paths, cuts, strict=True))
         return [[slice(int(run[0]), int(run[-1]) + 1) for run in path] for path in parts]
 
     @cached_property
-    def hidden(self) -> torch.Tensor:
-        """Added to products, it hides what lies ahead: float32 `(_BLOCK, longest + _BLOCK)`, -inf or 0.
+    def causal_mask(self) -> torch.Tensor:
+        """Added to the products, it hides later tokens: float32 `(_BLOCK, longest + _BLOCK)`, -inf or 0.
 
-        Queries from the n-th token of a row on find their share from column `longest - n` on.
+        Queries from the n-th token of a row on use the columns from `longest - n` on.
         """
         longest = max(map(len, self.layout.paths))
         return torch.full((_BLOCK, longest + _BLOCK), -torch.inf).triu(longest + 1)
 
     @cached_property
     def whole(self) -> Sequences:
-        """For flash attention: a query sequence a piece."""
+        """For flash attention: one query sequence per segment."""
         lengths = np.diff(self.layout.starts)
-        shared = any(piece.parent >= 0 for piece in self.layout.pieces)
+        shared = any(segment.parent >= 0 for segment in self.layout.segments)
         return Sequences.of(lengths, self.layout.paths, self.device, gather=shared)
 
-    def at(self, places: np.ndarray) -> Sequences:
-        """For flash attention: a query sequence of one token for each of `places`."""
-        return Sequences.of(np.ones(len(places), int), [self.layout.seen_from(p) for p in places], self.device)
+    def at(self, indices: np.ndarray) -> Sequences:
+        """For flash attention: a query sequence of one token for each of the token `indices`."""
+        visible = [self.layout.seen_from(index) for index in indices]
+        return Sequences.of(np.ones(len(indices), int), visible, self.device)
 
 
 class Sequences:
-    """What the variable-length kernel wants to know, on the device."""
+    """The arguments of the variable-length kernel, on the device.
 
-    def __init__(self, bounds: Sequence[torch.Tensor], longest: Sequence[int], gather: torch.Tensor | None) -> None:
+    Args:
+        bounds: Cumulative lengths of the query sequences and of the key sequences, each int32 `(sequences + 1,)`.
+        longest: Length of the longest query sequence and of the longest key sequence.
+        gather: Indices of the keys, one sequence after another; None if the keys already lie in that order.
+    """
+
+    def __init__(
+        self, bounds: tuple[torch.Tensor, torch.Tensor], longest: tuple[int, int], gather: torch.Tensor | None
+    ) -> None:
         self.bounds, self.longest, self.gather = bounds, longest, gather
 
     @classmethod
-    def of(cls, queries: np.ndarray, seen: list[np.ndarray], device: torch.device, gather: bool = True) -> Sequences:
-        """From the number of queries of each sequence, and the places of the keys that it sees."""
-        keys = np.array([len(places) for places in seen])
-        bounds = [on(device, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)) for lengths in (queries, keys)]
-        places = on(device, np.concatenate(seen)) if gather else None
-        return cls(bounds, (int(queries.max()), int(keys.max())), places)
+    def of(cls, queries: np.ndarray, visible: list[np.ndarray], device: torch.device, gather: bool = True) -> Sequences:
+        """From the number of queries of each sequence, and the indices of the keys that it sees."""
+        keys = np.array([len(indices) for indices in visible])
+        bounds = _cumulative(queries, device), _cumulative(keys, device)
+        indices = on(device, np.concatenate(visible)) if gather else None
+        return cls(bounds, (int(queries.max()), int(keys.max())), indices)
+
+
+def _cumulative(lengths: np.ndarray, device: torch.device) -> torch.Tensor:
+    return on(device, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 def on(device: torch.device, values: np.ndarray) -> torch.Tensor:
-    """`values` on `device`, without waiting for what it is busy with."""
+    """`values` on `device`, without waiting for the work that the device has queued."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextmanager
-def attending(model: nn.Module, rows: Packed) -> Iterator[None]:
-    """The attention of `model` is that of these rows inside the block."""
+def attending(model: PreTrainedModel, rows: Packed) -> Iterator[None]:
+    """Inside the block, the attention of `model` is that of the packed `rows`."""
     before, token = model.config._attn_implementation, _current.set(rows)
     model.set_attn_implementation(NAME)
     try:
@@ -109,19 +125,20 @@ def _interface(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **more: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: `(1, heads, tokens, channels)` -> `(1, tokens, heads, channels)`."""
     rows = _current.get()
-    asked = sorted(name for name, told in more.items() if told is not None and name not in _HARMLESS)
-    if asked or attention_mask is not None or more.get("is_causal") is False or more.get("dropout"):
-        raise Unfit(f"{type(module).__name__} asks for {', '.join(asked) or 'a mask of its own'}")
+    needed = sorted(name for name, option in options.items() if option is not None and name not in _HARMLESS)
+    if needed or attention_mask is not None or options.get("is_causal") is False or options.get("dropout"):
+        raise Unfit(f"{type(module).__name__} needs {', '.join(needed) or 'a mask of its own'}")
     if sliding_window is not None and sliding_window < max(map(len, rows.layout.paths)):
         raise Unfit(f"a row is longer than the window of {sliding_window} tokens")
     if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise Unfit(f"{type(module).__name__} attends to more than these rows")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(*(part[0].transpose(0, 1) for part in (query, key, value)), rows, scaling)[None], None
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    return attend(query, key, value, rows, scaling)[None], None
 
 
 def attend(
@@ -135,15 +152,18 @@ def attend(
     """Causal attention of packed rows.
 
     Args:
-        query: `(tokens, heads, channels)`, or as many as `only` names.
-        key: `(tokens, heads or fewer, channels)`.
-        value: likewise.
-        rows: which tokens belong together.
-        scaling: of the products.
-        only: sorted places that ask; None: all.
+        query: `(tokens, heads, channels)`; with `only`, one query for each of its indices.
+        key: `(tokens, key heads, channels)`; there may be fewer key heads than heads.
+        value: `(tokens, key heads, channels)`.
+        rows: The rows: which tokens belong together.
+        scaling: Factor of the products of queries and keys.
+        only: Sorted token indices of the queries; None: every token is a query.
+
+    Returns:
+        `(queries, heads, channels)`.
     """
     if rows.device.type == "cpu":
-        return _piece_by_piece(query, key, value, rows, scaling, only)
+        return _by_segment(query, key, value, rows, scaling, only)
     return _in_one_call(query, key, value, rows.whole if only is None else rows.at(only), scaling)
 
 
@@ -153,10 +173,10 @@ def _in_one_call(
     from torch.nn.attention.varlen import varlen_attn
 
     if not (query.shape[-1] == value.shape[-1] <= _WIDEST):
-        raise Unfit(f"flash attention takes heads of up to {_WIDEST} channels, as many in values as in queries")
+        raise Unfit(f"flash attention supports heads of up to {_WIDEST} channels, as many in values as in queries")
     if sequences.gather is not None:
         key, value = key[sequences.gather], value[sequences.gather]
-    return varlen_attn(
+    mixed = varlen_attn(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -166,9 +186,10 @@ def _in_one_call(
         window_size=(-1, 0),  # causal: the last query sees the last key
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    return cast("torch.Tensor", mixed)  # a tuple is returned only to callers that ask for further outputs
 
 
-def _piece_by_piece(
+def _by_segment(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -179,19 +200,19 @@ def _piece_by_piece(
     layout = rows.layout
     mixed = query.new_empty(*query.shape[:2], value.shape[-1])
     bounds = layout.starts if only is None else np.searchsorted(only, layout.starts)
-    for number, piece in enumerate(layout.pieces):
+    for number, segment in enumerate(layout.segments):
         first, last = int(bounds[number]), int(bounds[number + 1])
         if first == last:
             continue
-        asked = query[first:last].transpose(0, 1)
-        seen = [_joined(states, rows.runs[number]).transpose(0, 1) for states in (key, value)]
+        queries = query[first:last].transpose(0, 1)
+        keys, values = (_joined(states, rows.runs[number]).transpose(0, 1) for states in (key, value))
         if only is None and query.dtype == torch.float32 and query.shape[1] >= _MANY:
-            found = _by_blocks(asked, *seen, rows.hidden, scaling)
+            output = _by_blocks(queries, keys, values, rows.causal_mask, scaling)
         else:
-            here = np.arange(first, last) if only is None else only[first:last]
-            mask = _sight(piece.depth, (here - layout.starts[number]).tobytes(), len(piece.ids))
-            found = _fused(asked, *seen, mask, scaling)
-        mixed[first:last] = found.transpose(0, 1)
+            indices = np.arange(first, last) if only is None else only[first:last]
+            mask = _visible(segment.depth, (indices - layout.starts[number]).tobytes(), len(segment.ids))
+            output = _fused(queries, keys, values, mask, scaling)
+        mixed[first:last] = output.transpose(0, 1)
     return mixed
 
 
@@ -200,44 +221,52 @@ def _joined(states: torch.Tensor, runs: list[slice]) -> torch.Tensor:
 
 
 def _by_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal_mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     """The same as `_fused` for the last tokens of a row, in three quarters of its time for rows of some hundred tokens.
 
-    A block of queries multiplies the keys up to its own last one alone; torch's kernel multiplies them all. In 16 bits
-    it would round the products, which the kernel does not.
+    A block of queries is multiplied only by the keys up to its own last token; torch's kernel multiplies all of them.
+    This would round the products in 16 bits, which the kernel does not.
     """
     heads, count, channels = query.shape
     groups = heads // key.shape[0]
-    before, longest = key.shape[1] - count, hidden.shape[1] - _BLOCK
-    found = []
-    for part in query.split(_BLOCK, dim=1):
-        asked, until = part.shape[1], before + part.shape[1]
-        ahead = hidden[:asked, longest - before : longest + asked].expand(groups, -1, -1).reshape(-1, until)
-        together = part.reshape(-1, groups * asked, channels)  # heads that share keys
-        weights = torch.baddbmm(ahead, together, key[:, :until].transpose(1, 2), alpha=scaling).softmax(-1)
-        found.append((weights @ value[:, :until]).view(heads, asked, -1))
-        before = until
-    return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+    before, longest = key.shape[1] - count, causal_mask.shape[1] - _BLOCK
+    outputs = []
+    for block in torch.split(query, _BLOCK, dim=1):
+        size = block.shape[1]
+        stop = before + size
+        mask = causal_mask[:size, longest - before : longest + size].expand(groups, -1, -1).reshape(-1, stop)
+        grouped = block.reshape(-1, groups * size, channels)  # heads that share keys
+        weights = torch.baddbmm(mask, grouped, key[:, :stop].transpose(1, 2), alpha=scaling).softmax(-1)
+        outputs.append((weights @ value[:, :stop]).view(heads, size, -1))
+        before = stop
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 def _fused(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    batch = (states[None] for states in (query, key, value))
     grouped = query.shape[0] != key.shape[0]
-    return nn.functional.scaled_dot_product_attention(*batch, attn_mask=mask, scale=scaling, enable_gqa=grouped)[0]
+    return nn.functional.scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=mask, scale=scaling, enable_gqa=grouped
+    )[0]
 
 
 @lru_cache(maxsize=256)
-def _sight(before: int, within: bytes, length: int) -> torch.Tensor:
-    """Which of `before + length` tokens each query sees, given its place within the piece: bool (queries, tokens)."""
-    place = torch.from_numpy(np.frombuffer(within, np.int64).copy()) + before
-    return torch.arange(before + length) <= place[:, None]
+def _visible(before: int, queries: bytes, length: int) -> torch.Tensor:
+    """Which of a segment's `before + length` tokens each query sees: bool `(queries, tokens)`.
+
+    Args:
+        before: Number of tokens in front of the segment.
+        queries: Positions of the queries in the segment, the bytes of an int64 array.
+        length: Number of tokens of the segment.
+    """
+    positions = torch.from_numpy(np.frombuffer(queries, np.int64).copy()) + before
+    return torch.arange(before + length) <= positions[:, None]
 
 
 def register() -> None:
-    """Make it known to transformers; again is harmless."""
+    """Make the implementation known to transformers; registering it again changes nothing."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _interface)

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PADDED, _PACKED = 512, 2048  # on a CPU, where a batch's states should stay in its caches
+_PADDED, _PACKED = 512, 2048  # on a CPU, where the states of a batch should stay in its caches
 _MPS = 8192
-_MOST = 32768  # products of this many rows are as fast as products get
+_MOST = 32768  # more rows than these do not make a matrix product faster
 _SHARE = 0.7  # of the memory that is free
-_STATES = 10  # of a token at a block's widest moment: input, norm, queries, keys, values, output
+_STATES = 10  # vectors held for a token where a block needs most: input, norm, queries, keys, values, output
 
 
 def token_budget(trunk: Trunk, packed: bool) -> int:
-    """Tokens a batch may hold, padding included. It decides speed and memory, never the vectors."""
+    """Number of tokens that a batch may hold, padding included. It decides speed and memory, never the vectors."""
     if trunk.token_budget is not None:
         return trunk.token_budget
     if trunk.device.type == "cuda":
@@ -39,7 +39,7 @@ def _for_memory(trunk: Trunk, free: int) -> int:
 
 
 def lower(trunk: Trunk, held: int) -> int:
-    """Half of what ran out of memory, from now on."""
+    """From now on, half of the `held` tokens that ran out of memory."""
     trunk.token_budget = held // 2
     logger.warning("out of memory on %s: batches now hold at most %d tokens", trunk.device, trunk.token_budget)
     return trunk.token_budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Reads:
         found = states.reshape(-1, states.shape[-1])[self._index].float()
         if self.one_each:
             return found
-        return torch.stack([part.mean(0) for part in found.split([len(places) for places in self.places])])
+        return torch.stack([part.mean(0) for part in torch.split(found, [len(places) for places in self.places])])
 
 
 def read(
@@ -90,9 +90,9 @@ class _Reader:
 
         def read_places(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             states, rotary = _input(args, kwargs)[0], kwargs["position_embeddings"]
-            states = at_positions(block, states, rotary, self.reads.packed, asked)
+            states = at_positions(block, states, rotary, cast("Packed", self.reads.packed), asked)
             for layer in wanted:
-                self.keep(layer, there.mean(self.stack.final_norm(states) if layer == "norm" else states))
+                self.keep(layer, there.mean(self._final_norm(states) if layer == "norm" else states))
 
         return read_places
 
@@ -107,8 +107,8 @@ class _Reader:
                     if layer == deepest[0]:
                         hook = self.instead(deepest)
                         handles.append(blocks[self._depth() - 1].register_forward_pre_hook(hook, with_kwargs=True))
-                elif layer == "norm":
-                    handles.append(self.stack.final_norm.register_forward_hook(self.after(layer)))
+                elif isinstance(layer, str):
+                    handles.append(self._final_norm.register_forward_hook(self.after(layer)))
                 elif layer == 0:
                     handles.append(blocks[0].register_forward_pre_hook(self.before(layer), with_kwargs=True))
                 else:
@@ -120,7 +120,12 @@ class _Reader:
 
     def _depth(self) -> int:
         """Blocks that run."""
-        return len(self.stack.blocks) if self.layers[-1] == "norm" else self.layers[-1]
+        deepest = self.layers[-1]
+        return len(self.stack.blocks) if isinstance(deepest, str) else deepest
+
+    @property
+    def _final_norm(self) -> nn.Module:
+        return cast("nn.Module", self.stack.final_norm)  # "norm" is refused for models that have none
 
     def _can_read_places(self) -> bool:
         if self.reads.packed is None or not can_read_positions(self.stack.blocks[self._depth() - 1]):

@@ -5,6 +5,8 @@ Keys and values are still those of every token. This is arithmetic of the Llama 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import nn
@@ -39,12 +41,13 @@ def at_positions(
     Returns:
         `(n, d)`, in the dtype of `states`.
     """
-    attention = block.self_attn
-    normed = block.input_layernorm(states)
+    layer = cast(Any, block)  # torch types the submodules of a module as tensors or modules
+    attention = layer.self_attn
+    normed = layer.input_layernorm(states)
     asked = on(states.device, places)
 
     def heads(projected: torch.Tensor, norm: str) -> torch.Tensor:
-        split = projected.unflatten(-1, (-1, attention.head_dim))
+        split = torch.unflatten(projected, -1, (-1, attention.head_dim))
         return getattr(attention, norm)(split) if hasattr(attention, norm) else split
 
     cosines, sines = (values[0].unsqueeze(1) for values in rotary)
@@ -52,8 +55,8 @@ def at_positions(
     values = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim))
     queries = _turned(heads(attention.q_proj(normed[asked]), "q_norm"), cosines[asked], sines[asked])
     mixed = attend(queries, keys, values, rows, attention.scaling, places)
-    here = states[asked] + attention.o_proj(mixed.flatten(1))
-    return here + block.mlp(block.post_attention_layernorm(here))
+    here: torch.Tensor = states[asked] + attention.o_proj(mixed.flatten(1))
+    return here + layer.mlp(layer.post_attention_layernorm(here))
 
 
 def _turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Linear layers with weights laid out once for oneDNN: the same product, faster where torch's default is slow.
 
 On CPUs whose default float32 product runs at a fraction of their peak (MKL on AMD, for one) this doubles the speed of a
-whole forward; elsewhere it gains nothing. So it is measured, not guessed, and left alone where it does not pay.
+whole forward pass; elsewhere it gains nothing. So the gain is measured, and layers are replaced only where it pays.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,14 +18,14 @@ from hf_safefilter.model.machine_memo import remembered
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 512  # rows the weights are laid out for: other numbers work, most batches are near it
-_WORTH = 1.05  # a gain below this is within the noise of the measurement
+_ROWS = 512  # rows that the weights are laid out for: other numbers work, and most batches are near this one
+_WORTH = 1.05  # a smaller gain is within the noise of the measurement
 _ROUNDS = 7
-_SMALL = 256 * 256  # weights up to here are not worth measuring
+_SMALL = 256 * 256  # weights of up to this many entries are not worth measuring
 
 
 class PrepackedLinear(nn.Module):
-    """`nn.Linear` for inference on a CPU; its weight lives in oneDNN's own layout and cannot be read or changed."""
+    """`nn.Linear` for inference on a CPU; its weight is in oneDNN's own layout and cannot be read or changed."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -34,17 +35,18 @@ class PrepackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        product = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return cast("torch.Tensor", product)  # operators under torch.ops are untyped
 
 
 def prepack_if_faster(model: nn.Module) -> bool:
-    """Replace the linear layers of `model` where a short measurement says that it pays; returns whether it did."""
+    """Replace the linear layers of `model` if a short measurement shows a gain; returns whether it did."""
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     largest = max(linears, key=lambda linear: linear.weight.numel(), default=None)
     if largest is None or largest.weight.numel() <= _SMALL or not _possible(largest):
         return False
-    out, inner = largest.weight.shape
-    question = f"prepacked {out} x {inner} {largest.weight.dtype}, {torch.get_num_threads()} threads"
+    outer, inner = largest.weight.shape
+    question = f"prepacked {outer} x {inner} {largest.weight.dtype}, {torch.get_num_threads()} threads"
     if not remembered(question, lambda: int(_pays(largest))):
         return False
     prepack(model)
@@ -61,7 +63,7 @@ def _pays(linear: nn.Linear) -> bool:
 
 
 def prepack(model: nn.Module) -> None:
-    """Replace every `nn.Linear` of `model`; their weights exist in the new layout only from then on."""
+    """Replace every `nn.Linear` of `model`; from then on their weights exist only in the new layout."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
@@ -73,20 +75,20 @@ def _possible(linear: nn.Linear) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
-def _gain(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> float:
-    """How many times as fast the other is; taken in turns, so that a neighbour's burst falls on both."""
-    one(), other()
-    taken = [(_once(one), _once(other)) for _ in range(_ROUNDS)]
-    return min(first for first, _ in taken) / min(second for _, second in taken)
+def _gain(default: Callable[[], torch.Tensor], packed: Callable[[], torch.Tensor]) -> float:
+    """Speed of `packed` relative to `default`; both take turns, so that a burst of other work slows both."""
+    default(), packed()
+    seconds = [(_seconds(default), _seconds(packed)) for _ in range(_ROUNDS)]
+    return min(first for first, _ in seconds) / min(second for _, second in seconds)
 
 
-def _once(product: Callable[[], torch.Tensor]) -> float:
+def _seconds(product: Callable[[], torch.Tensor]) -> float:
     begin = time.perf_counter()
     product()
     return time.perf_counter() - begin

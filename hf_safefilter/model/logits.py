@@ -1,10 +1,10 @@
-"""Logits where they are wanted: the head, which is the dearest layer of a small model, runs nowhere else."""
+"""Logits only where they are needed: the head, the most expensive layer of a small model, runs nowhere else."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 
 
 def logits_at(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Logits (n, places, vocabulary) at the same places of every row.
+    """Logits `(n, positions, vocabulary)` at the same positions of every row.
 
     Args:
-        model: a causal language model; the head runs at those places alone where its forward takes `logits_to_keep`.
-        ids: int64 (n, tokens).
-        mask: attention mask (n, tokens); None: every token is seen by those after it.
-        places: int64 (places,).
+        model: Causal language model; its head runs only at those positions if its forward takes `logits_to_keep`.
+        ids: Token ids, int64 `(n, tokens)`.
+        mask: Attention mask `(n, tokens)`; None: every token is seen by those after it.
+        positions: int64 `(positions,)`.
     """
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=places).logits
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, places]
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=positions)
+        return cast("torch.Tensor", output.logits)  # calls of a module are untyped
+    output = model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return cast("torch.Tensor", output.logits[:, positions])
 
 
 def right_padded(rows: Sequence[np.ndarray], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, int64 (n, longest), whatever side the tokenizer would pad on."""
+    """Token ids and attention mask, int64 `(n, longest)`, padded on the right whatever the tokenizer's own side is."""
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     ids = torch.full_like(mask, pad)

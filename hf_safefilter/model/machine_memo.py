@@ -1,7 +1,7 @@
-"""What was measured on this machine, and holds from then on: a second run must round as the first one did.
+"""Measurements of this machine, remembered so that a second run rounds exactly as the first one did.
 
-How weights are laid out is picked by what is fastest. Each way rounds differently in the last bit, and digests
-of references or fitted scores would change from run to run with the load of the machine.
+The layout of weights is chosen by speed. Each layout rounds differently in the last bit, so digests of references or
+fitted scores would change from run to run with the load of the machine if it were measured every time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from hf_safefilter.checks import is_whole
 from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.storage.atomic import atomic_text
 
@@ -24,26 +25,28 @@ FILE = "measured.json"
 
 
 def remembered(question: str, measure: Callable[[], int]) -> int:
-    """The answer that was measured first, by this or another process of this user on a machine of this name.
+    """The answer that was measured first, by any process of this user on a machine of this name.
 
     Args:
-        question: all that the answer depends on, but for machine and torch.
-        measure: is called if nobody has asked yet. Delete the file to have everything measured anew.
+        question: Everything that the answer depends on, except the machine and the version of torch.
+        measure: Called if there is no answer yet. Delete the file to measure everything again.
     """
     path = store_root() / FILE
-    asked = f"{question}; torch {torch.__version__}; {os.cpu_count()} processors of {platform.node()}"
-    if asked not in (known := _read(path)):
-        known = {asked: measure()} | _read(path)  # whoever was faster is right
+    key = f"{question}; torch {torch.__version__}; {os.cpu_count()} processors of {platform.node()}"
+    if key not in (answers := _read(path)):
+        answers = {key: measure()} | _read(path)  # an answer that another process wrote in the meantime wins
         try:
-            atomic_text(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+            atomic_text(path, json.dumps(answers, indent=1, sort_keys=True) + "\n")
         except OSError as error:
-            logger.debug("%s cannot be written (%s): measured again next time", path, error)
-    return known[asked]
+            logger.debug("%s cannot be written (%s): it will be measured again next time", path, error)
+    return answers[key]
 
 
 def _read(path: Path) -> dict[str, int]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        answers = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(name): value for name, value in known.items() if type(value) is int} if type(known) is dict else {}
+    if not isinstance(answers, dict):
+        return {}
+    return {str(question): answer for question, answer in answers.items() if is_whole(answer)}

@@ -24,8 +24,8 @@ def read_padded(trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer])
     reads = Reads([np.arange(row.start, row.stop) + n * longest for n, row in enumerate(tokens)], trunk.device)
     # What is right of a token is out of sight for causal attention, which is faster without a mask.
     seen = None if trunk.stack.causal else on(trunk.device, mask)
-    ids = on(trunk.device, ids)
-    return read(trunk.stack, layers, reads, lambda: trunk.model(input_ids=ids, attention_mask=seen))
+    inputs = on(trunk.device, ids)
+    return read(trunk.stack, layers, reads, lambda: trunk.model(input_ids=inputs, attention_mask=seen))
 
 
 def _pad(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:

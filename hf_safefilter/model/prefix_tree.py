@@ -1,6 +1,6 @@
-"""Rows that begin alike, as a tree of pieces: a common beginning is held, and computed, once.
+"""Rows that begin alike, as a tree of segments: a shared prefix is stored, and computed, once.
 
-A template's head, a system prompt, two answers to one prompt: what comes after them differs, they do not.
+A template's header, a system prompt, two answers to one prompt: the rows differ only in what comes after these.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _LEAST = 8  # tokens: sharing fewer costs more than it saves
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens that follow those of `parent`.
+class Segment:
+    """Tokens that follow those of the segment `parent`.
 
     Attributes:
-        parent: number of the piece before; -1: the beginning.
-        depth: tokens before this piece.
-        ids: int32 (n,).
+        parent: Number of the segment before this one; -1 where a row begins.
+        depth: Number of tokens before this segment in its rows.
+        ids: Token ids, int32 `(n,)`.
     """
 
     parent: int
@@ -30,55 +30,55 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """The pieces of some rows one after another, as a model is given them.
+    """The segments of some rows one after another, as a model is given them.
 
     Attributes:
-        pieces: parents before children.
-        ends: for each row the piece that it ends with.
-        starts: int64 (pieces + 1,): where each piece begins among all tokens, and where the last one ends.
-        paths: for each piece the places, among all tokens, of the row's tokens from its beginning to the piece's end.
+        segments: All segments, parents before children.
+        ends: For each row, the number of its last segment.
+        starts: int64 `(segments + 1,)`: index of each segment's first token among all tokens, then the token count.
+        paths: For each segment, the indices among all tokens of the row's tokens up to the segment's end.
     """
 
-    pieces: list[Piece]
+    segments: list[Segment]
     ends: list[int]
     starts: np.ndarray
     paths: list[np.ndarray]
 
     @classmethod
     def of(cls, rows: Sequence[np.ndarray]) -> Layout:
-        """Lay out the ids of rows, sorted by `order`."""
-        pieces, ends = grown(rows)
-        starts = np.concatenate([[0], np.cumsum([len(piece.ids) for piece in pieces])])
+        """The layout of rows of token ids, which are sorted by `order`."""
+        segments, ends = grown(rows)
+        starts = np.concatenate([[0], np.cumsum([len(segment.ids) for segment in segments])])
         paths: list[np.ndarray] = []
-        for number, piece in enumerate(pieces):
+        for number, segment in enumerate(segments):
             own = np.arange(starts[number], starts[number + 1])
-            paths.append(own if piece.parent < 0 else np.concatenate([paths[piece.parent], own]))
-        return cls(pieces, ends, starts, paths)
+            paths.append(own if segment.parent < 0 else np.concatenate([paths[segment.parent], own]))
+        return cls(segments, ends, starts, paths)
 
     @property
     def ids(self) -> np.ndarray:
-        """Token ids, int64 (tokens,)."""
-        return np.concatenate([piece.ids for piece in self.pieces]).astype(np.int64)
+        """Token ids, int64 `(tokens,)`."""
+        return np.concatenate([segment.ids for segment in self.segments]).astype(np.int64)
 
     @property
     def positions(self) -> np.ndarray:
-        """Place of each token in its row, int64 (tokens,)."""
-        return np.concatenate([np.arange(len(piece.ids)) + piece.depth for piece in self.pieces])
+        """Position of each token in its row, int64 `(tokens,)`."""
+        return np.concatenate([np.arange(len(segment.ids)) + segment.depth for segment in self.segments])
 
-    def seen_from(self, place: int) -> np.ndarray:
-        """Places of the tokens that the one at `place` sees: those on the way to it, and itself."""
-        number = int(np.searchsorted(self.starts, place, side="right")) - 1
-        return self.paths[number][: self.pieces[number].depth + place - int(self.starts[number]) + 1]
+    def seen_from(self, index: int) -> np.ndarray:
+        """Indices of the tokens that the token at `index` sees: those before it in its row, and itself."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.paths[number][: self.segments[number].depth + index - int(self.starts[number]) + 1]
 
 
 def order(rows: Sequence[np.ndarray]) -> list[int]:
-    """Numbers of the rows, those that begin alike next to each other."""
+    """Numbers of the rows, sorted so that rows that begin alike are neighbours."""
     return sorted(range(len(rows)), key=lambda row: rows[row].tobytes())
 
 
-def grown(rows: Sequence[np.ndarray]) -> tuple[list[Piece], list[int]]:
-    """The tree of `rows` as `order` sorts them: its pieces, and for each row the piece that it ends with."""
-    pieces: list[Piece] = []
+def grown(rows: Sequence[np.ndarray]) -> tuple[list[Segment], list[int]]:
+    """The tree of `rows`, which are sorted by `order`: its segments, and for each row the number of its last one."""
+    segments: list[Segment] = []
     ends = [-1] * len(rows)
 
     def grow(members: list[int], depth: int, parent: int) -> None:
@@ -86,14 +86,14 @@ def grown(rows: Sequence[np.ndarray]) -> tuple[list[Piece], list[int]]:
         common = _common(first, last)
         if common == len(first) == len(last):  # one row, or equal ones that are read at different positions
             if depth < len(first):
-                pieces.append(Piece(parent, depth, first[depth:]))
-                parent = len(pieces) - 1
+                segments.append(Segment(parent, depth, first[depth:]))
+                parent = len(segments) - 1
             for row in members:
                 ends[row] = parent
             return
         if common - depth >= _LEAST:
-            pieces.append(Piece(parent, depth, first[depth:common]))
-            parent, depth = len(pieces) - 1, common
+            segments.append(Segment(parent, depth, first[depth:common]))
+            parent, depth = len(segments) - 1, common
         groups: dict[bytes, list[int]] = {}
         for row in members:
             groups.setdefault(rows[row][depth : depth + _LEAST].tobytes(), []).append(row)
@@ -102,11 +102,11 @@ def grown(rows: Sequence[np.ndarray]) -> tuple[list[Piece], list[int]]:
 
     if rows:
         grow(list(range(len(rows))), 0, -1)
-    return pieces, ends
+    return segments, ends
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens two rows begin with alike."""
-    least = min(len(one), len(other))
-    different = np.flatnonzero(one[:least] != other[:least])
-    return int(different[0]) if len(different) else least
+def _common(first: np.ndarray, second: np.ndarray) -> int:
+    """Number of tokens that two rows have in common at their beginning."""
+    shorter = min(len(first), len(second))
+    different = np.flatnonzero(first[:shorter] != second[:shorter])
+    return int(different[0]) if len(different) else shorter

@@ -1,21 +1,21 @@
-"""Blocks made louder or quieter for a while: their projections times a factor, and back again bit for bit.
+"""Blocks amplified or attenuated for a while: their projections times a factor, then restored bit for bit.
 
-Methods that ask which blocks carry safety amplify or attenuate some and count refusals (Safety Layers, LARF). Nothing
-is copied but the matrices of the blocks at hand, and nothing is divided back: the first tensors are put in place again.
+Methods that search for the blocks that carry safety scale some of them and count refusals (Safety Layers, LARF). Only
+the matrices of those blocks are copied, and nothing is divided back: the original tensors are put in place again.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
 
+from hf_safefilter.checks import is_finite, is_whole
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model.blocks import find_blocks
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-"""The seven matrices of a block that are scaled; norms, biases and routers are left alone."""
+"""The seven matrices of a block that are scaled; norms, biases and routers are left unchanged."""
 
 WITHOUT_O = tuple(part for part in PROJECTIONS if part != "o")
-"""What the published tables of Safety Layers were most likely made with: the first release left the output alone."""
+"""What the published tables of Safety Layers were most likely made with: its first release did not scale the output."""
 
 LEAST_EFFECT = 0.2
-"""A scale of 1.3 that moves a block's output by less than this does nothing."""
+"""A scale of 1.3 counts as without effect if it changes what a block adds by a smaller share than this."""
 
 Form = Literal["weights", "outputs", "branches"]
 
@@ -56,10 +56,11 @@ class Scaling:
     """What is being scaled, and how.
 
     Attributes:
-        blocks: their numbers.
-        by: the factor.
-        form: "weights": the matrices themselves; "outputs": what they give, bias left out, where weights are quantised;
-            "branches": what attention and MLP add to the residual stream, where a norm after them would undo the rest.
+        blocks: Numbers of the blocks.
+        by: The factor.
+        form: "weights": the matrices themselves; "outputs": their outputs without the bias, for quantised weights;
+            "branches": what attention and MLP add to the residual stream, where a norm after them would cancel the
+            other two.
     """
 
     blocks: tuple[int, ...]
@@ -73,20 +74,21 @@ def scaled(
 ) -> Iterator[Scaling]:
     """Inside the block, the projections of `blocks` are multiplied by `by`; afterwards all is as before, bit for bit.
 
-    Fused projections (Phi-3, GPT-NeoX) and those of experts are scaled whole. Quantised ones are scaled by their
-    outputs. In blocks with a norm after each branch (Gemma 2 and 3, OLMo 2, GLM 4) that norm would cancel the scale, so
-    there the branches' own outputs are multiplied; a scale of 1.3 then means 1.3, where on seven matrices in a row it
-    means 1.7 to 2.2.
+    Fused projections (Phi-3, GPT-NeoX) and those of experts are scaled as a whole. For quantised ones, the outputs are
+    scaled. In blocks with a norm after each branch (Gemma 2 and 3, OLMo 2, GLM 4) that norm would cancel the scale, so
+    the outputs of the branches are multiplied instead; a scale of 1.3 then means 1.3, whereas on the seven matrices,
+    which follow each other, it amounts to 1.7 to 2.2.
 
     Args:
-        model: a transformers model, with or without a head; it is changed in place and never copied.
-        blocks: number or numbers of blocks, 0..L-1.
-        by: the factor; above 0, not 1.
-        parts: some of `PROJECTIONS`.
+        model: Transformers model, with or without a head; it is changed in place and never copied.
+        blocks: Number or numbers of blocks, 0..L-1.
+        by: The factor; above 0, and not 1.
+        parts: Some of `PROJECTIONS`.
 
     Raises:
-        OptionError: a block that is not there, a factor that is none, unknown parts, or a fused matrix cut by `parts`.
-        ModelError: no blocks, or projections that cannot be told.
+        OptionError: A block does not exist, the factor has no effect or is not positive, a part is not known, or
+            `parts` names only a part of a fused matrix.
+        ModelError: The model has no blocks, or projections that are not recognised.
     """
     stack = find_blocks(model)
     numbers = _checked(blocks, by, parts, len(stack.blocks))
@@ -96,12 +98,12 @@ def scaled(
 
 
 def projection_names(block: nn.Module) -> list[str]:
-    """Last names of a block's projections, as adapters are told them; raises as `scaled` does."""
+    """Last components of the names of a block's projections, as adapters expect them; raises as `scaled` does."""
     return list(dict.fromkeys(path.rpartition(".")[2] for path, _, _ in _projections(block)))
 
 
 def form_of(model: PreTrainedModel) -> Form:
-    """How `scaled` works on this model."""
+    """The form in which `scaled` scales this model."""
     with scaled(model, 0, 1.5) as scaling:
         return scaling.form
 
@@ -109,14 +111,14 @@ def form_of(model: PreTrainedModel) -> Form:
 def scaling_effect(
     model: PreTrainedModel, block: int, run: Callable[[], Any], by: float = 1.3, parts: Sequence[str] = PROJECTIONS
 ) -> float:
-    """How much a scale moves what a block adds: relative change of the norm of output minus input.
+    """How much a scale changes what a block adds: relative change of the norm of its output minus its input.
 
     Args:
-        model: as for `scaled`.
-        block: number of the block.
-        run: a forward pass of the model over some text.
-        by: the factor.
-        parts: as for `scaled`.
+        model: As for `scaled`.
+        block: Number of the block.
+        run: Runs a forward pass of the model over some text.
+        by: The factor.
+        parts: As for `scaled`.
     """
     before = _added(model, block, run)
     with scaled(model, block, by, parts):
@@ -124,109 +126,119 @@ def scaling_effect(
 
 
 def require_effect(model: PreTrainedModel, block: int, run: Callable[[], Any], parts: Sequence[str]) -> None:
-    """Raise unless scaling does something to this model: else a search would measure nothing, silently.
+    """Raise unless scaling has an effect on this model: otherwise a search would silently measure nothing.
 
     Raises:
-        ModelError: a scale of 1.3 moves the block's output by less than `LEAST_EFFECT`.
+        ModelError: A scale of 1.3 changes what the block adds by a share of less than `LEAST_EFFECT`.
     """
     effect = scaling_effect(model, block, run, parts=parts)
     if not effect >= LEAST_EFFECT:
         raise ModelError(
-            f"scaling block {block} of {type(model).__name__} by 1.3 moves its output by {effect:.0%} only",
+            f"scaling block {block} of {type(model).__name__} by 1.3 changes its output by only {effect:.0%}",
             found="a norm or another part of this architecture cancels the scale",
-            fix="use the angular gap instead: method='gap'",
+            fix='use the angular gap instead: `method="gap"`',
         )
 
 
 def _checked(blocks: int | Iterable[int], by: float, parts: Sequence[str], n_blocks: int) -> tuple[int, ...]:
     numbers = (blocks,) if isinstance(blocks, int) else tuple(blocks)
-    if not numbers or any(type(number) is not int or not 0 <= number < n_blocks for number in numbers):
+    if not numbers or not all(is_whole(number) and 0 <= number < n_blocks for number in numbers):
         raise OptionError(
             f"blocks {list(numbers)} are not all in this model",
             found=f"{n_blocks} blocks",
             fix=f"choose from 0 to {n_blocks - 1}",
         )
-    if not (isinstance(by, (int, float)) and math.isfinite(by) and by > 0 and by != 1):
-        raise OptionError(f"a scale of {by!r} changes nothing, or is none", fix="use e.g. 0.8 or 1.2")
+    if not is_finite(by) or by <= 0 or by == 1:
+        raise OptionError(f"the scale {by!r} is not a number above 0 other than 1", fix="use for example 0.8 or 1.2")
     if not parts or not set(parts) <= set(PROJECTIONS):
         raise OptionError(f"parts {list(parts)} are not known", fix=f"use some of {', '.join(PROJECTIONS)}")
-    return tuple(sorted(set(numbers)))
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 def _scale(block: nn.Module, by: float, parts: Sequence[str], undo: ExitStack) -> Form:
     if norms := _post_norms(block):
         for norm, branch in zip(norms, ("qkvo", ("gate", "up", "down")), strict=True):
             if set(branch) & set(parts):
-                undo.callback(norm.register_forward_hook(lambda _, args, out: out * by).remove)
+                undo.callback(norm.register_forward_hook(lambda _, args, output: output * by).remove)
         return "branches"
     forms: set[Form] = set()
-    for path, role, thing in _projections(block):
+    for path, role, projection in _projections(block):
         own = _PARTS.get(role, (role,))
         if not set(own) & set(parts):
             continue
         if not set(own) <= set(parts):
             raise OptionError(
-                f"{path} holds {', '.join(own)} in one matrix and cannot be scaled in part", fix=f"name all of {own}"
+                f"{path} holds {', '.join(own)} in one matrix and cannot be scaled in part",
+                fix=f"name all of {', '.join(own)}",
             )
-        forms.add(_scale_one(thing, by, undo))
+        forms.add(_scale_projection(projection, by, undo))
     return max(forms, key=("weights", "outputs").index)
 
 
-def _scale_one(thing: nn.Module | nn.Parameter, by: float, undo: ExitStack) -> Form:
-    weight = thing if isinstance(thing, nn.Parameter) else getattr(thing, "weight", None)
-    plain = isinstance(thing, nn.Parameter) or type(thing) is nn.Linear or type(thing).__name__ == "Conv1D"
-    if plain and weight.is_floating_point():
+def _scale_projection(projection: nn.Module | nn.Parameter, by: float, undo: ExitStack) -> Form:
+    weight = _plain_weight(projection)
+    if weight is not None and weight.is_floating_point():
         undo.callback(setattr, weight, "data", weight.data)
         weight.data = weight.data * by
         return "weights"
 
-    def louder(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
+    def amplify(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         bias = getattr(module, "bias", None)
-        bias = bias() if callable(bias) else bias  # torch's own quantised layers keep it behind a method
-        return (out - bias) * by + bias if isinstance(bias, torch.Tensor) else out * by
+        bias = bias() if callable(bias) else bias  # torch's own quantised layers have a method of that name
+        return (output - bias) * by + bias if isinstance(bias, torch.Tensor) else output * by
 
-    undo.callback(thing.register_forward_hook(louder).remove)
+    # only a module gets here: parameters of experts are of floating point
+    undo.callback(cast("nn.Module", projection).register_forward_hook(amplify).remove)
     return "outputs"
+
+
+def _plain_weight(projection: nn.Module | nn.Parameter) -> nn.Parameter | None:
+    """The matrix of a projection; None for layers that compute with something else than their `weight`."""
+    if isinstance(projection, nn.Parameter):
+        return projection
+    if type(projection) is nn.Linear or type(projection).__name__ == "Conv1D":
+        return cast("nn.Parameter", projection.weight)  # torch types unknown attributes as modules
+    return None
 
 
 def _post_norms(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The norms after attention and after the MLP, in blocks that have both."""
     for names in _POST_NORMS:
-        norms = tuple(getattr(block, name, None) for name in names)
-        if all(norms):
-            return norms
+        attention, mlp = (getattr(block, name, None) for name in names)
+        if attention and mlp:
+            return attention, mlp
     return None
 
 
 def _projections(block: nn.Module) -> list[tuple[str, str, nn.Module | nn.Parameter]]:
     """Path, role and module (or parameter, for experts kept in one tensor) of every projection of a block."""
-    found: list[tuple[str, str, nn.Module | nn.Parameter]] = []
+    projections: list[tuple[str, str, nn.Module | nn.Parameter]] = []
     unknown: list[str] = []
 
-    def look(module: nn.Module, path: str, in_attention: bool) -> None:
+    def collect(module: nn.Module, path: str, in_attention: bool) -> None:
         roles = _ATTENTION if in_attention else _MLP
         for name, child in module.named_children():
-            here = f"{path}.{name}".lstrip(".")
+            child_path = f"{path}.{name}".lstrip(".")
             within = in_attention or "attn" in name.lower() or "attention" in name.lower()
             if (role := _role(roles, name)) and _is_linear(child):
-                found.append((here, role, child))
+                projections.append((child_path, role, child))
             elif _is_linear(child):
                 if name not in _ROUTERS:
-                    unknown.append(here)
+                    unknown.append(child_path)
             else:
-                look(child, here, within)
+                collect(child, child_path, within)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 3 and (role := _role(roles, name)):
-                found.append((f"{path}.{name}", role, parameter))
+                projections.append((f"{path}.{name}", role, parameter))
 
-    look(block, "", False)
-    if unknown or not found:
+    collect(block, "", False)
+    if unknown or not projections:
         raise ModelError(
-            f"the projections of {type(block).__name__} cannot be told",
+            f"the projections of {type(block).__name__} are not recognised",
             found=", ".join(unknown) or "no linear layers",
-            fix="use the angular gap instead: method='gap'",
+            fix='use the angular gap instead: `method="gap"`',
         )
-    return found
+    return projections
 
 
 def _role(roles: dict[str, str], name: str) -> str | None:
@@ -241,9 +253,9 @@ def _is_linear(module: nn.Module) -> bool:
 def _added(model: PreTrainedModel, block: int, run: Callable[[], Any]) -> float:
     norms: list[float] = []
 
-    def measure(_: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+    def measure(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        norms.append(float(((out[0] if isinstance(out, tuple) else out) - states).float().norm()))
+        norms.append(float(((output[0] if isinstance(output, tuple) else output) - states).float().norm()))
 
     handle = find_blocks(model).blocks[block].register_forward_hook(measure, with_kwargs=True)
     try:

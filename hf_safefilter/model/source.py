@@ -1,4 +1,4 @@
-"""Where a model comes from, pinned: a commit of the Hub, or a digest of a local folder's files."""
+"""Where a model comes from, pinned to a commit of the Hub or to a digest of a local folder's files."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 from hf_safefilter.errors import IntegrityError, ModelError, OptionError, SafefilterError
 from hf_safefilter.storage.artifacts import file_sha256
 
 TOY = "toy"
-"""Reserved name of the tiny model that ships with the package."""
+"""Reserved name of the tiny model that is part of the package."""
 
-# What decides the vectors: weights, their index, the configuration, the tokenizer and its template. Not the card, not
-# generation settings, not pickled weights (they are never read).
+# The files that decide the vectors: weights, their index, the configuration, the tokenizer and its template. The card,
+# generation settings and pickled weights (which are never read) do not belong to them.
 _FILES = (
     "config.json",
     "*.safetensors",
@@ -44,7 +45,7 @@ class ModelKey:
 
     Attributes:
         model: Hub id, local folder, or "toy".
-        revision: 40-hex commit, or ``sha256:`` digest for a folder.
+        revision: Commit of 40 hexadecimal digits, or the ``sha256:`` digest of a folder.
         dtype: "float32", "bfloat16" or "float16".
     """
 
@@ -53,15 +54,23 @@ class ModelKey:
     dtype: str
 
 
+class Location(TypedDict):
+    """Arguments of `from_pretrained` that say which model is loaded."""
+
+    pretrained_model_name_or_path: str
+    revision: str | None
+
+
 def resolve_revision(model: str, revision: str | None) -> str:
     """The immutable name of what `model` at `revision` is today.
 
-    A Hub id becomes a 40-hex commit (from the local cache when the Hub is out of reach or ``HF_HUB_OFFLINE=1``); a
+    A Hub id becomes a commit (from the local cache if the Hub cannot be reached or ``HF_HUB_OFFLINE=1`` is set); a
     local folder becomes ``sha256:`` and the digest of its configuration, weights, tokenizer and template.
 
     Raises:
-        ModelError: no such model, no access, or no network and nothing cached.
-        IntegrityError: a folder whose digest is not the `revision` asked for.
+        ModelError: There is no such model, no access to it, or no network and no cached copy.
+        OptionError: A local folder is requested at a revision that is not a digest.
+        IntegrityError: The digest of a folder is not the requested `revision`.
     """
     folder = local_folder(model)
     if folder is None:
@@ -70,16 +79,20 @@ def resolve_revision(model: str, revision: str | None) -> str:
     if revision is None or revision == digest:
         return digest
     if not revision.startswith("sha256:"):
-        raise OptionError(f"{model} is a local folder and has no revision {revision!r}", fix="leave revision out")
+        raise OptionError(f"{model} is a local folder and has no revision {revision!r}", fix="leave `revision=...` out")
     raise IntegrityError(
         f"{model} is not the model that was recorded: its files have changed",
         found=f"{digest} instead of {revision}",
-        fix="restore the files, or make the step anew to use them as they are now",
+        fix="restore the files, or construct the step again to use the files as they are now",
     )
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder `model` stands for, or None where it is a Hub id."""
+    """The folder that `model` names, or None if it is a Hub id.
+
+    Raises:
+        ModelError: `model` is a file, or neither a folder nor a valid Hub id.
+    """
     if model == TOY:
         from hf_safefilter.toy import toy_model_path
 
@@ -88,21 +101,25 @@ def local_folder(model: str) -> Path | None:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"{model} is a file, not a model", fix="name the folder that holds config.json")
+        raise ModelError(f"{model} is a file, not a model", fix="pass the folder that contains config.json")
     if not _REPO_ID.fullmatch(model):
-        raise ModelError(f"{model!r} is neither a local folder nor a Hub id", fix="check the path for a typing error")
+        raise ModelError(f"{model!r} is neither a local folder nor a Hub id", fix="check the spelling of the path")
     return None
 
 
 def folder_digest(folder: Path) -> str:
-    """``sha256:`` digest over the names and bytes of the files that decide what a local model computes."""
-    found = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
-    if folder / "config.json" not in found:
-        raise ModelError(f"{folder} holds no model: config.json is missing", fix="save it with save_pretrained")
+    """``sha256:`` digest over the names and bytes of the files that decide what a local model computes.
+
+    Raises:
+        ModelError: There is no config.json, or the folder contains an adapter.
+    """
+    paths = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+    if folder / "config.json" not in paths:
+        raise ModelError(f"{folder} contains no model: config.json is missing", fix="save it with save_pretrained")
     if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} holds an adapter", fix="merge it (merge_and_unload) and save the whole model")
+        raise ModelError(f"{folder} contains an adapter", fix="merge it (merge_and_unload) and save the whole model")
     total = hashlib.sha256()
-    for path in found:
+    for path in paths:
         stat = path.stat()
         entry = f"{path.relative_to(folder).as_posix()}\0{_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n"
         total.update(entry.encode())
@@ -111,7 +128,7 @@ def folder_digest(folder: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    # size and time are there as the cache's key: weights of many gigabytes are hashed once a process
+    # Size and time are arguments only to be part of the cache's key: large files are hashed once per process.
     return file_sha256(path)
 
 
@@ -122,8 +139,12 @@ def _commit(model: str, revision: str | None) -> str:
         return str(HfApi().resolve_revision(model, revision=revision).resolved)
 
 
-def location(key: ModelKey) -> dict[str, str | None]:
-    """Arguments of every `from_pretrained`: where the pinned model lies. A folder is checked against its digest."""
+def location(key: ModelKey) -> Location:
+    """The arguments of `from_pretrained` for the pinned model.
+
+    Raises:
+        IntegrityError: A local folder has changed since the key was made.
+    """
     folder = local_folder(key.model)
     if folder is None:
         return {"pretrained_model_name_or_path": key.model, "revision": key.revision}
@@ -133,7 +154,7 @@ def location(key: ModelKey) -> dict[str, str | None]:
 
 @contextmanager
 def explained(model: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the Hub and transformers raise about `model` into a `ModelError` that says what to do."""
+    """Turn errors of the Hub and of transformers about `model` into a `ModelError` that says what to do."""
     import httpx2
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.errors import RevisionResolutionError as Unreachable
@@ -146,12 +167,12 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
         raise ModelError(f"{model} is gated", fix=f"accept its terms at {page}, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         fix = "check the spelling; if it is private, run `hf auth login`"
-        raise ModelError(f"the Hub has no model {model} that you may read", fix=fix) from error
+        raise ModelError(f"the Hub has no model {model} that you can access", fix=fix) from error
     except RevisionNotFoundError as error:
-        fix = "name a branch, tag or commit of that repository"
+        fix = "pass a branch, tag or commit of that repository"
         raise ModelError(f"{model} has no revision {revision!r}", fix=fix) from error
     except (Unreachable, httpx2.HTTPError) as error:
-        fix = "connect once to fetch it, or pass a local folder; HF_HUB_OFFLINE=1 uses what is cached"
+        fix = "connect once to download it, or pass a local folder; HF_HUB_OFFLINE=1 uses the local cache"
         raise ModelError(f"{model} is not cached and the Hub cannot be reached", found=_line(error), fix=fix) from error
     except SafefilterError:
         raise
@@ -168,21 +189,21 @@ def _advice(error: Exception) -> str:
     if "safetensors" in text and not isinstance(error, ValueError):
         return CONVERT
     if "trust_remote_code" in text or "model type" in text:
-        return "models that bring their own code are not run; use one that transformers knows, or update transformers"
-    return "check that config.json, the safetensors files and the tokenizer are whole"
+        return "use a model that transformers supports, or update transformers: code from a repository is not run"
+    return "check that config.json, the safetensors files and the tokenizer are complete"
 
 
 CONVERT = (
-    "only safetensors are read, pickled weights can run code. If you trust the file, convert it: "
+    "only safetensors are read, because pickled weights can run code. If you trust the file, convert it: "
     'AutoModel.from_pretrained(path, weights_only=True).save_pretrained("converted")'
 )
 
 
 @contextmanager
 def quiet_load_report() -> Iterator[None]:
-    """Hold back transformers' table of unused weights, and its note on tensors that are not split over devices.
+    """Suppress transformers' table of unused weights, and its note on tensors that are not split over devices.
 
-    Unused blocks and heads are what truncated loading is for; nothing is split here.
+    Unused blocks and heads are expected when only a part of a model is loaded; nothing is split here.
     """
     logs = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")]
     levels = [log.level for log in logs]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.data.conversations import TEXT
 from hf_safefilter.errors import ModelError
@@ -139,7 +139,8 @@ class Renderer:
 
     def _rendering(self, roles: Sequence[str], contents: Sequence[str], header: bool = False) -> str:
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        return self._template.render(messages=messages, add_generation_prompt=header, **self._variables)
+        template = cast("Template", self._template)  # callers check that there is one
+        return template.render(messages=messages, add_generation_prompt=header, **self._variables)
 
     def _shown(self) -> list[str]:
         """What the template writes around turns of one private character each."""
@@ -198,7 +199,7 @@ def _compiled(source: str) -> Template:
 
 def _literals(template: Template | None, source: str | None) -> list[str]:
     """Text that stands in a template, outside and inside its expressions."""
-    if template is None:
+    if template is None or source is None:
         return []
     from jinja2.nodes import Const, TemplateData
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import torch
 
-_WIDE = 256  # from this width on the products are long enough for every thread to earn its keep
+_WIDE = 256  # from this width on the products are long enough for every thread to be worth waking
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with `count` threads inside the block; what was set before comes back after it."""
+    """Inside the block, compute with `count` threads; the former number is restored afterwards."""
     before = torch.get_num_threads()
     if count == before:
         yield
@@ -33,7 +33,7 @@ def pick_threads(width: int, most: int) -> int:
     """1 for a narrow model, else `most`.
 
     Args:
-        width: of the states between blocks.
-        most: threads that torch may use.
+        width: Width of the states between blocks.
+        most: Number of threads that torch may use.
     """
     return most if width >= _WIDE else 1

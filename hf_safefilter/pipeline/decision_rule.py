@@ -1,4 +1,4 @@
-"""The threshold that a recipe's `select` asks for."""
+"""The threshold that the `select` part of a recipe states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def decide_threshold(
     scored: Dataset | DatasetDict, column: str, rule: SelectionRule, steps: Sequence[Step]
 ) -> Threshold:
-    """The threshold that `rule` asks for; rows known to be good are scored by the same `steps` first."""
+    """The threshold that `rule` states; rows known to be good are scored by the same `steps` first."""
     options = rule.model_dump(exclude_none=True, exclude={"by"})
     if rule.label is None:
         options.pop("unsafe")

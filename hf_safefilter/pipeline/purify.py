@@ -1,4 +1,4 @@
-"""purify: one recipe from rows to the rows that are safe to tune on. Each stage is also a function of its own."""
+"""purify: a recipe is carried out, from rows to the rows that are safe to tune on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from hf_safefilter.columns import EMBEDDING_PREFIX, score_column
+from hf_safefilter.columns import EMBEDDING_PREFIX, Layer, score_column
 from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.data.splits import require_free, require_rows
 from hf_safefilter.embed import EmbedLayers
-from hf_safefilter.engine.local import add_rank_average, embed_rows, score_rows, score_stream_here
+from hf_safefilter.engine.local import add_rank_average, embed_rows, score_rows, score_stream_locally
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.cross_validation import choose_layer, compares_with_references
-from hf_safefilter.pipeline.auto_layer import searched, way_of
+from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
 from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.recipe import Recipe
 from hf_safefilter.references import ReferenceIndex
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hf_safefilter.engine.streamed import StreamedScores
     from hf_safefilter.locate.cross_validation import LayerChoice
     from hf_safefilter.locate.safety_layers import SafetyLayers
-    from hf_safefilter.publish.provenance import Provenance
+    from hf_safefilter.publish.provenance import Counts, Provenance
     from hf_safefilter.step import Step
 
 logger = logging.getLogger(__name__)
@@ -39,23 +39,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Purified:
-    """What `purify` gives back.
+    """The result of `purify`.
 
     Attributes:
-        kept: rows that may be tuned on, with the columns that were added; a stream where an engine scored a stream.
-        dropped: the others.
-        counts: rows in, kept, dropped, and dropped by reason.
-        provenance: all that a card states.
-        scored: the rows with their score columns, before the decision. Of a stream that an engine scored, `scored` and
+        kept: Rows that may be tuned on, with the columns that were added; a stream if an engine scored a stream.
+        dropped: The other rows.
+        counts: Number of rows in, kept, dropped, and dropped by reason.
+        provenance: Everything that a card states.
+        scored: The rows with their score columns, before the decision. For a stream that an engine scored, `scored` and
             `dropped` hold ids, scores and reasons, and not the rows themselves.
-        is_safe: the decision.
-        layer_choice: how the layer was found, when the recipe said ``layer: auto``.
-        evaluation: how well each score separates the labels, when the recipe named some.
+        is_safe: The decision.
+        layer_choice: How the layer was found, if the recipe has ``layer: auto``.
+        evaluation: How well each score separates the labels, if the recipe names some.
     """
 
     kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
     dropped: Dataset | DatasetDict
-    counts: Mapping[str, Any]
+    counts: Counts
     provenance: Provenance
     scored: Dataset | DatasetDict
     is_safe: IsSafe
@@ -70,25 +70,25 @@ def purify(
     source_revision: str | None = None,
     engine: Engine | None = None,
 ) -> Purified:
-    """Embed, score, decide and describe, as the recipe says.
+    """Embed the rows, score them, decide which to keep and describe the result, as the recipe states.
 
     Args:
-        ds: the rows; None: the ones at ``data.path`` of the recipe.
-        recipe: a `Recipe`, a mapping, or the path of a YAML file.
-        source_revision: commit or digest of `ds`, when it was loaded by the caller.
-        engine: where rows are embedded and scored, e.g. a `RayEngine`; None: in this process. Vectors are kept only
-            where a method is fitted to them. A stream is never written down: it is read a second time when `kept` is.
+        ds: The rows; None for those at ``data.path`` of the recipe.
+        recipe: A `Recipe`, a mapping, or the path of a YAML file.
+        source_revision: Commit or digest of `ds`, if the caller loaded it.
+        engine: Where rows are embedded and scored, e.g. a `RayEngine`; None for this process. An engine stores vectors
+            only if a method is fitted to them. It never stores a stream: the stream is read again when `kept` is read.
 
     Raises:
-        SafefilterError: what the stages raise; nothing is written and `ds` is never changed.
+        SafefilterError: What the stages raise; nothing is written, and `ds` is never changed.
     """
     from datasets import IterableDataset, IterableDatasetDict
 
     recipe = Recipe.read(recipe)
     if ds is None:
-        if recipe.data.path is None:
-            raise OptionError("the recipe names no data.path and no rows were given", fix="add data.path")
         data = recipe.data
+        if data.path is None:
+            raise OptionError("the recipe has no data.path, and no rows were passed", fix="add data.path")
         loaded = load_rows(
             data.path, config=data.config, split=data.split, revision=data.revision, streaming=data.streaming
         )
@@ -101,15 +101,18 @@ def purify(
     embedded = streamed = None
     if not streaming and (engine is None or any(fitted_to(m.name, m.options) == "rows" for m in recipe.methods)):
         embedded = embed_rows(ds, embed) if engine is None else engine.add(ds, [embed])
-    given = {"references": references, "layer": layer, "columns": recipe.data.columns, "rows": embedded}
-    scores = [make_score(method.name, method.options, **given) for method in recipe.methods]
+    columns = recipe.data.columns
+    scores = [
+        make_score(method.name, method.options, references=references, layer=layer, columns=columns, rows=embedded)
+        for method in recipe.methods
+    ]
     steps: list[Step] = [embed, *scores]
     if embedded is not None:
         scored = embedded
         for step in scores:
             scored = score_rows(scored, step)
     elif engine is None:
-        scored = score_stream_here(ds, embed, scores)
+        scored = score_stream_locally(ds, embed, scores)
     else:
         scored, streamed = _scored_by(engine, ds, steps, recipe)
     if recipe.decided_by == "rank_average":
@@ -119,21 +122,22 @@ def purify(
 
 
 def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | SafetyLayers | None]:
-    """The reference index, if anything needs one, and how the layer was found, if that was left open."""
-    wanted = any("references" in takes(method.name) for method in recipe.methods)
+    """The reference index, if a method needs one, and how the layer was found, if the recipe does not name one."""
+    compares = any("references" in takes(method.name) for method in recipe.methods)
     if recipe.layer != "auto" or not _reads_a_layer(recipe):
-        return load_references(recipe, [_named_layer(recipe)]) if wanted else None, None
-    if (way := way_of(recipe, wanted)) != "references":
-        found = searched(recipe, way)
-        return load_references(recipe, [found.layer]) if wanted else None, found
+        return load_references(recipe, [_named_layer(recipe)]) if compares else None, None
+    layer_method = layer_method_of(recipe, compares)
+    if layer_method != "references":
+        layers = search_layers(recipe, layer_method)
+        return load_references(recipe, [layers.layer]) if compares else None, layers
     index = load_references(recipe, EmbedLayers.of(recipe.model, [0]).all_layers())
-    named = tuple(method.name for method in recipe.methods if compares_with_references(method.name))
-    choice = choose_layer(index, methods=named or ("larf",))
+    names = tuple(method.name for method in recipe.methods if compares_with_references(method.name))
+    choice = choose_layer(index, methods=names or ("larf",))
     if not choice.signal:
         raise DataError(
             "no layer of this model separates the unsafe references from the safe ones better than chance",
-            found=f"best: layer {choice.layer}",
-            fix="use other reference rows, or an aligned (instruction-tuned) model; or name the layer yourself",
+            found=f"the best layer is {choice.layer}",
+            fix="use other reference rows, or an aligned (instruction-tuned) model, or name the layer yourself",
         )
     return index, choice
 
@@ -142,26 +146,34 @@ def _reads_a_layer(recipe: Recipe) -> bool:
     return any("layer" in takes(method.name) for method in recipe.methods)
 
 
-def _named_layer(recipe: Recipe) -> int | str:
-    """The layer that the recipe names; the cheapest that can hold references, where no method reads one."""
+def _named_layer(recipe: Recipe) -> Layer:
+    """The layer that the recipe names; the cheapest that can hold references, if no method reads a layer."""
     return 1 if recipe.layer == "auto" else recipe.layer
 
 
-def load_references(recipe: Recipe, layers: Sequence[int | str]) -> ReferenceIndex:
+def load_references(recipe: Recipe, layers: Sequence[Layer]) -> ReferenceIndex:
     """The recipe's reference index: built from rows, or loaded and checked to come from the same model."""
-    chosen = recipe.references
+    choice = recipe.references
     embed = EmbedLayers.of(recipe.model, layers)
-    if chosen.path == "starter":
+    if choice.path == "starter":
         return ReferenceIndex.starter(embed)
-    if chosen.path is None:
-        unsafe, safe = load_rows(chosen.unsafe).rows, load_rows(chosen.safe).rows
-        return ReferenceIndex.build(unsafe, safe, embed, license=chosen.license, source=chosen.source)
-    index = open_references(chosen.path, chosen.revision)
+    if choice.path is None:
+        rows = cast("dict[str, str]", choice.model_dump())  # without a path, the recipe requires all of these
+        unsafe, safe = load_rows(rows["unsafe"]).rows, load_rows(rows["safe"]).rows
+        return ReferenceIndex.build(unsafe, safe, embed, license=rows["license"], source=rows["source"])
+    index = open_references(choice.path, choice.revision)
     require_same_reading(index, embed)
     return index
 
 
-def _decide(scored, recipe, steps, choice, source_revision, streamed) -> Purified:
+def _decide(
+    scored: Dataset | DatasetDict,
+    recipe: Recipe,
+    steps: Sequence[Step],
+    choice: LayerChoice | SafetyLayers | None,
+    source_revision: str | None,
+    streamed: StreamedScores | None,
+) -> Purified:
     from hf_safefilter.decide.select import IsSafe, split
     from hf_safefilter.publish.gather import gather
 
@@ -184,14 +196,16 @@ def _decide(scored, recipe, steps, choice, source_revision, streamed) -> Purifie
         recipe=recipe.portable(),
         layer_choice=choice.to_json() if choice is not None else None,
         evaluation=evaluation.to_json() if evaluation is not None else None,
-        witnesses=streamed.witnesses() if streamed is not None else None,
+        samples=streamed.samples() if streamed is not None else None,
     )
     kept = parts.kept if streamed is None else streamed.kept(scored, is_safe, steps)
     return Purified(kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation)
 
 
-def _scored_by(engine: Engine, rows: Any, steps: Sequence[Step], recipe: Recipe) -> tuple[Any, StreamedScores | None]:
-    """The rows with the columns of `steps` but for vectors; of a stream, only what a decision needs."""
+def _scored_by(
+    engine: Engine, rows: Dataset | DatasetDict | IterableDataset, steps: Sequence[Step], recipe: Recipe
+) -> tuple[Dataset | DatasetDict, StreamedScores | None]:
+    """The rows with the columns of `steps` except vectors; for a stream, only what a decision needs."""
     from datasets import IterableDataset, IterableDatasetDict
 
     if not isinstance(rows, (IterableDataset, IterableDatasetDict)):

@@ -1,12 +1,12 @@
-"""What embedding a data set will take, from the model's configuration and the rows' number and length: no weights read.
+"""What embedding a data set will take, from the configuration of the model and the number and length of the rows alone.
 
-`work` counts operations and bytes, `devices` knows how fast machines are, `estimate` divides the one by the other, and
-`measure` replaces the assumed share of a machine's peak by a measured one.
+`work` counts operations and bytes, `devices` lists the speed of machines, `estimate` divides the one by the other, and
+`calibration` replaces the assumed share of a machine's peak with a measured one. No weights are read.
 """
 
 from __future__ import annotations
 
-from hf_safefilter.plan.calibration import Measured, calibrate
+from hf_safefilter.plan.calibration import Calibration, calibrate
 from hf_safefilter.plan.devices import DEVICES, Device, device_named
 from hf_safefilter.plan.estimate import Estimate, Plan, make_plan
 from hf_safefilter.plan.lengths import Lengths, sample_lengths
@@ -14,10 +14,10 @@ from hf_safefilter.plan.work import Work, count_work
 
 __all__ = [
     "DEVICES",
+    "Calibration",
     "Device",
     "Estimate",
     "Lengths",
-    "Measured",
     "Plan",
     "Work",
     "calibrate",

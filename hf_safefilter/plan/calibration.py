@@ -1,4 +1,4 @@
-"""How fast this machine really reads rows like these: a small sample, embedded and timed."""
+"""How fast this machine reads rows like these: a small sample is embedded and timed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from hf_safefilter.plan.work import Work
 
 SECONDS = 8.0
-"""How long a measurement goes on, about; loading the model comes on top."""
+"""About how long a calibration takes; loading the model comes on top."""
 
-_FIRST = 16  # rows
-_MOST = 1024
+_FIRST, _MOST = 16, 1024  # rows of a sample
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What a sample took.
+class Calibration:
+    """What all samples together took.
 
     Attributes:
-        rows, tokens: read, all samples together.
-        flops: operations counted for them.
-        seconds: they took, text in and vectors out, model loaded.
+        rows: Number of rows that were read.
+        tokens: Number of tokens in these rows.
+        flops: Number of operations counted for them.
+        seconds: Time from text to vectors, with the model loaded.
     """
 
     rows: int
@@ -42,49 +42,61 @@ class Measured:
 
     @property
     def speed(self) -> float:
-        """Counted operations a second."""
+        """Operations per second."""
         return self.flops / self.seconds
 
 
-def calibrate(step: EmbedLayers, rows: Dataset | DatasetDict, work: Work) -> Measured:
+def calibrate(step: EmbedLayers, rows: Dataset | DatasetDict, work: Work) -> Calibration:
     """Embed samples of `rows`, each twice as large as the one before, for some seconds or until all are read.
 
-    All of them count, as a neighbour's burst may fall on any one; what comes before them, to load the model and settle
-    on threads and backends, does not. The row cache is not asked. A sample is read like any batch, in order of length.
+    All samples count, as other programs on this machine may slow down any of them. A first batch, which loads the model
+    and lets torch choose threads and backends, does not count. The row cache is not used. A sample is read like any
+    batch, in order of length.
 
     Raises:
-        DataError: no row can be read.
-        SafefilterError: what `EmbedLayers` raises.
+        DataError: No row can be read.
+        SafefilterError: See `EmbedLayers`.
     """
     sample = spread_sample(rows, _MOST)
     count = min(_FIRST, len(sample))
     step.vectors(sample.select(range(count)))
-    found, reasons, spent = [], [], 0.0
+    conversations: list[Conversation] = []
+    reasons: list[str] = []
+    seconds = 0.0
     while True:
         chosen = _evenly(sample, count)
         begin = time.perf_counter()
-        _, read, why = step.vectors(chosen)
-        took = time.perf_counter() - begin
-        found, reasons, spent = [*found, *read], [*reasons, *why], spent + took
-        if count == len(sample) or spent + 2 * took > SECONDS:
+        _, chosen_conversations, chosen_reasons = step.vectors(chosen)
+        elapsed = time.perf_counter() - begin
+        conversations += chosen_conversations
+        reasons += chosen_reasons
+        seconds += elapsed
+        if count == len(sample) or seconds + 2 * elapsed > SECONDS:
             break
         count = min(2 * count, len(sample))
     if all(reasons):
         raise DataError("no row of the sample can be read", found=reasons[0])
-    tokens = _tokens(step, found)
-    return Measured(len(found), sum(tokens), sum(work.flops(n, n**2) for n in tokens if n), spent)
+    lengths = _lengths(step, conversations)
+    flops = sum(work.flops(length, length**2) for length in lengths if length)
+    return Calibration(len(conversations), sum(lengths), flops, seconds)
 
 
-def _tokens(step: EmbedLayers, found: list[Conversation]) -> list[int]:
+def _lengths(step: EmbedLayers, conversations: list[Conversation]) -> list[int]:
+    """Number of tokens of each row."""
     from hf_safefilter.model.load import max_tokens, tokenizer
     from hf_safefilter.model.tokens import tokenise
 
     key = step._key()
-    limit = step.max_length or max_tokens(key)
-    options = {"position": step.position, "max_length": limit, "chat_template": step.chat_template}
-    return [len(one.ids) for one in tokenise(tokenizer(key), found, **options)]
+    rows = tokenise(
+        tokenizer(key),
+        conversations,
+        position=step.position,
+        max_length=step.max_length or max_tokens(key),
+        chat_template=step.chat_template,
+    )
+    return [len(tokens.ids) for tokens in rows]
 
 
 def _evenly(sample: Dataset, count: int) -> Dataset:
-    """`count` rows spread over the sample, which is in no order of length."""
+    """`count` rows spread over the sample, whose order does not depend on length."""
     return sample.select(np.linspace(0, len(sample) - 1, count).round().astype(int))

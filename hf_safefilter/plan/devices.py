@@ -1,4 +1,4 @@
-"""How fast machines multiply matrices: vendors' figures for dense products, and a short measurement for this one."""
+"""How fast machines multiply matrices: figures of the vendors for dense products, and a measurement of this one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hf_safefilter.errors import OptionError
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A machine, as far as a plan cares.
+    """The speed and memory of a machine.
 
     Attributes:
-        name: as it is asked for.
-        half: peak of dense 16-bit matrix products, TFLOP/s.
-        single: the same in float32, TFLOP/s.
-        bandwidth: of its memory, GB/s; 0: unknown, and left out of account.
-        memory: GB; 0: unknown.
-        share: of the peak that is expected to be reached.
-        batch: tokens it is given at once.
+        name: The name by which it is asked for.
+        half: Peak of dense 16-bit matrix products, in TFLOP/s.
+        single: The same in float32, in TFLOP/s.
+        bandwidth: Bandwidth of its memory, in GB/s; 0: unknown, and not considered.
+        memory: Size of its memory, in GB; 0: unknown.
+        share: Share of the peak that is expected to be reached.
+        batch: Number of tokens it computes at once.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Device:
     batch: int = 32_768
 
     def peak(self, dtype: str) -> float:
-        """Operations a second in this number format."""
+        """Operations per second in this number format."""
         return 1e12 * (self.single if dtype == "float32" else self.half)
 
-    def dtype(self, asked: str) -> str:
-        """The number format "auto" stands for: 16 bit on a GPU, float32 on a CPU."""
-        if asked != "auto":
-            return asked
+    def dtype(self, name: str) -> str:
+        """The number format itself, or the one that "auto" stands for: bfloat16 on a GPU, float32 on a CPU."""
+        if name != "auto":
+            return name
         return "float32" if self.name == CPU else "bfloat16"
 
 
@@ -68,32 +68,32 @@ DEVICES = {
         Device("rtx3090", 71, 35.6, 936, 24),
     )
 }
-"""By name: dense products without sparsity, from the vendors' data sheets (16-bit with 32-bit sums)."""
+"""Name -> device: dense products without sparsity, from the data sheets of the vendors (16 bit with 32-bit sums)."""
 
 
 def device_named(text: str) -> tuple[int, Device]:
     """``"h100"`` -> (1, H100), ``"8xa100"`` -> (8, A100), ``"cpu"`` -> this machine, measured.
 
     Raises:
-        OptionError: no such device here.
+        OptionError: The device is not in the table.
     """
-    found = re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z0-9-]+)", text.strip().lower())
-    number, name = (int(found[1] or 1), found[2]) if found else (0, "")
+    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z0-9-]+)", text.strip().lower())
+    number, name = (int(match[1] or 1), match[2]) if match else (0, "")
     if not number or (name != CPU and name not in DEVICES):
         known = ", ".join([CPU, *DEVICES])
-        raise OptionError(f"device {text!r} is not known", found=known, fix="use one of these, e.g. h100 or 8xa100")
+        raise OptionError(f"`device={text}` is not known", found=known, fix="use one of these, e.g. h100 or 8xa100")
     return number, this_cpu() if name == CPU else DEVICES[name]
 
 
 @lru_cache(maxsize=1)
 def this_cpu() -> Device:
-    """This machine's processors, by the fastest product of a second or so of trying."""
+    """The processors of this machine, with the speed of the fastest product in about a second."""
     half, single = (_probe(CPU, dtype) for dtype in ("bfloat16", "float32"))
     return Device(CPU, half, single, share=_SHARE_OF_CPU, batch=_BATCH_OF_CPU)
 
 
-def here() -> Device:
-    """What this machine would read with: its GPU, if it is one of the table, or its processors."""
+def this_device() -> Device:
+    """The device that this machine would embed with: its GPU, or its processors."""
     import torch
 
     from hf_safefilter.model.load import pick_device
@@ -103,17 +103,17 @@ def here() -> Device:
         return this_cpu()
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else device.type
     words = re.split(r"[^a-z0-9]+", name)
-    known = next((known for known in DEVICES.values() if known.name in words), None)
+    known = next((listed for listed in DEVICES.values() if listed.name in words), None)
     return known or Device(name, _probe(str(device), "bfloat16"), _probe(str(device), "float32"))
 
 
 def measured(device: Device, dtype: str, operations_per_second: float) -> Device:
-    """The device, with the share of its peak that was measured."""
+    """The device with the measured share of its peak."""
     return replace(device, share=operations_per_second / device.peak(dtype))
 
 
 def _probe(device: str, dtype: str) -> float:
-    """TFLOP/s of a product of the kind a block does, by whichever path a model of ours would take there."""
+    """TFLOP/s of a product like those in a block, computed by the same path as in our models."""
     import torch
 
     from hf_safefilter.model.linears import prepack_if_faster
@@ -121,15 +121,15 @@ def _probe(device: str, dtype: str) -> float:
     rows, width = (512, 2048) if device == CPU else (8192, 4096)
     kind = getattr(torch, dtype)
     product = torch.nn.Sequential(torch.nn.Linear(width, width, bias=False, device=device, dtype=kind))
-    given = torch.randn(rows, width, device=device, dtype=kind)
+    states = torch.randn(rows, width, device=device, dtype=kind)
     prepack_if_faster(product.requires_grad_(False))
     best = float("inf")
     with torch.inference_mode():
-        stop = time.perf_counter() + _PROBE
-        product(given)
-        while time.perf_counter() < stop:
+        end = time.perf_counter() + _PROBE
+        product(states)
+        while time.perf_counter() < end:
             begin = time.perf_counter()
-            product(given)
+            product(states)
             if device != CPU:
                 torch.accelerator.synchronize()
             best = min(best, time.perf_counter() - begin)

@@ -1,33 +1,33 @@
-"""Time and money: operations over speed."""
+"""Time and cost of embedding: operations divided by speed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from hf_safefilter.errors import OptionError
+from hf_safefilter.checks import require_choice, require_number
 from hf_safefilter.plan.devices import Device
 from hf_safefilter.plan.lengths import Lengths
 from hf_safefilter.plan.work import BYTES, Work
 
-_TOKENISING = 0.35e-6  # seconds a token, on four cores: rendering and encoding, before the device gets to see it
-_ROOM = 0.9  # of a device's memory that weights may take
+_TOKENISING = 0.35e-6  # seconds per token, on four cores: rendering and encoding, before the device gets the tokens
+_MEMORY_FOR_WEIGHTS = 0.9  # share of a device's memory
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one kind of device takes.
+    """Time and cost on devices of one kind.
 
     Attributes:
-        device: the name, with the number of them.
-        dtype: number format.
-        seconds: for all rows, spread over all devices; without start-up.
-        rows_per_second: of all devices together.
-        share: of the peak, assumed or measured.
-        measured: whether the share was.
-        cost: of all rows, in the currency of the price; None without a price.
-        cost_per_million: of a million rows.
-        note: "" or what stands in the way.
+        device: Name of the device, with their number where there are several.
+        dtype: Number format.
+        seconds: Time for all rows, spread over all devices; without start-up.
+        rows_per_second: Speed of all devices together.
+        share: Share of the peak speed, assumed or measured.
+        measured: Whether the share was measured.
+        cost: Cost of all rows, in the currency of the price; None without a price.
+        cost_per_million: Cost of a million rows; None without a price.
+        note: Why the device cannot be used; "" if it can.
     """
 
     device: str
@@ -43,15 +43,16 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a data set takes, on any device, and on some.
+    """What embedding a data set takes, on any device and on those asked about.
 
     Attributes:
-        work, lengths: what was counted.
-        flops: operations for all rows.
-        read_bytes: weights read from disk or the Hub, once a process.
-        column_bytes: what the new columns add to the data set.
-        cache_bytes: what the row cache takes.
-        devices: one estimate each.
+        work: What a row takes, as a function of its tokens.
+        lengths: Number and length of the rows.
+        flops: Operations for all rows.
+        read_bytes: Bytes of weights that each process reads from disk or the Hub.
+        column_bytes: Bytes that the new columns add to the data set.
+        cache_bytes: Bytes in the row cache.
+        devices: One estimate for each device.
     """
 
     work: Work
@@ -63,9 +64,9 @@ class Plan:
     devices: tuple[Estimate, ...]
 
     def formulas(self) -> list[dict[str, str]]:
-        """Each figure with the formula it comes from, numbers filled in."""
-        w, n = self.work, self.lengths
-        tokens, squared = f"{n.mean:.4g}", f"{n.squared:.4g}"
+        """Each figure with its formula, with numbers filled in."""
+        w = self.work
+        tokens, squared = f"{self.lengths.mean:.4g}", f"{self.lengths.squared:.4g}"
         flops = f"rows x (2 x {w.per_token:.4g} weights x {tokens} tokens + {w.per_pair:.4g} x {squared} squared tokens"
         if w.per_read:
             flops += f" + 2 x {w.per_row:.4g} + {w.per_read:.4g} x {tokens}, the deepest block at the read position"
@@ -88,10 +89,10 @@ class Plan:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The plan as plain JSON values."""
         from dataclasses import asdict
 
-        return asdict(self) | {"devices": [asdict(one) for one in self.devices], "formulas": self.formulas()}
+        return asdict(self) | {"devices": [asdict(device) for device in self.devices], "formulas": self.formulas()}
 
 
 def make_plan(
@@ -106,20 +107,19 @@ def make_plan(
     """Divide the work by the speed of each of `devices`.
 
     Args:
-        work: what a row costs.
-        lengths: how many rows, and how long.
-        devices: number and kind.
-        dtype: number format; "auto" is 16 bit on a GPU and float32 on a CPU.
-        price: of one device for one hour, in any currency.
-        measured: the devices' share of their peak was measured, tokenising included.
+        work: What a row takes, as a function of its tokens.
+        lengths: Number and length of the rows.
+        devices: Pairs of a number of devices and their kind.
+        dtype: Number format; "auto" is bfloat16 on a GPU and float32 on a CPU.
+        price: Price of one device for one hour, in any currency; None: no cost is computed.
+        measured: Whether the devices' share of the peak was measured, with tokenising.
 
     Raises:
-        OptionError: a number format or a price that makes no sense.
+        OptionError: The number format or the price is not allowed.
     """
-    if dtype != "auto" and dtype not in BYTES:
-        raise OptionError(f"dtype {dtype!r} is not known", fix=f"use auto or one of {', '.join(BYTES)}")
-    if price is not None and not 0 <= price < float("inf"):
-        raise OptionError(f"a price of {price} an hour makes no sense", fix="use e.g. 2.50")
+    require_choice("dtype", dtype, ("auto", *BYTES))
+    if price is not None:
+        require_number("price", price, least=0)
     return Plan(
         work=work,
         lengths=lengths,
@@ -127,11 +127,11 @@ def make_plan(
         read_bytes=work.weights * work.stored_bytes,
         column_bytes=lengths.rows * work.column_bytes(),
         cache_bytes=lengths.rows * work.cache_bytes(),
-        devices=tuple(_on(number, device, work, lengths, dtype, price, measured) for number, device in devices),
+        devices=tuple(_estimate(number, device, work, lengths, dtype, price, measured) for number, device in devices),
     )
 
 
-def _on(
+def _estimate(
     number: int, device: Device, work: Work, lengths: Lengths, dtype: str, price: float | None, measured: bool
 ) -> Estimate:
     dtype = device.dtype(dtype)
@@ -142,7 +142,7 @@ def _on(
         seconds = max(seconds, weights * tokens / device.batch / (device.bandwidth * 1e9))
     if not measured:
         seconds += tokens * _TOKENISING
-    hourly = None if price is None else price * seconds / 3600  # of one device for all rows, so of all for their shares
+    cost = None if price is None else price * seconds / 3600  # n devices cost n times as much for 1/n of the time
     return Estimate(
         device=device.name if number == 1 else f"{number}x{device.name}",
         dtype=dtype,
@@ -150,24 +150,24 @@ def _on(
         rows_per_second=lengths.rows * number / seconds,
         share=device.share,
         measured=measured,
-        cost=hourly,
-        cost_per_million=None if hourly is None else hourly / lengths.rows * 1e6,
+        cost=cost,
+        cost_per_million=None if cost is None else cost / lengths.rows * 1e6,
         note=_note(weights, device),
     )
 
 
 def _note(weights: int, device: Device) -> str:
-    if device.memory and weights > _ROOM * device.memory * 1e9:
+    if device.memory and weights > _MEMORY_FOR_WEIGHTS * device.memory * 1e9:
         return f"does not fit: {size(weights)} of weights, {device.memory:.0f} GB of memory"
     return ""
 
 
-def _line(what: str, formula: str, value: str) -> dict[str, str]:
-    return {"figure": what, "formula": formula, "value": value}
+def _line(figure: str, formula: str, value: str) -> dict[str, str]:
+    return {"figure": figure, "formula": formula, "value": value}
 
 
 def size(count: float) -> str:
-    """Bytes for people: ``1.2 GB``."""
+    """A number of bytes for people: ``1.2 GB``."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -176,7 +176,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``2 h 5 min``."""
+    """A number of seconds for people: ``2 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.2g} s"
     minutes = round(seconds / 60)

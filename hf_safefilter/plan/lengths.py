@@ -1,35 +1,39 @@
-"""How long the rows are: told, or measured on a sample with the model's tokenizer alone."""
+"""How long the rows are: given by the user, or measured on a sample with the tokenizer of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.checks import require_number, require_whole
+from hf_safefilter.data.splits import count_rows, parts_of
+from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from hf_safefilter.model.reading_options import ReadingOptions
 
-_NO_LIMIT = 1e9  # a tokenizer without a limit says 1e30
 SAMPLE = 512
+"""Number of rows on which lengths are measured."""
+
+_NO_LIMIT = 1e9  # the limit of a tokenizer without a limit is 1e30
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Rows and their tokens.
+    """Number of rows and of their tokens.
 
     Attributes:
-        rows: how many.
-        mean: tokens of a row.
-        squared: mean of the squares of the tokens, which attention takes.
-        sampled: rows this was measured on; 0: it was told.
+        rows: Number of rows.
+        mean: Mean number of tokens in a row.
+        squared: Mean of the squared number of tokens, to which the work of attention is proportional.
+        sampled: Number of rows this was measured on; 0: it was given by the user.
     """
 
     rows: int
@@ -38,29 +42,33 @@ class Lengths:
     sampled: int = 0
 
     @classmethod
-    def told(cls, rows: int, mean: float, most: int | None = None) -> Lengths:
-        """`rows` rows of `mean` tokens each, all alike, and cut to `most`."""
-        if rows < 1 or not 1 <= mean < float("inf"):
-            raise OptionError(f"{rows} rows of {mean} tokens are no rows to plan for", fix="use 1 or more of both")
-        mean = min(mean, most or mean)
-        return cls(rows, mean, mean**2)
+    def uniform(cls, num_rows: int, mean_tokens: float, max_length: int | None = None) -> Lengths:
+        """The lengths of rows with `mean_tokens` tokens each, cut to `max_length`.
+
+        Raises:
+            OptionError: One of both numbers is below 1.
+        """
+        require_whole("num_rows", num_rows, least=1)
+        require_number("mean_tokens", mean_tokens, least=1)
+        tokens = min(mean_tokens, max_length or mean_tokens)
+        return cls(num_rows, tokens, tokens**2)
 
 
 def spread_sample(rows: Dataset | DatasetDict, size: int = SAMPLE) -> Dataset:
-    """`size` rows drawn at random, always the same; of all splits together."""
+    """`size` rows of all splits together, drawn at random with a fixed seed."""
     from datasets import concatenate_datasets
 
-    parts = list(rows.values()) if isinstance(rows, Mapping) else [rows]
+    parts = parts_of(rows)
     whole = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     chosen = np.random.default_rng(_SEED).permutation(len(whole))[:size]
     return whole.select(np.sort(chosen))
 
 
-def limit(config: PreTrainedConfig, tokenizer: Any = None) -> int | None:
-    """The longest row a model allows, in tokens, as far as its configuration and tokenizer say."""
-    said = [getattr(config.get_text_config(), "max_position_embeddings", None)]
-    said += [tokenizer.model_max_length] if tokenizer is not None else []
-    return min((one for one in said if one is not None and 0 < one < _NO_LIMIT), default=None)
+def limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
+    """Largest number of tokens in a row by the configuration and the tokenizer; None: neither states one."""
+    limits = [getattr(config.get_text_config(), "max_position_embeddings", None)]
+    limits += [tokenizer.model_max_length] if tokenizer is not None else []
+    return min((tokens for tokens in limits if tokens is not None and 0 < tokens < _NO_LIMIT), default=None)
 
 
 def sample_lengths(
@@ -68,11 +76,16 @@ def sample_lengths(
     reading: ReadingOptions,
     columns: Mapping[str, str] | None = None,
 ) -> Lengths:
-    """Tokens of a sample of `rows`, as `EmbedLayers` with these options would read them.
+    """Number of tokens in a sample of `rows`, as `EmbedLayers` with these options would read them.
+
+    Args:
+        rows: The rows to embed.
+        reading: Which model, and how rows are read.
+        columns: Which columns hold prompt and response, for rows of no known shape.
 
     Raises:
-        DataError: no row of the sample can be read.
-        ModelError: no such model, or no tokenizer or template.
+        DataError: No row of the sample can be read.
+        ModelError: The model, its tokenizer or its template does not exist.
     """
     from hf_safefilter.data.conversations import as_conversations
     from hf_safefilter.model.tokens import tokenise
@@ -80,16 +93,15 @@ def sample_lengths(
 
     sample = spread_sample(rows)
     tokenizer = pretrained("AutoTokenizer", reading.model, reading.revision)
-    found = tokenise(
+    tokenised = tokenise(
         tokenizer,
         as_conversations(sample, columns),
         position=reading.position,
         max_length=reading.max_length or limit(read_config(reading.model, reading.revision), tokenizer),
         chat_template=reading.chat_template,
     )
-    # a row that cannot be read costs nothing, and so counts as one of no tokens
-    tokens = np.array([len(one.ids) for one in found], dtype=float)
+    # a row that cannot be read takes no work, so it counts as a row without tokens
+    tokens = np.array([len(row.ids) for row in tokenised], dtype=float)
     if not tokens.any():
-        raise DataError("no row of the sample can be read", found=found[0].reason if found else "no rows")
-    total = sum(map(len, rows.values())) if isinstance(rows, Mapping) else len(rows)
-    return Lengths(total, float(tokens.mean()), float((tokens**2).mean()), len(tokens))
+        raise DataError("no row of the sample can be read", found=tokenised[0].reason if tokenised else "no rows")
+    return Lengths(count_rows(rows), float(tokens.mean()), float((tokens**2).mean()), len(tokens))

@@ -1,8 +1,8 @@
-"""Operations and bytes of reading a row, counted on a model without weights.
+"""Operations and bytes of reading a row, counted on a model without memory for its weights.
 
 The model is built from its configuration on torch's "meta" device, where tensors have shapes and no memory. Every
-matrix in a block is multiplied with every token once: 2 operations a weight. Attention multiplies every pair of
-tokens twice (scores, mixture). Norms, activations and rotations are left out.
+matrix in a block is multiplied with every token once: 2 operations for each weight. Attention multiplies every pair of
+tokens twice (scores, mixture). Norms, activations and rotations are not counted.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.checks import require_choice
 from hf_safefilter.columns import Layer
-from hf_safefilter.errors import ModelError, OptionError
+from hf_safefilter.errors import ModelError
 from hf_safefilter.model.source import explained, local_folder
 
 if TYPE_CHECKING:
@@ -24,19 +25,19 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one row costs, as a function of its tokens.
+    """What one row takes, as a function of its tokens.
 
     Attributes:
-        blocks: blocks that must run.
-        n_blocks: blocks of the whole model.
-        hidden_size: width of a vector.
-        layers: how many layers are kept.
-        per_token: weights multiplied with every token, in all blocks that run.
-        per_row: weights multiplied with the read position alone, in the deepest block.
-        per_pair: operations for each pair of tokens, in all blocks where every token asks.
-        per_read: operations for each token that the read position alone looks at, in the deepest block.
-        weights: parameters loaded: embedding, blocks, norm.
-        stored_bytes: bytes of one parameter on disk.
+        blocks: Number of blocks that must run.
+        n_blocks: Number of blocks in the whole model.
+        hidden_size: Width of a vector.
+        layers: Number of layers that are stored.
+        per_token: Weights multiplied with every token, in all blocks that run.
+        per_row: Weights multiplied with the read position alone, in the deepest block.
+        per_pair: Operations for each pair of tokens, in all blocks where every token attends.
+        per_read: Operations for each token that the read position alone attends to, in the deepest block.
+        weights: Number of loaded parameters: embedding, blocks, norm.
+        stored_bytes: Bytes of one parameter on disk.
     """
 
     blocks: int
@@ -51,44 +52,44 @@ class Work:
     stored_bytes: int
 
     def flops(self, tokens: float, squared: float) -> float:
-        """Operations of a row of `tokens` tokens (or the mean over rows, with the mean of their squares)."""
+        """Operations for a row of `tokens` tokens, with `squared` = `tokens`² (or means of both, for the mean row)."""
         return 2 * self.per_token * tokens + 2 * self.per_row + self.per_pair * squared + self.per_read * tokens
 
     def column_bytes(self) -> float:
-        """Bytes a row adds to a data set: the vectors, row_id (32 + 4), unscorable (4), truncated (1/8)."""
+        """Bytes that a row adds to a data set: the vectors, row_id (32 + 4), unscorable (4), truncated (1/8)."""
         return self.layers * 2 * self.hidden_size + 36 + 4 + 1 / 8
 
     def cache_bytes(self) -> float:
-        """Bytes a row takes in the row cache, for each layer: vector, id (16), unscorable (4), truncated (1/8)."""
+        """Bytes of a row in the row cache, for each layer: vector, id (16), unscorable (4), truncated (1/8)."""
         return self.layers * (2 * self.hidden_size + 16 + 4 + 1 / 8)
 
 
 def read_config(model: str, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration alone, of a Hub id, a local folder, or "toy"."""
+    """The configuration of a Hub id, a local folder, or "toy"."""
     return pretrained("AutoConfig", model, revision)
 
 
 def pretrained(auto: str, model: str, revision: str | None) -> Any:
-    """A configuration or a tokenizer, without a digest over a folder's weights: nothing is computed with it."""
+    """A configuration or a tokenizer; a local folder is not hashed for it, as nothing is computed with the weights."""
     import transformers
 
     folder = local_folder(model)
-    place = {"revision": revision} if folder is None else {}
+    options = {"revision": revision} if folder is None else {}
     with explained(model, revision):
-        return getattr(transformers, auto).from_pretrained(str(folder or model), **place, trust_remote_code=False)
+        return getattr(transformers, auto).from_pretrained(str(folder or model), **options, trust_remote_code=False)
 
 
 def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str = "last") -> Work:
     """Count what reading `layers` takes.
 
     Args:
-        config: of the model.
-        layers: as for `EmbedLayers`.
-        position: as for `EmbedLayers`; a mean over the response needs the whole deepest block.
+        config: Configuration of the model.
+        layers: See `EmbedLayers`.
+        position: See `EmbedLayers`; a mean over the response needs the whole deepest block.
 
     Raises:
-        OptionError: a layer that the model has not, or a position that is not known.
-        ModelError: an architecture whose blocks are not found.
+        OptionError: The model does not have one of the layers, or the position is not known.
+        ModelError: The blocks of this architecture are not found.
     """
     import torch
     import transformers
@@ -98,12 +99,11 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     from hf_safefilter.model.load import depth_for
     from hf_safefilter.model.reading_options import POSITIONS
 
-    if position not in POSITIONS:
-        raise OptionError(f"position {position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")
+    require_choice("position", position, POSITIONS)
     text = config.get_text_config()
     depth = depth_for(text.num_hidden_layers, tuple(layers))
     with torch.device("meta"), explained(type(config).__name__):
-        model = transformers.AutoModel.from_config(text)
+        model = transformers.AutoModel.from_config(text)  # type: ignore[no-untyped-call]
     stack = find_blocks(model)
     blocks = list(stack.blocks[:depth])
     weights = [sum(_multiplied(block, text).values()) for block in blocks]
@@ -111,8 +111,8 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     per_row = per_read = 0
     if blocks and position != "mean_response" and can_read_positions(blocks[-1]):
         matrices = _multiplied(blocks[-1], text)
-        every = sum(n for name, n in matrices.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
-        per_row, weights[-1], per_read = weights[-1] - every, every, pair
+        keys_and_values = sum(n for name, n in matrices.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
+        per_row, weights[-1], per_read = weights[-1] - keys_and_values, keys_and_values, pair
     unused = sum(p.numel() for block in stack.blocks[depth:] for p in block.parameters())
     return Work(
         blocks=depth,
@@ -129,7 +129,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
 
 
 def _multiplied(block: nn.Module, config: PreTrainedConfig) -> dict[str, int]:
-    """Weights of each matrix that a token is multiplied with; of experts, as many as a token is sent to."""
+    """Number of weights in each matrix that a token is multiplied with; of experts, only those a token is sent to."""
     from torch import nn
 
     tables = {id(module.weight) for module in block.modules() if isinstance(module, nn.Embedding)}
@@ -144,22 +144,22 @@ def _multiplied(block: nn.Module, config: PreTrainedConfig) -> dict[str, int]:
 
 
 def _share_of_experts(config: PreTrainedConfig) -> float:
-    chosen = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
-    there = _first(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    if not chosen or not there:
+    used = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+    experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    if not used or not experts:
         raise ModelError(
-            f"{type(config).__name__} does not say how many experts a token is sent to",
-            fix="embed a small part of the rows, and time it",
+            f"{type(config).__name__} does not state how many experts a token is sent to",
+            fix="embed a small part of the rows and measure the time",
         )
-    return chosen / there
+    return used / experts
 
 
 def _attention_width(config: PreTrainedConfig) -> int:
-    """Numbers multiplied for a pair of tokens: the width of all heads, once for the scores and once for the mixture."""
+    """Multiplications for a pair of tokens: the width of all heads, once for the scores and once for the mixture."""
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    asked = (_first(config, "qk_nope_head_dim") or 0) + (_first(config, "qk_rope_head_dim") or 0)
-    return heads * ((asked or width) + (_first(config, "v_head_dim") or width))
+    query = (_first(config, "qk_nope_head_dim") or 0) + (_first(config, "qk_rope_head_dim") or 0)
+    return heads * ((query or width) + (_first(config, "v_head_dim") or width))
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:

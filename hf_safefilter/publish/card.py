@@ -1,4 +1,4 @@
-"""The card: README.md with its metadata, rendered from a `Provenance`. A card's own text is kept."""
+"""The card: README.md with its metadata, rendered from a `Provenance`; the user's own text in a card is kept."""
 
 from __future__ import annotations
 
@@ -33,18 +33,17 @@ def render(
     """README.md of a published data set.
 
     Args:
-        provenance: what to state.
-        published: the data files: features, rows and bytes of each split; None leaves what the existing card says of
-            them.
-        existing: the README.md that is there already: its text outside our part, and metadata keys that are not ours,
-            are kept.
-        text_included: whether ``dropped.parquet`` holds the text of the dropped rows.
-        repository: where the card will stand, for the commands that it shows.
+        provenance: The facts to state.
+        published: Features, rows and bytes of the data files; None: what the existing card states about them is kept.
+        existing: The README.md of the repository. Its text outside our part and its metadata under other keys than
+            ours are kept.
+        text_included: Whether ``dropped.parquet`` holds the text of the dropped rows.
+        repository: The repository of the card, for the commands that it shows.
 
     Raises:
-        PublishError: the existing card's metadata are not YAML.
+        PublishError: The metadata of the existing card are not YAML.
     """
-    metadata, text = _taken_apart(existing) if existing else ({}, None)
+    metadata, text = _parsed(existing) if existing else ({}, None)
     ours = _body(provenance, text_included, repository)
     if text is None:
         body = f"# {_escape(provenance.source.name)}, filtered for safety\n\n{ours}\n"
@@ -56,8 +55,9 @@ def render(
     return f"---\n{head}---\n{body if body.startswith(chr(10)) else chr(10) + body}"
 
 
-def _taken_apart(card: str) -> tuple[dict[str, Any], str]:
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # where the Hub itself sees the metadata end
+def _parsed(card: str) -> tuple[dict[str, Any], str]:
+    """The metadata of a card, and its text."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # by which the Hub itself finds the metadata
 
     block = REGEX_YAML_BLOCK.search(card)
     if block is None:
@@ -65,44 +65,47 @@ def _taken_apart(card: str) -> tuple[dict[str, Any], str]:
     try:
         metadata = yaml.safe_load(block.group(2)) or {}
     except yaml.YAMLError as error:
-        raise PublishError("the metadata of the existing card are not YAML", fix="mend its first lines") from error
+        raise PublishError("the metadata of the existing card are not YAML", fix="correct its first lines") from error
     if not isinstance(metadata, dict):
-        raise PublishError("the metadata of the existing card are no mapping", fix="mend its first lines")
+        raise PublishError("the metadata of the existing card are not a mapping", fix="correct its first lines")
     return metadata, card[block.end() :]
 
 
 def splits_in(card: str | None) -> dict[str, SplitSize]:
-    """The splits that an existing card counts, with their sizes."""
-    metadata, _ = _taken_apart(card) if card else ({}, "")
+    """The splits that an existing card lists, with their sizes."""
+    metadata, _ = _parsed(card) if card else ({}, "")
     info = metadata.get("dataset_info")
     listed = info.get("splits", []) if isinstance(info, dict) else []
     return {
-        str(one["name"]): SplitSize(int(one.get("num_examples", 0)), int(one.get("num_bytes", 0)), 0) for one in listed
+        str(split["name"]): SplitSize(int(split.get("num_examples", 0)), int(split.get("num_bytes", 0)), 0)
+        for split in listed
     }
 
 
-def _metadata(provenance: Provenance, published: Published | None, there: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(provenance: Provenance, published: Published | None, existing: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of the card: ours, and the existing ones under other keys."""
     name = provenance.source.name
-    tags = [tag for tag in there.get("tags") or [] if tag != "safefilter"]
+    tags = [tag for tag in existing.get("tags") or [] if tag != "safefilter"]
     ours: dict[str, Any] = {"license": provenance.source.license, "tags": [*tags, "safefilter"]}
     if _REPO.fullmatch(name) and re.fullmatch(r"[0-9a-f]{40}", provenance.source.revision or ""):
         ours["source_datasets"] = [name]
     if published is not None:
-        ours |= _of_data(published)
+        ours |= _data_metadata(published)
     ours["safefilter"] = {
         "tool": provenance.tool,
         "column": provenance.selection.column,
         "threshold": provenance.selection.threshold_hex,
-        "references": [one["digest"] for one in provenance.references],
+        "references": [references["digest"] for references in provenance.references],
     }
     if provenance.recipe is not None:
         ours["safefilter"]["recipe"] = provenance.recipe
-    return {**{key: value for key, value in there.items() if key not in ours}, **ours}
+    return {**{key: value for key, value in existing.items() if key not in ours}, **ours}
 
 
-def _of_data(published: Published) -> dict[str, Any]:
+def _data_metadata(published: Published) -> dict[str, Any]:
+    """The metadata of the data files."""
     ours: dict[str, Any] = {}
-    ours["size_categories"] = [_size(sum(split.rows for split in published.splits.values()))]
+    ours["size_categories"] = [_size_category(sum(split.rows for split in published.splits.values()))]
     ours["configs"] = [
         {
             "config_name": "default",
@@ -121,9 +124,9 @@ def _of_data(published: Published) -> dict[str, Any]:
     return ours
 
 
-def _size(rows: int) -> str:
-    steps = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
-    return next((name for bound, name in steps if rows < bound), "n>10M")
+def _size_category(rows: int) -> str:
+    sizes = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
+    return next((name for bound, name in sizes if rows < bound), "n>10M")
 
 
 def _body(provenance: Provenance, text_included: bool, repository: str) -> str:
@@ -150,9 +153,9 @@ def _number(value: float) -> str:
 
 
 def _options(step: Mapping[str, Any]) -> str:
-    plain = {name: value for name, value in step.items() if name != "step" and value is not None}
+    options = {name: value for name, value in step.items() if name != "step" and value is not None}
     return ", ".join(
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in plain.items()
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()
     )
 
 
@@ -169,16 +172,16 @@ def _template() -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """Every string of the record made harmless: no HTML, no Markdown, no line breaks; keys too."""
+    """The record with every string and key escaped: no HTML, no Markdown, no line breaks."""
     if isinstance(value, dict):
-        return {_escape(str(key)): _escaped(one) for key, one in value.items()}
+        return {_escape(str(key)): _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(one) for one in value]
+        return [_escaped(item) for item in value]
     return _escape(value) if isinstance(value, str) else value
 
 
 def _escape(text: str) -> str:
-    # Digests, columns and versions hold nothing that needs escaping; names from data may hold anything.
+    # Digests, columns and versions need no escaping, and are easier to read without; names from data may hold anything.
     if re.fullmatch(r"[\w.:/ ,%+<>=-]*", text) and "<" not in text and ">" not in text and "__" not in text:
         return text
     return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -1,4 +1,4 @@
-"""croissant.json: the published files in MLCommons' Croissant 1.1, with their sha256 and where they come from."""
+"""croissant.json: the published files, their sha256 and their origin, in the Croissant 1.1 format of MLCommons."""
 
 from __future__ import annotations
 
@@ -57,23 +57,25 @@ _KINDS = {"string": "sc:Text", "large_string": "sc:Text", "bool": "sc:Boolean"}
 
 
 def croissant(provenance: Provenance, published: Published, folder: Path) -> dict[str, Any]:
-    """The Croissant record of a folder that holds data and ``dropped.parquet`` already.
+    """The Croissant record of a folder that already holds the data and ``dropped.parquet``.
 
-    Columns of plain values and lists of them are described as fields; nested ones are in the files all the same.
+    Columns of plain values and of lists of them are described as fields; nested columns are in the files only.
     """
     files = [*sorted((folder / "data").glob("*.parquet")), folder / "dropped.parquet"]
     counts, selection = provenance.counts, provenance.selection
-    did = f"dropped {counts.dropped} of {counts.rows} rows: {selection.column} below {selection.threshold!r} was kept"
+    activity = (
+        f"dropped {counts.dropped} of {counts.rows} rows: {selection.column} below {selection.threshold!r} was kept"
+    )
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": f"{provenance.source.name}, filtered for safety",
-        "description": f"The rows of {provenance.source.name} that {provenance.tool} kept. It {did}.",
+        "description": f"The rows of {provenance.source.name} that {provenance.tool} kept. It {activity}.",
         "license": provenance.source.license,
         "datePublished": provenance.created,
         "version": "1.0.0",
-        "rai:dataPreprocessingProtocol": [f"{did}; {selection.rule}"],
+        "rai:dataPreprocessingProtocol": [f"{activity}; {selection.rule}"],
         "rai:dataLimitations": ["A score is evidence, not proof: rows that weaken refusals may remain."],
         "prov:wasDerivedFrom": _entity(provenance.source.name, provenance.source.revision),
         "prov:wasGeneratedBy": {
@@ -81,7 +83,7 @@ def croissant(provenance: Provenance, published: Published, folder: Path) -> dic
             "prov:label": "filtering for safety",
             "prov:used": [
                 *([_entity(provenance.model["model"], provenance.model["revision"])] if provenance.model else []),
-                *(_entity(one["source"], one["digest"]) for one in provenance.references),
+                *(_entity(references["source"], references["digest"]) for references in provenance.references),
             ],
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": provenance.tool},
         },
@@ -108,7 +110,8 @@ def _file(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _records(split: str, published: Published, shards: list[Path], folder: Path) -> dict[str, Any]:
-    mine = [path for path in shards if path.name.startswith(f"{split}-")]
+    """The record set of a split: its fields, each with the column it is read from."""
+    own = [path for path in shards if path.name.startswith(f"{split}-")]
     fields = []
     for name, feature in published.features.items():
         kind, is_list = _kind(feature)
@@ -119,20 +122,20 @@ def _records(split: str, published: Published, shards: list[Path], folder: Path)
             "@id": f"{split}/{name}",
             "name": f"{split}/{name}",
             "dataType": kind,
-            "source": {"fileObject": {"@id": mine[0].relative_to(folder).as_posix()}, "extract": {"column": name}},
+            "source": {"fileObject": {"@id": own[0].relative_to(folder).as_posix()}, "extract": {"column": name}},
         }
         fields.append(field | ({"isArray": True, "arrayShape": "-1"} if is_list else {}))
     return {
         "@type": "cr:RecordSet",
         "@id": split,
         "name": split,
-        "description": f"{published.splits[split].rows} kept rows in {len(mine)} files",
+        "description": f"{published.splits[split].rows} kept rows in {len(own)} files",
         "field": fields,
     }
 
 
 def _kind(feature: Any) -> tuple[str | None, bool]:
-    """Croissant's name of a feature, and whether it is a list of such; None for what has no plain name."""
+    """The Croissant type of a feature, or None if it has no plain type, and whether the feature is a list."""
     inner = getattr(feature, "feature", None)
     if inner is not None:
         return _kind(inner)[0], True

@@ -1,4 +1,4 @@
-"""The data files of a published set: parquet shards, the dropped list, and what the card says of them."""
+"""The data files of a published data set: parquet shards, the list of dropped rows, and their sizes for the card."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class SplitSize:
-    """Rows of a split, its bytes in memory, and its bytes as parquet."""
+    """Size of a split.
+
+    Attributes:
+        rows: Number of rows.
+        bytes: Bytes in memory.
+        download: Bytes as parquet files.
+    """
 
     rows: int
     bytes: int
@@ -39,7 +45,7 @@ class SplitSize:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the shards hold."""
+    """Features and sizes of the published shards."""
 
     features: Features
     splits: dict[str, SplitSize]
@@ -49,13 +55,15 @@ def write_kept(folder: Path, kept: Mapping[str, Dataset | IterableDataset], prov
     """Write the kept rows of each split, with the user's own columns only, as ``data/<split>-<i>-of-<n>.parquet``.
 
     Raises:
-        PublishError: nothing was kept, not as much as was decided, or a split whose name cannot be a file name.
+        PublishError: No row was kept, a stream gave another number of rows, or the name of a split is not a file name.
     """
     (folder / "data").mkdir()
     written = streamed = 0
     for split, part in kept.items():
         if not _SPLIT.fullmatch(split):
-            raise PublishError(f"{split!r} cannot be the name of a split", fix="rename it: letters, digits, _ and .")
+            raise PublishError(
+                f"{split!r} cannot be the name of a split", fix="rename it with letters, digits, _ and ."
+            )
         if not hasattr(part, "data"):
             streamed += write_stream(folder / "data", split, part, provenance.columns_added, _SHARD_BYTES)
             continue
@@ -68,21 +76,23 @@ def write_kept(folder: Path, kept: Mapping[str, Dataset | IterableDataset], prov
     if not written + streamed:
         raise PublishError("no row was kept: there is nothing to publish", fix="choose another threshold")
     if streamed and streamed != provenance.counts.kept:
-        raise PublishError(f"the stream gave {streamed} rows of {provenance.counts.kept} to keep", fix="run it again")
+        raise PublishError(
+            f"the stream gave {streamed} rows to keep instead of {provenance.counts.kept}", fix="run it again"
+        )
 
 
 def write_dropped(
     folder: Path, dropped: Mapping[str, Dataset], is_safe: IsSafe, provenance: Provenance, include_text: bool
 ) -> None:
-    """Write ``dropped.parquet``: split, row_id, every score and the reason; the rows themselves only if asked for."""
+    """Write ``dropped.parquet``: split, row_id, every score and the reason; the text only with `include_text`."""
     from hf_safefilter.columns import ROW_ID
 
     tables = []
     for split, part in dropped.items():
         scores = [name for name in provenance.columns_added if name.endswith("_score") and name in part.column_names]
         own = [name for name in part.column_names if name not in provenance.columns_added] if include_text else []
-        body = {"split": [split] * len(part), ROW_ID: row_ids(part)}
-        columns = {name: pa.array(values, pa.string()) for name, values in body.items()}
+        keys = {"split": [split] * len(part), ROW_ID: row_ids(part)}
+        columns = {name: pa.array(values, pa.string()) for name, values in keys.items()}
         table = part.with_format("arrow")[:] if len(part) else part.features.arrow_schema.empty_table()
         columns |= {name: table[name] for name in scores}
         columns["reason"] = pa.array(reasons_of(part, is_safe), pa.string())
@@ -92,21 +102,21 @@ def write_dropped(
 
 
 def read_published(folder: Path) -> Published:
-    """Features and sizes of the shards in ``data/``.
+    """Features and sizes of the shards in the folder ``data/``.
 
     Raises:
-        IntegrityError: no shards, or files that are none.
+        IntegrityError: There are no shards, or a file is not a shard.
     """
     from datasets import Features
 
     shards = sorted((folder / "data").glob("*.parquet")) if (folder / "data").is_dir() else []
     if not shards:
-        raise IntegrityError(f"{folder} holds no data", fix="write it with: hf-safefilter run or card")
+        raise IntegrityError(f"{folder} holds no data", fix="write it again: hf-safefilter card --help")
     sizes: dict[str, SplitSize] = {}
     features = None
     for shard in shards:
-        named = _SHARD.fullmatch(shard.name)
-        if named is None:
+        match = _SHARD.fullmatch(shard.name)
+        if match is None:
             raise IntegrityError(f"{shard.name} is not a shard of a split", fix="write the folder again")
         try:
             file = pq.ParquetFile(shard)
@@ -114,8 +124,8 @@ def read_published(folder: Path) -> Published:
             raise IntegrityError(f"{shard.name} is not parquet", fix="write the folder again") from error
         features = features or Features.from_arrow_schema(file.schema_arrow)
         size = sum(file.metadata.row_group(at).total_byte_size for at in range(file.metadata.num_row_groups))
-        old = sizes.get(named["split"], SplitSize(0, 0, 0))
-        sizes[named["split"]] = SplitSize(
+        old = sizes.get(match["split"], SplitSize(0, 0, 0))
+        sizes[match["split"]] = SplitSize(
             old.rows + file.metadata.num_rows, old.bytes + size, old.download + shard.stat().st_size
         )
     return Published(features, sizes)

@@ -1,4 +1,4 @@
-"""Rows as a record tells of them: split by split, by id, and why they were dropped."""
+"""The splits of a data set, the ids of their rows, and why rows were dropped."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NO_NUMBER = "score is not a number"
 
 
 def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
-    """Why each row was dropped; "" where it was kept."""
+    """Why each row was dropped; "" for a row that was kept."""
     own = reason_column(is_safe.column.removesuffix(SCORE_SUFFIX))
     columns = [name for name in (is_safe.column, own, UNSCORABLE) if name in part.column_names]
     view = Batch(part.select_columns(columns).with_format("arrow")[:]) if len(part) else None
     if view is None:
         return []
-    # a method that reads the text itself knows best why it could not
-    said = next((name for name in (own, UNSCORABLE) if name in columns), None)
-    unread = view.cells(said) if said else [""] * view.n
+    # the reason of a method that reads the text itself comes before that of the embedder
+    column = next((name for name in (own, UNSCORABLE) if name in columns), None)
+    unread = view.cells(column) if column else [""] * view.n
     finite = np.isfinite(view.numbers(is_safe.column))
     return [
         "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER
@@ -37,16 +37,16 @@ def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
 
 
 def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str]:
-    """Ids of the rows: the column if it is there, else worked out from the text."""
+    """Ids of the rows: the column `row_id` if it exists, else computed from the text."""
     from hf_safefilter.data.conversations import as_conversations, row_id
 
     if ROW_ID in part.column_names:
         return part.with_format("arrow")[:][ROW_ID].to_pylist() if len(part) else []
-    return [row_id(one) for one in as_conversations(part, columns)]
+    return [row_id(conversation) for conversation in as_conversations(part, columns)]
 
 
 def by_split(ds: Dataset | DatasetDict) -> dict[str, Any]:
-    """Split name -> rows; a data set without a split is called train."""
+    """Split name -> rows; a data set without a split name is called train, as on the Hub."""
     if isinstance(ds, Mapping):
         return dict(ds)
     return {str(ds.split) if ds.split is not None else "train": ds}

@@ -1,10 +1,10 @@
-"""A publishable folder: everything that goes into the one commit, written at once or not at all."""
+"""A publishable folder: everything that the commit to the Hub holds, written as a whole or not at all."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import OptionError
 from hf_safefilter.publish.card import render
@@ -15,7 +15,7 @@ from hf_safefilter.publish.plots import write_plots
 from hf_safefilter.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.publish.provenance import Provenance
@@ -30,23 +30,23 @@ def write_folder(
     provenance: Provenance,
     *,
     include_text: bool = False,
-    kept: Any = None,
+    kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict | None = None,
 ) -> None:
-    """Write kept rows, dropped list, card, provenance, Croissant record and plots to `out`.
+    """Write kept rows, the list of dropped rows, card, provenance, Croissant record and plots to `out`.
 
-    `load_dataset(out)` gives the kept rows. An earlier output there is replaced; any other folder is left alone.
+    `load_dataset(out)` gives the kept rows. An earlier output is replaced; any other folder is refused.
 
     Args:
-        out: the folder.
-        scored: the rows with all their columns.
-        is_safe: the decision.
-        provenance: what `gather` found about them.
-        include_text: whether the dropped rows themselves go into ``dropped.parquet``.
-        kept: the kept rows, if they are at hand; they must be where `scored` has not the rows themselves.
+        out: The folder to write.
+        scored: The rows with all their columns.
+        is_safe: The decision.
+        provenance: The result of `gather` for these rows.
+        include_text: Whether ``dropped.parquet`` holds the text of the dropped rows.
+        kept: The kept rows; None: they are selected from `scored`. Necessary where `scored` does not hold the text.
 
     Raises:
-        OptionError: `out` holds something else, or the text of rows is asked for that is not there.
-        PublishError: nothing was kept, or the record may not be published.
+        OptionError: `out` holds other files, or the text of the dropped rows is wanted and not available.
+        PublishError: No row was kept, or the record may not be published.
     """
     from hf_safefilter.decide.select import split
     from hf_safefilter.decide.thresholds import numbers_of
@@ -55,7 +55,7 @@ def write_folder(
     parts = split(scored, is_safe)
     rows = by_split(parts.kept if kept is None else kept)
     if include_text and not all(hasattr(part, "data") for part in rows.values()):
-        raise OptionError("of a stream the dropped rows are not kept", fix="leave their text out")
+        raise OptionError("the dropped rows of a stream are not stored", fix="do not include their text")
     with atomic_folder(Path(out), marker=PROVENANCE) as folder:
         write_kept(folder, rows, provenance)
         write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)

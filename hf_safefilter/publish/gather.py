@@ -1,4 +1,4 @@
-"""Gathering what a card states from scored rows and the steps that scored them; the steps are put to the test."""
+"""Collect what a card states from scored rows and the steps that scored them, and check these steps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import numpy as np
 from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
 from hf_safefilter.publish.drop_reasons import by_split, reasons_of, row_ids
-from hf_safefilter.publish.provenance import Check, Counts, Provenance, Selection, Share, Source, SourceSplit, portable
+from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
 from hf_safefilter.step import Step, steps_made
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.references import ReferenceIndex
 
 _MOST_VALUES = 40
 _MOST_CHAINS = 32
@@ -43,29 +44,29 @@ def gather(
     evaluation: Mapping[str, Any] | None = None,
     effect: Mapping[str, Any] | None = None,
     check_rows: int = 8,
-    witnesses: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
+    samples: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
 ) -> Provenance:
-    """Everything a card states about a decision.
+    """Everything that a card states about a decision.
 
     Args:
-        scored: the rows with the columns of all steps.
-        is_safe: the decision.
-        license: of the rows.
-        source: where they come from.
-        source_revision: its commit or digest.
-        steps: what filled the columns, in order; default: among the steps constructed in this process, those that give
-            the scores that are there (rows are scored again to find out; the newest first).
-        recipe: of the run, if there was one.
+        scored: The rows with the columns of all steps.
+        is_safe: The decision.
+        license: Licence of the rows.
+        source: Where the rows come from.
+        source_revision: Commit or digest of the source.
+        steps: The steps that filled the columns, in order. None: those constructed in this process that give the same
+            scores; rows are scored again to find them, by the newest steps first.
+        recipe: Recipe of the run, if there was one.
         layer_choice: `LayerChoice.to_json()`.
         evaluation: `Evaluation.to_json()`.
         effect: `EffectReport.for_card()` of a study of this very decision.
-        check_rows: how many rows are read and scored again from their text.
-        witnesses: rows to do that with, each set with its places among the scored, where those have no text; `steps`
-            are then given.
+        check_rows: Number of rows that are read and scored again from their text.
+        samples: Where the scored rows have no text, rows to do that with, and their indices among the scored rows;
+            then `steps` must be given.
 
     Raises:
-        PublishError: no licence or source; no rows; steps that are not known, or that do not give the scores there; an
-            effect that was measured on another decision.
+        PublishError: The licence or the source is missing; there are no rows; the steps are not known or do not give
+            these scores; or the effect was measured on another decision.
     """
     from hf_safefilter import __version__
 
@@ -76,12 +77,12 @@ def gather(
         _require_same_decision(effect, is_safe, sum(map(len, parts.values())))
     scores = numbers_of(scored, is_safe.column)
     if steps is None:
-        steps, check = _that_ran(scored, is_safe.column, scores, check_rows)
+        steps, check = _find_steps(scored, is_safe.column, scores, check_rows)
     else:
-        check = _check(witnesses or _spread(scored, check_rows), steps, is_safe.column, scores, check_rows)
+        check = _check(samples or _spread_samples(scored, check_rows), steps, is_safe.column, scores, check_rows)
     added = [column for step in steps for column in step.produces()]
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
-    ids = {name: row_ids(part, _mapping(steps)) for name, part in parts.items()}
+    ids = {name: row_ids(part, _columns_option(steps)) for name, part in parts.items()}
     indexes = _indexes(steps)
     return Provenance(
         tool=f"hf_safefilter {__version__}",
@@ -93,11 +94,11 @@ def gather(
             splits={name: SourceSplit(rows=len(ids[name]), row_ids=ids_digest(ids[name])) for name in parts},
         ),
         model=next((portable(step.describe()) for step in steps if hasattr(step, "describe")), None),
-        layer_choice=layer_choice,
+        layer_choice=_as_dict(layer_choice),
         references=[portable(index.summary()) for index in indexes],
-        overlap=len({one for index in indexes for part in ids.values() for one in index.overlap(part)}),
+        overlap=len({row_id for index in indexes for part in ids.values() for row_id in index.overlap(part)}),
         steps=[portable(step.record()) for step in steps],
-        selection=Selection(
+        selection=Decision(
             column=is_safe.column,
             threshold=is_safe.threshold,
             threshold_hex=is_safe.threshold.hex(),
@@ -105,68 +106,74 @@ def gather(
         ),
         counts=_counts(parts, reasons),
         quantiles=_quantiles(scores),
-        controls=_controls(scored, scores, _mapping(steps)),
+        controls=_controls(scored, scores, _columns_option(steps)),
         check=check,
-        evaluation=evaluation,
-        effect=portable(dict(effect)) if effect is not None else None,
+        evaluation=_as_dict(evaluation),
+        effect=portable(_as_dict(effect)),
         environment=_environment(),
-        recipe=recipe,
+        recipe=_as_dict(recipe),
         columns_added=added,
     ).checked()
 
 
-def chains_behind(column: str) -> Iterator[list[Step]]:
-    """The ways in which steps of this process can fill `column`: each a list of steps in order, the newest first.
+def step_chains(column: str) -> Iterator[list[Step]]:
+    """Each list of steps of this process, in order, that can fill `column`; the newest first.
 
     Raises:
-        PublishError: no step of this process fills the column, or one that it needs.
+        PublishError: No step of this process fills the column, or another one that it needs.
     """
     try:
-        made = steps_made(column)
+        last_steps = steps_made(column)
     except MissingError as error:
         raise PublishError(error.fact, fix=error.fix) from error
-    for step in reversed(made):
-        for before in product(*(list(chains_behind(need)) for need in step.needs())):
-            yield [*dict.fromkeys(one for chain in before for one in chain), step]
+    for last in reversed(last_steps):
+        for chains in product(*(list(step_chains(need)) for need in last.needs())):
+            yield [*dict.fromkeys(step for chain in chains for step in chain), last]
 
 
-def _that_ran(scored: Any, column: str, scores: np.ndarray, rows: int) -> tuple[list[Step], Check]:
-    """The steps of this process that give the scores that are there, found by scoring rows again."""
-    refused: SafefilterError | None = None
-    for chain in islice(chains_behind(column), _MOST_CHAINS):
+def _find_steps(scored: Dataset | DatasetDict, column: str, scores: np.ndarray, rows: int) -> tuple[list[Step], Check]:
+    """The steps of this process that give these scores, found by scoring rows again."""
+    last_error: SafefilterError | None = None
+    for chain in islice(step_chains(column), _MOST_CHAINS):
         try:
-            return chain, _check(_spread(scored, rows), chain, column, scores, rows)
+            return chain, _check(_spread_samples(scored, rows), chain, column, scores, rows)
         except SafefilterError as error:
-            refused = error
+            last_error = error
     raise PublishError(
         f"no step constructed in this process gives the scores in column {column!r}",
-        found=str(refused),
-        fix="pass steps=[...]: the ones that really ran, in order",
-    ) from refused
+        found=str(last_error),
+        fix="pass `steps=...`: the steps that really ran, in order",
+    ) from last_error
 
 
 def _require_same_decision(effect: Mapping[str, Any], is_safe: IsSafe, rows: int) -> None:
-    ours = {"column": is_safe.column, "threshold_hex": is_safe.threshold.hex(), "rows": rows}
-    for name, value in ours.items():
+    decision = {"column": is_safe.column, "threshold_hex": is_safe.threshold.hex(), "rows": rows}
+    for name, value in decision.items():
         if effect.get(name) != value:
             raise PublishError(
                 f"the effect was measured on another decision: its {name} differs",
                 found=f"{effect.get(name)} instead of {value}",
-                fix="run hf-safefilter effect on this decision",
+                fix="measure the effect of this decision: hf-safefilter effect --help",
             )
 
 
 def ids_digest(ids: Sequence[str]) -> str:
-    """``sha256:`` over the ids in order, a newline after each."""
-    return "sha256:" + hashlib.sha256("".join(f"{one}\n" for one in ids).encode()).hexdigest()
+    """``sha256:`` and the digest of the ids in order, with a newline after each."""
+    return "sha256:" + hashlib.sha256("".join(f"{row_id}\n" for row_id in ids).encode()).hexdigest()
 
 
-def _mapping(steps: Sequence[Step]) -> dict[str, str] | None:
+def _as_dict(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if mapping is None else dict(mapping)
+
+
+def _columns_option(steps: Sequence[Step]) -> dict[str, str] | None:
+    """The option `columns` of the step that reads a model."""
     reader = next((step for step in steps if hasattr(step, "describe")), None)
-    return dict(reader.columns) if reader is not None and reader.columns else None
+    columns = getattr(reader, "columns", None)
+    return dict(columns) if columns else None
 
 
-def _indexes(steps: Sequence[Step]) -> list[Any]:
+def _indexes(steps: Sequence[Step]) -> list[ReferenceIndex]:
     from hf_safefilter.references import references
 
     digests = dict.fromkeys(step.references for step in steps if hasattr(step, "references"))
@@ -174,89 +181,91 @@ def _indexes(steps: Sequence[Step]) -> list[Any]:
 
 
 def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]]) -> Counts:
-    every = [reason for part in reasons.values() for reason in part]
-    dropped = Counter(filter(None, every))
-    by: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
-    for column, shares in by.items():
+    all_reasons = [reason for part in reasons.values() for reason in part]
+    dropped = Counter(filter(None, all_reasons))
+    tables: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
+    for column, shares in tables.items():
         if all(column in part.column_names for part in parts.values()):
             cells = [str(cell) for part in parts.values() for cell in part.with_format(None)[column][:]]
-            shares.update(_shares(cells, every))
+            shares.update(_shares(cells, all_reasons))
     return Counts(
-        rows=len(every),
-        kept=len(every) - sum(dropped.values()),
+        rows=len(all_reasons),
+        kept=len(all_reasons) - sum(dropped.values()),
         dropped=sum(dropped.values()),
         by_reason=dict(dropped.most_common()),
         by_split={name: Share(rows=len(part), dropped=sum(map(bool, part))) for name, part in reasons.items()},
-        by_source=by["source"],
-        by_category=by["category"],
+        by_source=tables["source"],
+        by_category=tables["category"],
     )
 
 
 def _shares(cells: Sequence[str], reasons: Sequence[str]) -> dict[str, Share]:
-    """Share of each value, most frequent first; beyond the first few they are put together."""
+    """Share of each value, the most frequent first; values beyond the first `_MOST_VALUES` are added up."""
     rows = Counter(cells)
-    gone = Counter(cell for cell, reason in zip(cells, reasons, strict=True) if reason)
-    shown = [value for value, _ in rows.most_common(_MOST_VALUES)]
-    found = {value: Share(rows=rows[value], dropped=gone[value]) for value in shown}
-    if len(rows) > len(shown):
-        rest = [value for value in rows if value not in found]
-        found[f"{len(rest)} others"] = Share(rows=sum(rows[v] for v in rest), dropped=sum(gone[v] for v in rest))
-    return found
+    dropped = Counter(cell for cell, reason in zip(cells, reasons, strict=True) if reason)
+    shares = {value: Share(rows=count, dropped=dropped[value]) for value, count in rows.most_common(_MOST_VALUES)}
+    others = [value for value in rows if value not in shares]
+    if others:
+        shares[f"{len(others)} others"] = Share(
+            rows=sum(rows[value] for value in others), dropped=sum(dropped[value] for value in others)
+        )
+    return shares
 
 
 def _quantiles(scores: np.ndarray) -> dict[str, float]:
     finite = scores[np.isfinite(scores)]
     if not len(finite):
-        raise PublishError("no row could be scored", fix="look at column 'unscorable'")
-    return {f"{at:g}": float(value) for at, value in zip(_QUANTILES, np.quantile(finite, _QUANTILES), strict=True)}
+        raise PublishError("no row could be scored", fix="read the reasons in the column 'unscorable'")
+    return {f"{q:g}": float(value) for q, value in zip(_QUANTILES, np.quantile(finite, _QUANTILES), strict=True)}
 
 
-def _controls(scored: Any, scores: np.ndarray, columns: Mapping[str, str] | None) -> dict[str, float | None]:
+def _controls(
+    scored: Dataset | DatasetDict, scores: np.ndarray, columns: Mapping[str, str] | None
+) -> dict[str, float | None]:
     from hf_safefilter.decide.evaluate import control_scores, spearman
 
-    found = control_scores(scored, columns)
-    return {name: spearman(scores, values) for name, values in found.items()}
+    return {name: spearman(scores, values) for name, values in control_scores(scored, columns).items()}
 
 
-def _spread(scored: Any, rows: int) -> list[tuple[Dataset, list[int]]]:
-    """Some rows of each split, spread evenly over all, with their places."""
+def _spread_samples(scored: Dataset | DatasetDict, rows: int) -> list[tuple[Dataset, list[int]]]:
+    """Some rows of each split, spread evenly over all, with their indices among the rows of all splits."""
     parts = by_split(scored).values()
     total = sum(map(len, parts))
-    places = np.unique(np.linspace(0, total - 1, min(rows, total)).round().astype(int)).tolist()
-    start, found = 0, []
+    indices = np.unique(np.linspace(0, total - 1, min(rows, total)).round().astype(int)).tolist()
+    start, samples = 0, []
     for part in parts:
-        here = [place for place in places if start <= place < start + len(part)]
-        found.append((part.select([place - start for place in here]), here))
+        own = [index for index in indices if start <= index < start + len(part)]
+        samples.append((part.select([index - start for index in own]), own))
         start += len(part)
-    return found
+    return samples
 
 
 def _check(
-    witnesses: Sequence[tuple[Dataset, Sequence[int]]],
+    samples: Sequence[tuple[Dataset, Sequence[int]]],
     steps: Sequence[Step],
     column: str,
     scores: np.ndarray,
     rows: int,
 ) -> Check:
-    """Read and score a few rows again from their text, by the steps that the card is about to name."""
+    """Read and score about `rows` rows of `samples` again from their text, by the steps that the card will state."""
     tolerance = max(1e-3, 0.02 * float(np.nanstd(np.where(np.isfinite(scores), scores, np.nan))))
     worst, checked = 0.0, 0
-    every = -(-sum(len(places) for _, places in witnesses) // rows)  # of those there are, so many are passed over
-    for part, places in witnesses:
-        here = list(range(0, len(places), max(1, every)))
-        if here:
-            again = _rescored(part.select(here), steps, column)
-            there = scores[[places[at] for at in here]]
-            if not np.array_equal(np.isfinite(again), np.isfinite(there)):
+    stride = max(1, -(-sum(len(indices) for _, indices in samples) // rows))
+    for part, indices in samples:
+        chosen = list(range(0, len(indices), stride))
+        if chosen:
+            again = _rescored(part.select(chosen), steps, column)
+            before = scores[[indices[position] for position in chosen]]
+            if not np.array_equal(np.isfinite(again), np.isfinite(before)):
                 worst = np.inf
-            both = np.isfinite(again) & np.isfinite(there)
-            worst = max(worst, float(np.abs(again - there)[both].max(initial=0.0)))
-            checked += len(here)
+            both = np.isfinite(again) & np.isfinite(before)
+            worst = max(worst, float(np.abs(again - before)[both].max(initial=0.0)))
+            checked += len(chosen)
     if worst > tolerance:
         raise PublishError(
-            f"the steps named do not give the scores in column {column!r}",
+            f"the given steps do not give the scores in column {column!r}",
             found=f"rows scored again differ by up to {worst:.3g} (tolerance {tolerance:.3g})",
-            fix="pass steps=[...]: the ones that really ran, in order",
+            fix="pass `steps=...`: the steps that really ran, in order",
         )
     return Check(rows=checked, largest_difference=worst, tolerance=tolerance)
 
@@ -270,10 +279,10 @@ def _rescored(sample: Dataset, steps: Sequence[Step], column: str) -> np.ndarray
 
 
 def _environment() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.system()}
+    versions = {"python": platform.python_version(), "platform": platform.system()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

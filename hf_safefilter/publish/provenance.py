@@ -1,4 +1,4 @@
-"""Provenance: everything a card states, as one object of plain values. Nothing in it is guessed."""
+"""Provenance: everything that a card states, as one object of plain values; nothing in it is guessed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Facts(BaseModel):
 
 
 class SourceSplit(_Facts):
-    """One split as it came in."""
+    """A split of the source."""
 
     rows: int
     row_ids: str
@@ -27,17 +27,17 @@ class SourceSplit(_Facts):
 
 
 class Source(_Facts):
-    """Where the rows come from."""
+    """The origin of the rows."""
 
     name: str
     revision: str | None
-    """Commit of the Hub, or digest of the files; None when only rows in memory were given."""
+    """Commit of the Hub, or digest of the files; None for rows that were in memory."""
     license: str
     splits: dict[str, SourceSplit]
 
 
-class Selection(_Facts):
-    """The decision."""
+class Decision(_Facts):
+    """The rule by which rows were kept."""
 
     column: str
     threshold: float
@@ -47,14 +47,14 @@ class Selection(_Facts):
 
 
 class Share(_Facts):
-    """Rows of a split, source or category, and how many of them were dropped."""
+    """Number of rows of a split, source or category, and of dropped rows among them."""
 
     rows: int
     dropped: int
 
 
 class Counts(_Facts):
-    """What happened to the rows."""
+    """Number of rows, and of kept and dropped rows."""
 
     rows: int
     kept: int
@@ -66,7 +66,7 @@ class Counts(_Facts):
 
 
 class Check(_Facts):
-    """Rows that were read and scored again from their text, to see that the steps stated are the ones that ran."""
+    """The check that the stated steps are those that ran: some rows were read and scored again from their text."""
 
     rows: int
     largest_difference: float
@@ -82,15 +82,15 @@ class Provenance(_Facts):
     """Date, UTC."""
     source: Source
     model: dict[str, Any] | None
-    """`EmbedLayers.describe()`; None where no score reads a model."""
+    """`EmbedLayers.describe()`; None if no score reads a model."""
     layer_choice: dict[str, Any] | None = None
     references: list[dict[str, Any]]
-    """`ReferenceIndex.summary()` of each set used."""
+    """`ReferenceIndex.summary()` of each set of references."""
     overlap: int
-    """Rows that stand among the references too."""
+    """Number of rows that are also among the references."""
     steps: list[dict[str, Any]]
     """`Step.record()` of each step, in the order they ran."""
-    selection: Selection
+    selection: Decision
     counts: Counts
     quantiles: dict[str, float]
     controls: dict[str, float | None]
@@ -98,58 +98,58 @@ class Provenance(_Facts):
     check: Check
     evaluation: dict[str, Any] | None = None
     effect: dict[str, Any] | None = None
-    """`EffectReport.for_card()`: what the filter did to a model that was tuned on these rows."""
+    """`EffectReport.for_card()`: how the filter changed a model that was tuned on these rows."""
     environment: dict[str, str]
     recipe: dict[str, Any] | None = None
     columns_added: list[str]
-    """Columns of this run; they are left out of what is published."""
+    """Columns that this run has added; they are not published."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The record as plain values."""
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
-        """What stands in ``provenance.json``."""
+        """The content of ``provenance.json``."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, name: str = "provenance.json") -> Provenance:
-        """The object that `to_json` wrote.
+        """The record that `to_json` has written.
 
         Raises:
-            IntegrityError: anything else.
+            IntegrityError: The text is something else.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
             raise IntegrityError(
-                f"{name} is not a provenance record", found=found, fix="write the folder again"
+                f"{name} is not a provenance record", found=problems, fix="write the folder again"
             ) from error
 
     def checked(self) -> Provenance:
-        """Itself, if it may be published.
+        """This record, if it may be published.
 
         Raises:
-            PublishError: no licence, no source, or a string that looks like a token.
+            PublishError: The licence or the source is missing, or a string looks like a token.
         """
         for name, value in (("licence", self.source.license), ("source", self.source.name)):
             if not value.strip():
-                raise PublishError(f"a missing {name} is an error", fix="say it: license='cc-by-4.0', source='...'")
+                raise PublishError(f"the {name} is missing", fix='pass `license="cc-by-4.0"` and `source="..."`')
         if _TOKEN.search(self.to_json()):
             raise PublishError(
-                "something that looks like a Hub token stands in the record, which would be published",
-                fix="look in the names, options and recipe of this run",
+                "the record that would be published contains something that looks like a Hub token",
+                fix="remove it from the names, options and recipe of this run",
             )
         return self
 
 
 def portable(value: Any) -> Any:
-    """`value` with local paths cut to their last part: what may be shown to a stranger."""
+    """`value` with local paths cut to their last part, so that it can be published."""
     if isinstance(value, dict):
-        return {key: portable(one) for key, one in value.items()}
+        return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [portable(one) for one in value]
+        return [portable(item) for item in value]
     if isinstance(value, str) and len(value) < 1024 and "\n" not in value:
         path = Path(value).expanduser()
         if path.is_absolute() or (len(path.parts) > 1 and path.exists()):

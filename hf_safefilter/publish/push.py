@@ -1,4 +1,4 @@
-"""To the Hub in one commit: the repository is afterwards as it was before, or complete."""
+"""Publishing to the Hub in one commit: afterwards the repository is complete, or unchanged."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def push_filtered(
     include_text: bool = False,
     token: str | None = None,
 ) -> Pushed:
-    """Publish the rows that `is_safe` keeps, with card, provenance, dropped list and plots, in one commit.
+    """Publish the rows that `is_safe` keeps, with card, provenance, list of dropped rows and plots, in one commit.
 
     Args:
-        ds: the scored rows, before they are filtered.
-        is_safe: the decision.
-        repo_id: data set repository; made if it is not there.
-        license: of the rows, as the Hub spells it.
-        source: where they come from.
-        private: of a repository that is made; one that is there keeps its setting.
-        steps: what filled the columns; default: the steps constructed in this process (see `gather`).
-        recipe: of the run, for the card.
-        include_text: publish the text of dropped rows too.
-        token: Hub token; default: the one logged in with.
+        ds: The scored rows, before they are filtered.
+        is_safe: The decision.
+        repo_id: Owner and name of the data set repository; it is created if it does not exist.
+        license: Licence of the rows, as the Hub spells it.
+        source: Where the rows come from.
+        private: Whether a new repository is private; an existing one keeps its setting.
+        steps: The steps that filled the columns; None: those constructed in this process (see `gather`).
+        recipe: Recipe of the run, for the card.
+        include_text: Whether to publish the text of dropped rows too.
+        token: Hub token; None: the one of the login.
 
     Raises:
-        PublishError: the card would be incomplete, or the Hub refused; the repository is then as it was.
+        PublishError: The card would be incomplete, or the Hub refused; the repository is then unchanged.
     """
     from hf_safefilter.publish.gather import gather
 
@@ -74,18 +74,29 @@ def push_folder(
     token: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Pushed:
-    """Publish a folder that `write_folder` wrote. Splits of the repository that are not in it stay.
+    """Publish a folder that `write_folder` has written; splits of the repository that are not in it are kept.
+
+    Args:
+        folder: The folder to publish.
+        repo_id: Owner and name of the data set repository; it is created if it does not exist.
+        private: Whether a new repository is private; an existing one keeps its setting.
+        token: Hub token; None: the one of the login.
+        sleep: Function that waits some seconds between tries.
 
     Raises:
-        MissingError: not such a folder.
-        IntegrityError: its record or data are damaged.
-        PublishError: the Hub refused; the repository is as it was.
+        MissingError: The folder was not written by `write_folder`.
+        IntegrityError: The record or the data are damaged.
+        PublishError: The Hub refused; the repository is unchanged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     folder = Path(folder)
     if not (folder / PROVENANCE).is_file():
-        raise MissingError(f"{folder} is not a publishable folder", found=f"no {PROVENANCE}", fix="write it with: run")
+        raise MissingError(
+            f"{folder} is not a publishable folder",
+            found=f"no {PROVENANCE}",
+            fix="write it with hf-safefilter run or hf-safefilter card",
+        )
     provenance = Provenance.from_json((folder / PROVENANCE).read_text(encoding="utf-8")).checked()
     published = read_published(folder)
     shards = sorted((folder / "data").glob("*.parquet"))
@@ -94,16 +105,16 @@ def push_folder(
     text_included = any(name.startswith("row_") and name != "row_id" for name in _columns(folder / DROPPED))
     names = {path.relative_to(folder).as_posix(): path for path in paths}
 
-    def operations(there: Repository) -> list[Any]:
-        # New objects at each try: a used one remembers what the repository held before, and would be left out of the
-        # commit if another writer has changed that file since. Data that were uploaded are not sent again.
+    def operations(repository: Repository) -> list[CommitOperationAdd | CommitOperationDelete]:
+        # New objects at each try: a used one stores the content of the repository before, and would be left out of the
+        # commit if somebody has changed that file since. Data that were uploaded are not sent again.
         adds = [CommitOperationAdd(name, str(path)) for name, path in names.items()]
         stale = [
             CommitOperationDelete(name)
-            for name in sorted(there.files - set(names))
+            for name in sorted(repository.files - set(names))
             if name.startswith(tuple(f"data/{split}-" for split in published.splits)) and name.endswith(".parquet")
         ]
-        card = there.card()
+        card = repository.card()
         text = render(
             provenance,
             _with_other_splits(published, card),
@@ -120,19 +131,25 @@ def push_folder(
 def push_card(
     repo_id: str, provenance: Provenance, *, token: str | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> Pushed:
-    """Add card and provenance to a data set that was pushed with `Dataset.push_to_hub`; its data are left alone.
+    """Add card and provenance to a data set that was pushed with `Dataset.push_to_hub`; its data are not changed.
+
+    Args:
+        repo_id: Owner and name of the data set repository.
+        provenance: The facts to state, from `gather`.
+        token: Hub token; None: the one of the login.
+        sleep: Function that waits some seconds between tries.
 
     Raises:
-        PublishError: no such repository, one without data, or the Hub refused.
+        PublishError: The repository does not exist or holds no data, or the Hub refused.
     """
     from huggingface_hub import CommitOperationAdd
 
     provenance.checked()
 
-    def operations(there: Repository) -> list[Any]:
-        card = there.card()
-        if card is None or not any(name.endswith(".parquet") for name in there.files):
-            raise PublishError(f"{repo_id} holds no data yet", fix="push the rows first: clean.push_to_hub(...)")
+    def operations(repository: Repository) -> list[CommitOperationAdd]:
+        card = repository.card()
+        if card is None or not any(name.endswith(".parquet") for name in repository.files):
+            raise PublishError(f"{repo_id} holds no data yet", fix="push the rows first, with Dataset.push_to_hub")
         text = render(provenance, None, existing=card, repository=repo_id)
         return [
             CommitOperationAdd(PROVENANCE, provenance.to_json().encode()),
@@ -149,7 +166,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _with_other_splits(published: Published, card: str | None) -> Published:
-    """The splits of this push, and those that stay in the repository, as its card counts them."""
+    """The splits of this push, and the other splits that the card of the repository lists."""
     from hf_safefilter.publish.card import splits_in
 
     others = {name: size for name, size in splits_in(card).items() if name not in published.splits}

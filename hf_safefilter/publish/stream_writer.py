@@ -1,11 +1,11 @@
-"""Kept rows that are a stream: written to parquet shards as they are read, a few thousand in memory at a time."""
+"""The kept rows of a stream, written to parquet shards as they are read, a few thousand rows at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,16 +17,17 @@ _ROWS = 4096
 
 
 def write_stream(folder: Path, split: str, rows: IterableDataset, without: list[str], shard_bytes: int) -> int:
-    """Write the rows, but for the columns `without`, as ``<split>-<i>-of-<n>.parquet``; returns how many."""
-    written, parts = 0, []
-    with ExitStack() as last:
-        writer: Any = None
+    """Write the rows without the columns `without`, as ``<split>-<i>-of-<n>.parquet``; returns their number."""
+    written = 0
+    parts: list[Path] = []
+    with ExitStack() as current:
+        writer: pq.ParquetWriter | None = None
         filled = 0
         for table in _tables(rows, without):
             if writer is None or filled >= shard_bytes:
-                last.close()
+                current.close()
                 parts.append(folder / f".{split}-{len(parts):05d}.parquet")
-                writer, filled = last.enter_context(pq.ParquetWriter(parts[-1], table.schema)), 0
+                writer, filled = current.enter_context(pq.ParquetWriter(parts[-1], table.schema)), 0
             writer.write_table(table)
             filled += table.nbytes
             written += table.num_rows
@@ -36,7 +37,7 @@ def write_stream(folder: Path, split: str, rows: IterableDataset, without: list[
 
 
 def _tables(rows: IterableDataset, without: list[str]) -> Iterator[pa.Table]:
-    """The stream's own columns, in the form that it declares; else all in that of the first ones."""
+    """The stream's own columns, with the types that it declares, or else those of its first table."""
     schema = None
     if rows.features is not None:
         from datasets import Features

@@ -1,4 +1,4 @@
-"""The unsafe and safe rows that one compares with: their vectors, their FAISS indexes, and where they come from."""
+"""The unsafe and safe rows to compare with: their vectors, their FAISS indexes, and where they come from."""
 
 from hf_safefilter.references.files import SIDES, ReferenceRow
 from hf_safefilter.references.index import Neighbours, ReferenceIndex, references

@@ -1,4 +1,4 @@
-"""The files of a reference set, and what is in them."""
+"""The files of a reference set and their content."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ReferenceRow:
     """One reference row.
 
     Attributes:
-        row_id: as in the `row_id` column of a data set.
+        row_id: Its id, as in the `row_id` column of a data set.
         side: "unsafe" or "safe".
-        position: its place among the rows of its side, from 0.
+        position: Its index among the rows of its side, from 0.
         messages: (role, content) of each turn.
     """
 
@@ -43,7 +43,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side as it was read: conversations, their ids, and (m, d) float32 vectors by layer."""
+    """The rows of one side that were read: conversations, their ids, and float32 vectors (m, d) by layer."""
 
     conversations: list[Conversation]
     ids: list[str]
@@ -69,7 +69,7 @@ def to_files(sides: Mapping[str, Side]) -> dict[str, bytes]:
 
 
 def read_rows(content: bytes) -> tuple[ReferenceRow, ...]:
-    """All rows of a rows file, in its order."""
+    """All rows of a rows file, in the order of the file."""
     return tuple(
         ReferenceRow(row["row_id"], row["side"], row["position"], _turns(row["messages"]))
         for row in pq.read_table(pa.BufferReader(content), schema=_SCHEMA).to_pylist()
@@ -82,9 +82,9 @@ def _turns(messages: str) -> tuple[tuple[str, str], ...]:
 
 def _rows_bytes(sides: Mapping[str, Side]) -> bytes:
     rows = [
-        {"row_id": one, "side": side, "position": position, "messages": _messages(conversation)}
+        {"row_id": row_id, "side": side, "position": position, "messages": _messages(conversation)}
         for side in SIDES
-        for position, (one, conversation) in enumerate(zip(sides[side].ids, sides[side].conversations, strict=True))
+        for position, (row_id, conversation) in enumerate(zip(sides[side].ids, sides[side].conversations, strict=True))
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
@@ -92,6 +92,6 @@ def _rows_bytes(sides: Mapping[str, Side]) -> bytes:
 
 
 def _messages(conversation: Conversation) -> str:
-    # JSON text, because reference rows may mix system turns, many turns and plain text; in ASCII, because half a
-    # surrogate pair, which Arrow refuses, does turn up in scraped text.
+    # JSON text, because reference rows may mix system turns, many turns and plain text; in ASCII, because scraped text
+    # may contain half a surrogate pair, which Arrow refuses.
     return json.dumps([{"role": role, "content": content} for role, content in conversation.messages])

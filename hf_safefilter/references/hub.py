@@ -1,4 +1,4 @@
-"""References on the Hub: one commit out, a verified copy in."""
+"""References on the Hub: published in one commit, and fetched as a verified copy."""
 
 from __future__ import annotations
 
@@ -33,37 +33,36 @@ def push(
     token: str | None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Pushed:
-    """Commit the files of `index` and a card to a data set repository, made if need be; older index files go.
+    """Commit the files of `index` and a card to a data set repository; older index files are deleted.
 
-    A card that a person wrote is left alone.
+    The repository is created if it does not exist. A card that a person wrote is not replaced.
 
     Args:
-        index: the references.
-        summary: what the card says of them; no text of theirs.
-        repo_id: owner and name.
-        private: of a repository that is made; one that is there must be private too.
-        token: Hub token; None: the one logged in with.
-        sleep: waits between tries.
+        index: The references.
+        summary: Facts for the card; they must hold no text of the rows.
+        repo_id: Owner and name.
+        private: Whether a new repository is private; if True, an existing one must be private too.
+        token: Hub token; the one of the login if None.
+        sleep: Function that waits some seconds between tries.
 
     Raises:
-        PublishError: the repository is public although `private` was asked for, or the Hub refused the commit; the
-            repository is then as it was.
+        PublishError: The repository is public although `private` was asked for, or the Hub refused the commit; the
+            repository is then unchanged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     files = {name: index.bytes_of(name) for name in index.files}
 
-    def operations(there: Repository) -> list[Any]:
-        if private and not there.private:
+    def operations(repository: Repository) -> list[CommitOperationAdd | CommitOperationDelete]:
+        if private and not repository.private:
             raise PublishError(
                 f"{repo_id} is public and would show the texts of the reference rows",
                 fix="make it private, push elsewhere, or pass `private=False`",
             )
-        text = there.card()
+        text = repository.card()
         own = {CARD: card(summary, repo_id).encode()} if text is None or _MARK in text else {}
-        stale = [
-            name for name in there.files if "/" not in name and name not in files and fnmatch(name, "index_*.faiss")
-        ]
+        indexes = [name for name in repository.files if "/" not in name and fnmatch(name, "index_*.faiss")]
+        stale = [name for name in indexes if name not in files]
         adds = [CommitOperationAdd(name, content) for name, content in (files | own).items()]
         return [*adds, *(CommitOperationDelete(name) for name in sorted(stale))]
 
@@ -75,7 +74,7 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
     """A scratch folder with the reference files of a repository, as plain files.
 
     Raises:
-        MissingError: the repository holds no references.
+        MissingError: The repository holds no references.
     """
     from huggingface_hub import snapshot_download
 
@@ -85,7 +84,7 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
     if not (snapshot / MANIFEST).is_file():
         raise MissingError(f"{repo_id} holds no references", found=f"no {MANIFEST}", fix="check the name and revision")
     with tempfile.TemporaryDirectory() as scratch:
-        # The cache holds links to blobs, which an artefact must not: a copy follows them.
+        # The Hub cache holds links to blobs, and an artefact must not hold links: the copies are plain files.
         for pattern in _OURS:
             for path in snapshot.glob(pattern):
                 shutil.copyfile(path, Path(scratch, path.name))
@@ -93,7 +92,7 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
 
 
 def card(summary: Mapping[str, Any], repo_id: str) -> str:
-    """The README of a reference repository: what it is, in numbers; none of its texts."""
+    """The README of a reference repository: facts and numbers, but no text of the rows."""
     head = {
         "license": summary["license"],
         "pretty_name": "Reference rows for fine-tuning data filters",
@@ -109,7 +108,7 @@ def card(summary: Mapping[str, Any], repo_id: str) -> str:
 # References
 
 Unsafe and safe rows that a fine-tuning set is compared with, and their hidden states in one model.
-**The unsafe rows are harmful requests with answers.** They are here to be recognised, not to be learned.
+**The unsafe rows are harmful requests with answers.** They are here so that filters recognise such rows.
 
 {facts}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hf_safefilter.checks import is_whole
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
@@ -18,6 +19,7 @@ from hf_safefilter.references.read_sides import read_sides
 from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
+    import faiss
     from datasets import Dataset
 
     from hf_safefilter.embed import EmbedLayers
@@ -29,9 +31,9 @@ class Neighbours:
     """The reference rows nearest to each of n vectors, nearest first.
 
     Attributes:
-        similarity: cosines, float32 (n, k); NaN for a vector that cannot be compared.
-        position: places among the rows of the side, int64 (n, k); -1 for such a vector.
-        side: all reference rows of the side that was searched.
+        similarity: Cosines, float32 (n, k); NaN for a vector that cannot be compared.
+        position: Indices among the rows of the side, int64 (n, k); -1 for a vector that cannot be compared.
+        side: All reference rows of the side that was searched.
     """
 
     similarity: np.ndarray
@@ -41,20 +43,20 @@ class Neighbours:
     @property
     def row_id(self) -> np.ndarray:
         """Ids of the nearest rows, strings (n, k); "" for a vector that cannot be compared."""
-        # The empty id stands last, which is where position -1 points.
+        # The empty id is the last entry, so that index -1 selects it.
         return np.array([*(row.row_id for row in self.side), ""])[self.position]
 
     @property
     def rows(self) -> list[list[ReferenceRow]]:
-        """The nearest rows themselves; none for a vector that cannot be compared."""
-        return [[self.side[place] for place in places if place >= 0] for places in self.position.tolist()]
+        """The nearest rows; an empty list for a vector that cannot be compared."""
+        return [[self.side[index] for index in indices if index >= 0] for indices in self.position.tolist()]
 
 
 class ReferenceIndex(Fitted):
     """Reference rows with their vectors and FAISS indexes; `build` one, or `load` one that was saved.
 
-    On disk: `vectors.safetensors` (float32, side and layer), `rows.parquet`, one FAISS inner-product index a layer and
-    side, and a manifest with the licence, the source, how the rows were read, and the sha256 of each file.
+    On disk: `vectors.safetensors` (float32, by side and layer), `rows.parquet`, one FAISS inner-product index for each
+    layer and side, and a manifest with the licence, the source, how the rows were read, and the sha256 of each file.
     """
 
     KIND = "references"
@@ -72,20 +74,20 @@ class ReferenceIndex(Fitted):
         """Embed both sides with `embed` and index them.
 
         Args:
-            unsafe: harmful requests answered, in any known row shape.
-            safe: their counterparts, e.g. the same requests refused.
-            embed: the step that the data set is embedded with; all its layers are kept.
-            license: of the rows, e.g. ``mit``.
-            source: where the rows come from.
+            unsafe: Harmful requests with answers, in any known row shape.
+            safe: Their counterparts, e.g. the same requests with refusals.
+            embed: The step that the data set is embedded with; all its layers are stored.
+            license: Licence of the rows, e.g. ``mit``.
+            source: Where the rows come from.
 
         Raises:
-            OptionError: no licence or no source.
-            DataError: a side is empty, repeats one row only, or shares rows with the other; a row cannot be read;
-                both sides have the same mean direction at some layer.
+            OptionError: The licence or the source is missing.
+            DataError: A side is empty, repeats one single row, or shares rows with the other; or a row cannot be read;
+                or both sides have the same mean direction at a layer.
         """
         for name, value in (("license", license), ("source", source)):
             if not isinstance(value, str) or not value.strip():
-                raise OptionError(f"references need a {name}", found=repr(value), fix=f"pass {name}='...'")
+                raise OptionError(f"references need a {name}", found=repr(value), fix=f"pass `{name}=...`")
         sides = read_sides({"unsafe": unsafe, "safe": safe}, embed)
         facts = {
             "license": license.strip(),
@@ -105,14 +107,14 @@ class ReferenceIndex(Fitted):
 
     @classmethod
     def from_hub(cls, repo_id: str, revision: str | None = None, *, token: str | None = None) -> Self:
-        """Fetch references from a data set repository on the Hub, verify and keep them."""
+        """Fetch references from a data set repository on the Hub, verify them, and copy them into the store."""
         from hf_safefilter.references.hub import fetch
 
         with fetch(repo_id, revision, token) as folder:
             return cls.load(folder)
 
     def push(self, repo_id: str, *, private: bool = True, token: str | None = None) -> Pushed:
-        """Publish the references, texts included, with a short card, in one commit to a data set repository."""
+        """Publish the references, with their texts and a short card, in one commit to a data set repository."""
         from hf_safefilter.references.hub import push
 
         return push(self, self.summary(), repo_id, private=private, token=token)
@@ -129,21 +131,21 @@ class ReferenceIndex(Fitted):
 
     @property
     def embed(self) -> dict[str, Any]:
-        """How the rows were read: model, commit, position and so on, as `EmbedLayers.describe` says it."""
+        """How the rows were read: model, commit, position and so on, as `EmbedLayers.describe` returns it."""
         return dict(self.facts["embed"])
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The layers whose vectors are here."""
+        """The layers whose vectors are stored."""
         return tuple(self.facts["layers"])
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows on each side."""
+        """Number of rows on each side."""
         return {side: self.facts["counts"][side] for side in SIDES}
 
     def summary(self) -> dict[str, Any]:
-        """What a card says of these references; no text of theirs."""
+        """Facts about these references for a card; they hold no text of the rows."""
         return {
             "digest": self.digest,
             "license": self.license,
@@ -156,10 +158,10 @@ class ReferenceIndex(Fitted):
         }
 
     def vectors(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-        """Unsafe (m, d) and safe (s, d) vectors of a layer as they were read, float32.
+        """Unsafe (m, d) and safe (s, d) vectors of a layer, not scaled, float32.
 
         Raises:
-            MissingError: the references were not read at this layer.
+            MissingError: The references were not read at this layer.
         """
         if layer not in self.layers:
             raise MissingError(
@@ -170,14 +172,14 @@ class ReferenceIndex(Fitted):
         return self._tensors[f"unsafe.{layer}"], self._tensors[f"safe.{layer}"]
 
     def unit(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-        """The same vectors scaled to length one."""
+        """The vectors of a layer, scaled to length one."""
         unsafe, safe = self.vectors(layer)
         return unit(unsafe), unit(safe)
 
-    def index(self, layer: Layer, side: str) -> Any:
+    def index(self, layer: Layer, side: str) -> faiss.IndexFlatIP:
         """The verified `faiss.IndexFlatIP` over the unit vectors of a side at a layer."""
         if side not in SIDES:
-            raise OptionError(f"{side!r} is not a side", fix="use 'unsafe' or 'safe'")
+            raise OptionError(f"`side={side!r}` is not a side of the references", fix="use 'unsafe' or 'safe'")
         name = index_name(layer, side)
         if name not in self._indexes:
             vectors = self.unit(layer)[SIDES.index(side)]
@@ -189,28 +191,28 @@ class ReferenceIndex(Fitted):
 
         Raises:
             OptionError: `k` is not between 1 and the number of rows on that side.
-            DataError: vectors of another length than the references'.
+            DataError: The vectors have another length than those of the references.
         """
         index = self.index(layer, side)
         check_count("k", k, index.ntotal, f"{side} references")
         vectors = np.atleast_2d(vectors)
         if vectors.shape[1] != index.d:
             raise DataError(f"vectors of length {vectors.shape[1]} cannot be compared with references of {index.d}")
-        found = by_piece(vectors, lambda piece: search(index, piece, k))
-        similarity, position = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        results = by_piece(vectors, lambda piece: search(index, piece, k))
+        similarity, position = (np.concatenate(parts) for parts in zip(*results, strict=True))
         return Neighbours(similarity, position, self.rows(side))
 
     def rows(self, side: str) -> tuple[ReferenceRow, ...]:
-        """The reference rows of a side, in their own order."""
+        """The reference rows of a side, in the order in which they were given."""
         return tuple(row for row in self._rows if row.side == side)
 
     def overlap(self, row_ids: Iterable[str]) -> list[str]:
-        """Those of `row_ids` that stand among the references too: each once, in the order given.
+        """Those of `row_ids` that are references too: each once, in the order given.
 
-        Such a row is compared with itself. It should not be judged by these references.
+        Such a row would be compared with itself, so it should not be judged by these references.
         """
-        ours = {row.row_id for row in self._rows}
-        return list(dict.fromkeys(given for given in row_ids if given in ours))
+        references = {row.row_id for row in self._rows}
+        return list(dict.fromkeys(row_id for row_id in row_ids if row_id in references))
 
     @cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -223,16 +225,18 @@ class ReferenceIndex(Fitted):
         return read_rows(self.bytes_of(ROWS))
 
     @cached_property
-    def _indexes(self) -> dict[str, Any]:
+    def _indexes(self) -> dict[str, faiss.IndexFlatIP]:
         return {}
 
 
 def references(digest: str) -> ReferenceIndex:
-    """The references with this digest from this user's store, opened once a process."""
+    """The references with this digest in this user's store, opened once a process."""
     return ReferenceIndex.of(digest)
 
 
-def check_count(name: str, count: int, there: int, of_what: str) -> None:
-    """Raise `OptionError` unless `count` is an integer from 1 to `there`."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= there:
-        raise OptionError(f"{name}={count!r} does not fit {there} {of_what}", fix=f"use {name} from 1 to {there}")
+def check_count(name: str, count: int, available: int, unit: str) -> None:
+    """Raise `OptionError` unless `count` is an integer from 1 to `available`; `unit` says what is counted."""
+    if not is_whole(count) or not 1 <= count <= available:
+        raise OptionError(
+            f"`{name}={count!r}` does not fit {available} {unit}", fix=f"use a whole number from 1 to {available}"
+        )

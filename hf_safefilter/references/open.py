@@ -1,4 +1,4 @@
-"""A reference index from wherever it lies, checked to be read as the rows will be."""
+"""Opening a reference index from a folder or the Hub, and checking that it was read as the rows will be."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from hf_safefilter.references.index import ReferenceIndex
 if TYPE_CHECKING:
     from hf_safefilter.embed import EmbedLayers
 
-_ALIKE = ("model", "revision", "dtype", "position", "max_length", "chat_template_digest")
+_MUST_AGREE = ("model", "revision", "dtype", "position", "max_length", "chat_template_digest")
 
 
-def open_references(place: str | Path, revision: str | None = None) -> ReferenceIndex:
+def open_references(source: str | Path, revision: str | None = None) -> ReferenceIndex:
     """A reference index from a local folder or the Hub."""
-    return ReferenceIndex.load(place) if Path(place).is_dir() else ReferenceIndex.from_hub(str(place), revision)
+    return ReferenceIndex.load(source) if Path(source).is_dir() else ReferenceIndex.from_hub(str(source), revision)
 
 
 def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:
-    """Raise unless the references were read as the rows will be: same model, commit, position, length and template.
+    """Raise unless the references were read as the rows will be.
 
     Raises:
-        DataError: they were not.
+        DataError: The model, its commit, the number format, the position, the length or the template differs.
     """
-    ours = embed.describe()
-    for name in _ALIKE:
-        if index.embed.get(name) != ours.get(name):
+    rows = embed.describe()
+    for name in _MUST_AGREE:
+        if index.embed.get(name) != rows.get(name):
             raise DataError(
                 f"the references were read with another {name} than the rows will be",
-                found=f"{index.embed.get(name)!r} against {ours.get(name)!r}",
+                found=f"{index.embed.get(name)!r} for the references, {rows.get(name)!r} for the rows",
                 fix="build the references with this model: hf-safefilter reference build --help",
             )

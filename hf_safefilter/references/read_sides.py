@@ -1,9 +1,9 @@
-"""Reading both sides of a reference set, and refusing sets that nothing can be told from."""
+"""Reading both sides of a reference set, and refusing sets that cannot separate rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,21 +13,28 @@ from hf_safefilter.data.vectors import lengths, unit
 from hf_safefilter.errors import DataError
 from hf_safefilter.references.files import Side
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_safefilter.embed import EmbedLayers
+
 _SMALLEST_DIRECTION = 1e-6
 _SHOWN = 5
 
 
-def read_sides(rows: Mapping[str, Any], embed: Any) -> dict[str, Side]:
+def read_sides(
+    rows_by_side: Mapping[str, Dataset | Iterable[Mapping[str, Any]]], embed: EmbedLayers
+) -> dict[str, Side]:
     """Embed the rows of both sides ("unsafe" and "safe") and check them.
 
     Args:
-        rows: side -> data set or iterable of rows.
-        embed: anything with `vectors(rows) -> (vectors by layer, conversations, reasons)`.
+        rows_by_side: Side -> data set or iterable of rows.
+        embed: The step that reads the rows.
 
     Raises:
-        DataError: see `ReferenceIndex.build`.
+        DataError: See `ReferenceIndex.build`.
     """
-    sides = {side: _read(side, given, embed) for side, given in rows.items()}
+    sides = {side: _read(side, rows, embed) for side, rows in rows_by_side.items()}
     unsafe, safe = sides["unsafe"], sides["safe"]
     _refuse_shared(unsafe.ids, safe.ids)
     for layer in unsafe.vectors:
@@ -35,17 +42,17 @@ def read_sides(rows: Mapping[str, Any], embed: Any) -> dict[str, Side]:
     return sides
 
 
-def _read(side: str, rows: Any, embed: Any) -> Side:
-    rows = rows if hasattr(rows, "__len__") else list(rows)
+def _read(side: str, rows: Dataset | Iterable[Mapping[str, Any]], embed: EmbedLayers) -> Side:
+    rows = rows if isinstance(rows, Sized) else list(rows)
     if not len(rows):
-        raise DataError(f"there are no {side} reference rows", fix="pass at least one row on each side")
+        raise DataError(f"there are no {side} reference rows", fix="pass at least one row for each side")
     vectors, conversations, reasons = embed.vectors(rows)
     _refuse_unreadable(side, vectors, reasons)
     ids = [row_id(conversation) for conversation in conversations]
     if len(ids) > 1 and len(set(ids)) == 1:
         raise DataError(f"all {len(ids)} {side} reference rows are the same row", fix="pass different rows")
-    kept = {layer: np.ascontiguousarray(value, dtype=np.float32) for layer, value in vectors.items()}
-    return Side(list(conversations), ids, kept)
+    by_layer = {layer: np.ascontiguousarray(values, dtype=np.float32) for layer, values in vectors.items()}
+    return Side(list(conversations), ids, by_layer)
 
 
 def _refuse_unreadable(side: str, vectors: Mapping[Layer, np.ndarray], reasons: Sequence[str]) -> None:
@@ -57,7 +64,7 @@ def _refuse_unreadable(side: str, vectors: Mapping[Layer, np.ndarray], reasons: 
         raise DataError(
             f"{len(faults)} of {len(reasons)} {side} reference rows cannot be read",
             found=_shortened([f"row {position}: {reason}" for position, reason in sorted(faults.items())]),
-            fix="mend or remove these rows (counted from 0)",
+            fix="correct or remove these rows (counted from 0)",
         )
 
 
@@ -67,9 +74,9 @@ def _refuse_shared(unsafe: Sequence[str], safe: Sequence[str]) -> None:
         raise DataError("the unsafe and the safe references are the same rows", fix="check which file is which")
     if both:
         raise DataError(
-            f"{len(both)} rows stand on both sides of the references",
-            found=_shortened([f"unsafe row {place}" for place, one in enumerate(unsafe) if one in both]),
-            fix="a row is either unsafe or safe: remove these from one side (counted from 0)",
+            f"{len(both)} rows are on both sides of the references",
+            found=_shortened([f"unsafe row {index}" for index, row_id in enumerate(unsafe) if row_id in both]),
+            fix="remove these rows from one side (counted from 0)",
         )
 
 
@@ -77,8 +84,8 @@ def _refuse_zero_direction(layer: Layer, unsafe: np.ndarray, safe: np.ndarray) -
     gap = np.linalg.norm(unit(unsafe.astype(np.float64)).mean(0) - unit(safe.astype(np.float64)).mean(0))
     if gap < _SMALLEST_DIRECTION:
         raise DataError(
-            f"at layer {layer} the unsafe and the safe references point the same way: nothing can be told apart there",
-            found=f"difference of the mean unit vectors {gap:.1e}",
+            f"at layer {layer} the unsafe and the safe references point the same way and separate no rows",
+            found=f"difference of the mean unit vectors: {gap:.1e}",
             fix="leave this layer out (at layer 0 the last token is the same in every row), or use other rows",
         )
 

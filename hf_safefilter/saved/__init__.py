@@ -1,1 +1,1 @@
-"""Rows and decisions on disk, with the steps that made their columns."""
+"""Rows and decisions on disk, with the steps that filled their columns."""

@@ -1,20 +1,20 @@
-"""How the columns of a saved data set came to be: the steps, written beside it, so that a later command knows.
+"""Rows on disk together with the steps that filled their columns, for later commands.
 
-`save_to_disk` keeps columns but not the steps that filled them. `save_rows` adds `safefilter.json`;
-`load_rows_with_steps` builds the same steps again, which makes them known to `step.steps_made`. `Trail` is that file
-as it stands, for whoever moves rows about without a model at hand.
+`save_to_disk` stores columns, but not the steps that filled them. `save_rows` adds them in `safefilter.json`;
+`load_rows_with_steps` builds the same steps again, which makes them known to `step.steps_made`. `Trail` is the content
+of that file, for code that moves rows without loading a model.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError
-from hf_safefilter.step import Step
+from hf_safefilter.step import Step, fields_of
 from hf_safefilter.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ TRAIL = "safefilter.json"
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Rows of an earlier command: the data set, the steps that filled its columns, and where its rows came from."""
+    """Rows of an earlier command.
+
+    Attributes:
+        rows: The data set.
+        steps: The steps that filled its columns.
+        name: Hub id, or name of the file or folder, from which the rows came.
+        revision: Hub commit or digest of the files.
+    """
 
     rows: Dataset | DatasetDict
     steps: list[Step]
@@ -35,12 +42,13 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """What `safefilter.json` says.
+    """The content of `safefilter.json`.
 
     Attributes:
-        name, revision: where the rows came from.
+        name: Hub id, or name of the file or folder, from which the rows came.
+        revision: Hub commit or digest of the files.
         steps: `Step.record()` of each step that filled a column.
-        shard: which part of the rows this is, for `shards`; None: all of them.
+        shard: Index and number of this shard, and the number of rows of the whole data set; None: it is not a shard.
     """
 
     name: str
@@ -53,42 +61,42 @@ class Trail:
         """The trail of saved rows.
 
         Raises:
-            MissingError: not such a folder.
-            IntegrityError: a damaged trail.
+            MissingError: The folder was not written by this package.
+            IntegrityError: The trail is damaged.
         """
         path = folder / TRAIL
         if not path.is_file():
             raise MissingError(
                 f"{folder} was not written by this program",
                 found=f"no {TRAIL}",
-                fix="make it: hf-safefilter embed --help",
+                fix="write it: hf-safefilter embed --help",
             )
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            shard = dict(said["shard"]) if "shard" in said else None
-            return cls(str(said["name"]), str(said["revision"]), [dict(one) for one in said["steps"]], shard)
+            body = json.loads(path.read_text(encoding="utf-8"))
+            shard = dict(body["shard"]) if "shard" in body else None
+            return cls(str(body["name"]), str(body["revision"]), [dict(record) for record in body["steps"]], shard)
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{path} is damaged", fix="embed and score the rows again") from error
 
     def save(self, rows: Dataset | DatasetDict, folder: Path) -> None:
-        """Write `rows` with `save_to_disk` and this trail beside them, all at once or not at all."""
-        said = {"name": self.name, "revision": self.revision, "steps": self.steps}
+        """Write `rows` with `save_to_disk` and this trail into one folder, all of it or nothing."""
+        body: dict[str, Any] = {"name": self.name, "revision": self.revision, "steps": self.steps}
         if self.shard is not None:
-            said["shard"] = self.shard
+            body["shard"] = self.shard
         with atomic_folder(folder, marker=TRAIL) as scratch:
             rows.save_to_disk(str(scratch), num_shards=files_for(rows))
-            (scratch / TRAIL).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            (scratch / TRAIL).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
-def files_for(rows: Dataset | DatasetDict) -> Any:
-    """How many files to write: as `datasets` likes, but one where there are no rows, or nothing could be loaded."""
+def files_for(rows: Dataset | DatasetDict) -> dict[str, int | None] | int | None:
+    """The `num_shards` for `save_to_disk`: its own choice (None), but 1 where there are no rows, to write a file."""
     if isinstance(rows, Mapping):
         return {name: None if len(split) else 1 for name, split in rows.items()}
     return None if len(rows) else 1
 
 
 def save_rows(rows: Dataset | DatasetDict, folder: Path, steps: Sequence[Step], *, name: str, revision: str) -> None:
-    """Write `rows` with `save_to_disk` and their trail beside them, all at once or not at all."""
+    """Write `rows` with `save_to_disk` and their trail into one folder, all of it or nothing."""
     Trail(name, revision, [step.record() for step in steps]).save(rows, folder)
 
 
@@ -96,8 +104,8 @@ def load_rows_with_steps(folder: Path) -> Saved:
     """Rows saved by `save_rows`.
 
     Raises:
-        MissingError: not such a folder.
-        IntegrityError: a damaged trail, a step of another version, or one this version does not know.
+        MissingError: The folder was not written by `save_rows`.
+        IntegrityError: The trail is damaged, or a step is of another version or not known in this one.
     """
     from datasets import load_from_disk
 
@@ -110,24 +118,30 @@ def step_from(record: dict[str, Any]) -> Step:
     """The step whose `Step.record()` this is.
 
     Raises:
-        IntegrityError: unknown here, or made by another version of its algorithm.
+        IntegrityError: The step is not known here, or was made by another version of its algorithm.
     """
-    kinds = _kinds()
+    known = _known_steps()
     name = record.get("step")
-    if name not in kinds:
-        raise IntegrityError(f"{name!r} is not a step of this version", found=", ".join(sorted(kinds)), fix="update")
-    kind = kinds[name]
-    options = {f.name: record[f.name] for f in fields(kind) if f.init and f.name in record}  # type: ignore[arg-type]
+    if name not in known:
+        raise IntegrityError(
+            f"{name!r} is not a step of this version", found=", ".join(sorted(known)), fix="update hf_safefilter"
+        )
+    kind = known[name]
+    options = {field.name: record[field.name] for field in fields_of(kind) if field.init and field.name in record}
     step = kind(**options)
     if step.record() != record:
         raise IntegrityError(
-            f"{name} gives other values in this version", found=json.dumps(step.record()), fix="embed and score again"
+            f"{name} gives other values in this version",
+            found=json.dumps(step.record()),
+            fix="embed and score the rows again",
         )
     return step
 
 
-def _kinds() -> dict[str, type[Step]]:
+def _known_steps() -> dict[str, type[Step]]:
+    """Class name -> class of each step that fills columns."""
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.scores import METHODS, method
 
-    return {kind.__name__: kind for kind in (EmbedLayers, *(method(name) for name in METHODS))}
+    kinds: list[type[Step]] = [EmbedLayers, *(method(name) for name in METHODS)]
+    return {kind.__name__: kind for kind in kinds}

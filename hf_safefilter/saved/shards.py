@@ -1,8 +1,8 @@
-"""One data set embedded by many machines: each takes a shard, and `merge` puts together what they wrote.
+"""One data set embedded by many machines: each embeds a shard, and `merge` joins the shards.
 
-A shard is a contiguous part of the rows, so that shards in order are the rows in order. Each is written whole or not at
-all into a folder of its own under one output; a shard that is there is not made again. Nobody needs to know of the
-others: any launcher will do that tells each process its number.
+A shard is a contiguous part of the rows, so that shards in order are the rows in order. Each is written, whole or not
+at all, into a folder of its own under one output; a shard that exists already is not made again. The machines need not
+know of each other: any launcher that gives each process its number can be used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from hf_safefilter.data.splits import each_split, joined, splits_of
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.saved.saved_rows import TRAIL, Trail
 from hf_safefilter.storage.atomic import require_replaceable
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ALL = ""  # in place of a split's name, where there are no splits
-_SHOWN = 12
+_SHOWN = 12  # missing shards that an error lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Shard:
     """Part `index` of `count`, counted from 0.
 
     Raises:
-        OptionError: there is no such part.
+        OptionError: There is no such part.
     """
 
     index: int
@@ -52,46 +52,52 @@ class Shard:
             )
 
     def of(self, rows: Dataset | DatasetDict) -> Dataset | DatasetDict:
-        """This part of `rows`; of every split, where there are several."""
+        """This part of `rows`, or of each of their splits."""
 
         def part(split: Dataset) -> Dataset:
             start, stop = self.bounds(len(split))
-            return split.select(range(start, stop) if stop > start else [])  # an empty range past the end is refused
+            # `datasets` refuses an empty range past the end
+            return split.select(range(start, stop) if stop > start else [])
 
-        return _each(rows, part)
+        return each_split(rows, part)
 
     def bounds(self, total: int) -> tuple[int, int]:
-        """First row of this part of `total`, and one past the last; parts differ by one row at most."""
-        least, more = divmod(total, self.count)
-        return tuple(least * index + min(index, more) for index in (self.index, self.index + 1))  # type: ignore[return-value]
+        """First row of this part of `total` rows, and one past the last; parts differ by one row at most."""
+        size, larger = divmod(total, self.count)
+        start, stop = (size * index + min(index, larger) for index in (self.index, self.index + 1))
+        return start, stop
 
     def folder(self, output: Path) -> Path:
-        """Where it lies under `output`."""
+        """Folder of this shard under `output`."""
         return output / f"shard-{self.index:05d}-of-{self.count:05d}"
 
 
 def embed_shard(
-    loaded: Loaded, step: Step, output: Path, shard: Shard, embed: Callable[[Any, Any], Any]
+    loaded: Loaded,
+    step: Step,
+    output: Path,
+    shard: Shard,
+    embed: Callable[[Dataset | DatasetDict, Any], Dataset | DatasetDict],
 ) -> tuple[Path, bool]:
-    """Embed one shard into its folder under `output`, unless that is done.
+    """Embed one shard into its folder under `output`, unless it is there already.
 
     Args:
-        loaded: all rows, from `load_rows`.
-        step: the embedder.
-        output: folder of all shards.
-        shard: which part.
-        embed: how, e.g. `pipeline.embed_rows`: (rows, step) -> rows with its columns.
+        loaded: All rows, from `load_rows`.
+        step: The embedder.
+        output: Folder of all shards.
+        shard: Which part to embed.
+        embed: A function (rows, step) -> rows with the columns of the step, such as `engine.local.embed_rows`.
 
     Returns:
         The shard's folder, and whether it was there already.
 
     Raises:
-        OptionError: `output` holds shards of another number, model or data set, or the shard's folder is another's.
+        OptionError: `output` holds shards of another number, model or data set, or other files in the shard's folder.
     """
     folder = shard.folder(output)
-    lengths = {name: len(rows) for name, rows in _splits(loaded.rows).items()}
+    lengths = {name: len(rows) for name, rows in splits_of(loaded.rows).items()}
     trail = Trail(loaded.name, loaded.revision, [step.record()], {**asdict(shard), "rows": lengths})
-    _refuse_strangers(output, trail)
+    _require_same_run(output, trail)
     if _is_whole(folder, trail):
         return folder, True
     require_replaceable(folder, TRAIL)
@@ -99,23 +105,25 @@ def embed_shard(
     try:
         trail.save(rows, folder)
     except OSError:
-        if not _is_whole(folder, trail):  # else somebody was asked for the same shard, and was faster
+        if not _is_whole(folder, trail):  # otherwise another process made the same shard first
             raise
         return folder, True
     return folder, False
 
 
-def _refuse_strangers(output: Path, trail: Trail) -> None:
+def _require_same_run(output: Path, trail: Trail) -> None:
+    """Raise unless all shards in `output` are of the run that `trail` describes."""
     for folder in _shard_folders(output):
         try:
-            found = Trail.read(folder)
-        except IntegrityError:  # made again by whoever is asked for it, and refused by merge until then
+            existing = Trail.read(folder)
+        except IntegrityError:  # it is made again when it is asked for, and refused by merge until then
             continue
-        if (other := _difference(trail, found)) is not None:
+        if (difference := _difference(trail, existing)) is not None:
+            name, ours, theirs = difference
             raise OptionError(
-                f"{output} holds shards of another {other[0]}",
-                found=f"{folder.name}: {other[2]}, not {other[1]}",
-                fix="choose another --output, or delete those shards",
+                f"{output} holds shards of another {name}",
+                found=f"{folder.name}: {theirs}, not {ours}",
+                fix="choose another `output=...`, or delete those shards",
             )
 
 
@@ -125,62 +133,63 @@ def _is_whole(folder: Path, trail: Trail) -> bool:
     try:
         _load(folder, Trail.read(folder))
     except IntegrityError as error:
-        logger.warning("%s: it is made again", error.fact)
+        logger.warning("%s; it is made again", error.fact)
         return False
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """Shards put together: how many, and how many rows."""
+    """Number of shards that were joined, and of their rows."""
 
     shards: int
     rows: int
 
 
 def merge(folders: Sequence[Path], output: Path) -> Merged:
-    """Put shards together into the folder that one run over all rows would have written.
+    """Join shards into the folder that one run over all rows would have written.
 
     Args:
-        folders: shards in any order, or folders of shards.
-        output: folder to write; may not be one of those.
+        folders: Shards in any order, or folders of shards.
+        output: Folder to write; it may not be one of the shards.
 
     Raises:
         OptionError: `output` is one of the shards.
-        MissingError: no shards there, or not all.
-        DataError: one twice, or shards of different numbers, models, options or data sets.
-        IntegrityError: a shard that is damaged or has lost rows.
+        MissingError: Some or all shards are missing.
+        DataError: A shard is given twice, or shards are of different numbers, models, options or data sets.
+        IntegrityError: A shard is damaged or has lost rows.
     """
     from datasets import concatenate_datasets
 
-    found = {folder: Trail.read(folder) for given in folders for folder in _given(Path(given))}
-    if Path(output).resolve() in {folder.resolve() for folder in found}:
-        raise OptionError(f"{output} is one of the shards", fix="choose another --output")
-    _refuse_a_mixture(found)
-    in_order = sorted(found, key=lambda folder: found[folder].shard["index"])
-    parts = [_splits(_load(folder, found[folder])) for folder in in_order]
-    joined = {}
+    trails = {shard: Trail.read(shard) for folder in folders for shard in _shards_in(Path(folder))}
+    if Path(output).resolve() in {folder.resolve() for folder in trails}:
+        raise OptionError(f"{output} is one of the shards", fix="choose another `output=...`")
+    _require_one_whole_run(trails)
+    in_order = sorted(trails, key=lambda folder: _shard_facts(trails[folder])["index"])
+    parts = [splits_of(_load(folder, trails[folder])) for folder in in_order]
+    splits: dict[str, Dataset] = {}
     for name in parts[0]:
-        # a shard of a short set may be empty, and then lacks the columns that nothing filled
+        # a shard of a short data set may be empty, and then lacks the columns that no step has filled
         filled = [part[name] for part in parts if len(part[name])] or [parts[0][name]]
-        if any(one.features != filled[0].features for one in filled):
+        if any(part.features != filled[0].features for part in filled):
             raise DataError("the shards have different columns", fix="embed them all with one version of this program")
-        joined[name] = concatenate_datasets(filled)
-    first = found[in_order[0]]
-    Trail(first.name, first.revision, first.steps).save(_unsplit(joined), output)
-    return Merged(len(parts), sum(map(len, joined.values())))
+        splits[name] = concatenate_datasets(filled)
+    first = trails[in_order[0]]
+    Trail(first.name, first.revision, first.steps).save(joined(splits), output)
+    return Merged(len(parts), sum(map(len, splits.values())))
 
 
-def _given(folder: Path) -> list[Path]:
+def _shards_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a shard, else the shards in it."""
     if (folder / TRAIL).is_file():
         if Trail.read(folder).shard is None:
             raise DataError(f"{folder} is no shard: it holds all rows of a run", fix="name the folders of shards")
         return [folder]
-    if not (inside := _shard_folders(folder)):
+    if not (shards := _shard_folders(folder)):
         raise MissingError(
             f"{folder} holds no shards", fix="make them: hf-safefilter embed --shard 0 --num-shards 8 ..."
         )
-    return inside
+    return shards
 
 
 def _shard_folders(output: Path) -> list[Path]:
@@ -189,79 +198,76 @@ def _shard_folders(output: Path) -> list[Path]:
     return sorted(folder for folder in output.glob("shard-*-of-*") if (folder / TRAIL).is_file())
 
 
-def _refuse_a_mixture(found: Mapping[Path, Trail]) -> None:
-    (first, expected), *others = found.items()
+def _require_one_whole_run(trails: Mapping[Path, Trail]) -> None:
+    """Raise unless the shards are of one run, and each of its shards is given once."""
+    (first, expected), *others = trails.items()
     for folder, trail in others:
-        if (other := _difference(expected, trail)) is not None:
+        if (difference := _difference(expected, trail)) is not None:
+            name, value, other_value = difference
             raise DataError(
-                f"these are shards of more than one {other[0]}",
-                found=f"{first.name}: {other[1]}; {folder.name}: {other[2]}",
+                f"these are shards of more than one {name}",
+                found=f"{first.name}: {value}; {folder.name}: {other_value}",
                 fix="name the shards of one run only",
             )
-    at: dict[int, Path] = {}
-    for folder, trail in found.items():
-        if (twin := at.setdefault(trail.shard["index"], folder)) != folder:
-            raise DataError(
-                f"shard {trail.shard['index']} was given twice", found=f"{twin} and {folder}", fix="name it once"
-            )
-    count = expected.shard["count"]
-    if missing := [str(index) for index in range(count) if index not in at]:
+    by_index: dict[int, Path] = {}
+    for folder, trail in trails.items():
+        index = _shard_facts(trail)["index"]
+        if (twin := by_index.setdefault(index, folder)) != folder:
+            raise DataError(f"shard {index} was given twice", found=f"{twin} and {folder}", fix="name it once")
+    count = _shard_facts(expected)["count"]
+    if missing := [str(index) for index in range(count) if index not in by_index]:
         raise MissingError(
             f"{len(missing)} of {count} shards are missing",
-            found="not there: " + ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else ""),
+            found="missing: " + ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else ""),
             fix=f"make them: hf-safefilter embed ... --shard {missing[0]} --num-shards {count}",
         )
 
 
-def _difference(one: Trail, other: Trail) -> tuple[str, Any, Any] | None:
-    """What two shards must have in common and have not: its name, and both values."""
-    if other.shard is None:
+def _difference(first: Trail, second: Trail) -> tuple[str, Any, Any] | None:
+    """Name and both values of something in which two shards of one run may not differ, but do."""
+    if second.shard is None:
         return "run", "shards", "all rows"
+    facts, other_facts = _shard_facts(first), second.shard
     pairs = [
-        ("number of shards", one.shard["count"], other.shard["count"]),
-        ("data set", f"{one.name} at {one.revision}", f"{other.name} at {other.revision}"),
-        ("data set", one.shard["rows"], other.shard["rows"]),
+        ("number of shards", facts["count"], other_facts["count"]),
+        ("data set", f"{first.name} at {first.revision}", f"{second.name} at {second.revision}"),
+        ("data set", facts["rows"], other_facts["rows"]),
     ]
-    for mine, theirs in zip(one.steps, other.steps, strict=False):
-        names = sorted({*mine, *theirs} - {"device", "attn"})  # where and how it was computed, not what
-        pairs += [(name, mine.get(name), theirs.get(name)) for name in names]
-    pairs.append(("number of steps", len(one.steps), len(other.steps)))
+    for record, other in zip(first.steps, second.steps, strict=False):
+        names = sorted({*record, *other} - {"device", "attn"})  # these say where and how it was computed, not what
+        pairs += [(name, record.get(name), other.get(name)) for name in names]
+    pairs.append(("number of steps", len(first.steps), len(second.steps)))
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
 
 
+def _shard_facts(trail: Trail) -> dict[str, Any]:
+    """What the trail of a shard says about the shard: "index", "count" and "rows"."""
+    if trail.shard is None:
+        raise TypeError("this is no shard")
+    return trail.shard
+
+
 def _load(folder: Path, trail: Trail) -> Dataset | DatasetDict:
-    """The rows of a shard: as many as it must have, each of them there."""
+    """The rows of a shard, after a check that none is missing or damaged."""
     from datasets import load_from_disk
 
     try:
-        shard, lengths = Shard(trail.shard["index"], trail.shard["count"]), dict(trail.shard["rows"])
+        facts = _shard_facts(trail)
+        shard, totals = Shard(facts["index"], facts["count"]), dict(facts["rows"])
         rows = load_from_disk(str(folder))
-        found = {name: len(split) for name, split in _splits(rows).items()}
-        bounds = {name: shard.bounds(total) for name, total in lengths.items()}
-        for split in _splits(rows).values():
+        lengths = {name: len(split) for name, split in splits_of(rows).items()}
+        bounds = {name: shard.bounds(total) for name, total in totals.items()}
+        for split in splits_of(rows).values():
             split.data.validate()
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        again = "delete it, and make it again"
-        raise IntegrityError(f"{folder} is damaged", found=f"{type(error).__name__}: {error}", fix=again) from error
-    expected = {name: stop - start for name, (start, stop) in bounds.items()}
-    if found != expected:
         raise IntegrityError(
-            f"{folder} has not the rows it must have",
-            found=f"{sum(found.values())} instead of {sum(expected.values())}",
-            fix="delete it, and make it again",
+            f"{folder} is damaged", found=f"{type(error).__name__}: {error}", fix="delete it and make it again"
+        ) from error
+    expected = {name: stop - start for name, (start, stop) in bounds.items()}
+    if lengths != expected:
+        raise IntegrityError(
+            f"{folder} does not have the expected number of rows",
+            found=f"{sum(lengths.values())} instead of {sum(expected.values())}",
+            fix="delete it and make it again",
         )
     return rows
-
-
-def _splits(rows: Any) -> dict[str, Dataset]:
-    return dict(rows) if isinstance(rows, Mapping) else {_ALL: rows}
-
-
-def _unsplit(splits: dict[str, Dataset]) -> Dataset | DatasetDict:
-    from datasets import DatasetDict
-
-    return splits[_ALL] if _ALL in splits else DatasetDict(splits)
-
-
-def _each(rows: Dataset | DatasetDict, work: Callable[[Dataset], Dataset]) -> Dataset | DatasetDict:
-    return _unsplit({name: work(split) for name, split in _splits(rows).items()})

@@ -1,4 +1,4 @@
-"""Representation matching of He et al.: how near is a row to harmful answers?"""
+"""Representation matching of He et al.: how similar is a row to harmful answers?"""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hf_safefilter.scores.base import ReferenceScore, score_vectors
 
 @dataclass(frozen=True, slots=True)
 class AnchorScore(ReferenceScore):
-    """Mean of the `top` largest cosines to the unsafe references, in [-1, 1]; the safe ones play no part.
+    """Mean of the `top` largest cosines to the unsafe references, in [-1, 1]; the safe references are not used.
 
     Args:
-        references: the index, or its digest.
-        layer: where rows and references were read; the paper reads the last layer, after the final norm ("norm").
-        top: how many of the largest cosines count; the paper's default is the largest alone.
+        references: The index, or its digest.
+        layer: The layer at which rows and references were read; the paper uses "norm", the state after the final norm.
+        top: Number of largest cosines that are averaged; the paper's default is 1.
 
     Raises:
-        MissingError: references or layer not there.
-        OptionError: `top` larger than the number of unsafe references.
+        MissingError: The references are not in the store, or were not read at `layer`.
+        OptionError: `top` is larger than the number of unsafe references.
 
     Source: He et al., arXiv 2404.01099, representation matching.
     """
@@ -40,7 +40,7 @@ class AnchorScore(ReferenceScore):
     algorithm: int = field(default=1, init=False)
 
     def check(self, index: ReferenceIndex) -> None:
-        """Raise unless there are `top` unsafe references."""
+        """Raise unless there are at least `top` unsafe references."""
         check_count("top", self.top, index.counts["unsafe"], "unsafe references")
 
     @classmethod
@@ -55,6 +55,6 @@ class AnchorScore(ReferenceScore):
 
 
 def anchor(rows: np.ndarray, unsafe: np.ndarray, top: int = 1) -> np.ndarray:
-    """The score of `rows` (n, d) against `unsafe` (m, d), in the widest dtype given; (n,)."""
+    """The score of `rows` (n, d) against `unsafe` (m, d), in the widest dtype passed; (n,)."""
     check_count("top", top, len(unsafe), "unsafe references")
     return mean_of_largest(unit(rows) @ unit(unsafe).T, top)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
 ROWS_PER_BATCH = 4096
-"""Rows of a record batch that a score is fitted to."""
+"""Number of rows of a record batch that a score is fitted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Fitting:
     """How a score is fitted before it can be made.
 
     Attributes:
-        field: the option of the score that holds what was fitted.
-        to: what it is fitted to: "rows" or "references".
-        by: the function that fits it; what it is fitted to comes first.
-        options: names of the function's other options.
+        field: Name of the option of the score that takes the fitted artefact.
+        to: What the score is fitted to: "rows" or "references".
+        by: The function that fits it; its first argument is what the score is fitted to.
+        options: Names of the other options of that function.
     """
 
     field: str
@@ -49,19 +49,19 @@ class Score(Step):
     __slots__ = ()
 
     METHOD: ClassVar[str]
-    """By which name it is known, as `scores.METHODS` has it."""
+    """Its name in `scores.METHODS`."""
 
     MEASURES: ClassVar[str]
     """What it measures, in a few words."""
 
     REQUIRES: ClassVar[str]
-    """What a person has to bring."""
+    """What the user has to provide."""
 
     SOURCE: ClassVar[str] = "ours"
     """The paper it comes from."""
 
     FITTING: ClassVar[Fitting | None] = None
-    """How it is fitted before it can be made; None: it is not."""
+    """How it is fitted before it can be made; None if it is not fitted."""
 
     def produces(self) -> tuple[str, ...]:
         """The score column."""
@@ -73,11 +73,11 @@ class ReferenceScore(Score):
     """Base of scores that compare a row's vector with those of references at one layer.
 
     Args:
-        references: the index, or its digest.
-        layer: where rows and references were read.
+        references: The index, or its digest; the digest is stored.
+        layer: The layer at which rows and references were read.
 
     Raises:
-        MissingError: the references are not in the store, or were not read at `layer`.
+        MissingError: The references are not in the store, or were not read at `layer`.
     """
 
     REQUIRES: ClassVar[str] = "references"
@@ -93,7 +93,12 @@ class ReferenceScore(Score):
         Step.__post_init__(self)
 
     def check(self, index: ReferenceIndex) -> None:
-        """Raise where the options do not fit the references."""
+        """Raise if the options do not fit the references."""
+
+    @property
+    def references_digest(self) -> str:
+        """Digest of the references: what `references` is after construction."""
+        return cast("str", self.references)
 
     @property
     def index(self) -> ReferenceIndex:
@@ -102,14 +107,14 @@ class ReferenceScore(Score):
 
     @classmethod
     def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
-        """The score with its usual options, of vectors at hand: `rows` (n, d), `unsafe` (m, d), `safe` (s, d); (n,).
+        """The score of `rows` (n, d) against `unsafe` (m, d) and `safe` (s, d) with default options; (n,).
 
-        Computed in the widest dtype given: what cross-validation tries on references, and tests compare with.
+        It is computed in the widest dtype of the arguments. Cross-validation and tests use it.
         """
         raise NotImplementedError
 
     def vectors(self, batch: Batch) -> np.ndarray:
-        """The batch's vectors (n, d) at `layer`, checked against the references': see `layer_vectors`."""
+        """The batch's vectors (n, d) at `layer`, of the same length as those of the references; see `layer_vectors`."""
         index = self.index
         return layer_vectors(batch, self.layer, index.vectors(self.layer)[0].shape[1], index.embed.get("model"))
 
@@ -117,43 +122,49 @@ class ReferenceScore(Score):
 def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = None) -> np.ndarray:
     """The batch's vectors (n, width) at `layer`, in the dtype they are stored in.
 
+    Args:
+        batch: The rows.
+        layer: The layer.
+        width: The length that vectors must have.
+        model: Name of the model to embed with, for messages.
+
     Raises:
-        MissingError: no such column; ends with the call that makes it.
-        DataError: vectors of another length, so of another model.
+        MissingError: There is no such column; the message shows the call that adds it.
+        DataError: The vectors have another length, so they come from another model.
     """
     column = embedding_column(layer)
     name = "model" if model is None else repr(model)
     fix = f"ds = ds.map(EmbedLayers({name}, layers=[{layer!r}]), batched=True)"
     batch.require(column, fix)
     vectors = batch.vectors(column)
-    if vectors.shape[1] == 0 or not len(vectors):  # no row, or null rows alone in a column of no fixed size
+    if vectors.shape[1] == 0 or not len(vectors):  # no rows, or only null rows in a column of variable size
         return np.full((batch.n, width), np.nan, np.float32)
     if vectors.shape[1] != width:
         raise DataError(
-            f"column {column!r} holds vectors of length {vectors.shape[1]}, the score was made for {width}",
+            f"column {column!r} holds vectors of length {vectors.shape[1]}, but the score was made for {width}",
             fix=f"embed with the same model: {fix}",
         )
     return vectors
 
 
-def score_vectors(vectors: np.ndarray, one_piece: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Score `vectors` (n, d) a piece at a time; float32 (n,)."""
-    return np.concatenate(by_piece(vectors, one_piece)).astype(np.float32)
+def score_vectors(vectors: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Apply `score` to `vectors` (n, d), one piece at a time; float32 (n,)."""
+    return np.concatenate(by_piece(vectors, score)).astype(np.float32)
 
 
 def record_batches(
     ds: Dataset | DatasetDict | IterableDataset, columns: Sequence[str], *, fix: str
 ) -> Iterator[pa.Table]:
-    """Arrow tables of `columns` to fit to: a few thousand rows each, never through Python lists.
+    """Arrow tables of `columns` to fit to: a few thousand rows each, without a detour through Python lists.
 
-    All splits come one after the other; a filtered or shuffled data set gives its own rows in its own order.
+    The splits follow one another; a filtered or shuffled data set yields its rows in its own order.
 
     Raises:
-        MissingError: a split lacks a column; `fix` says how to make it.
+        MissingError: A split lacks a column; `fix` says how to add it.
     """
     for part in ds.values() if isinstance(ds, Mapping) else [ds]:
-        there = part.column_names
+        names = part.column_names
         for column in columns:
-            if there is not None and column not in there:
-                raise MissingError(f"column {column!r} is missing", found=", ".join(there), fix=fix)
+            if names is not None and column not in names:
+                raise MissingError(f"column {column!r} is missing", found=", ".join(names), fix=fix)
         yield from part.select_columns(list(columns)).with_format("arrow").iter(ROWS_PER_BATCH)

@@ -1,4 +1,4 @@
-"""Controls: what any method must beat. Every report shows them beside it."""
+"""Controls: scores that any method must beat. Every report shows them beside the methods."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from hf_safefilter.checks import require_whole
 from hf_safefilter.columns import ROW_ID, UNSCORABLE
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import conversations, response_of, row_id
-from hf_safefilter.errors import OptionError
 from hf_safefilter.scores.base import Score
 from hf_safefilter.step import Step
 
@@ -21,10 +21,10 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class LengthScore(Score):
-    """Characters in the response. Unsafe answers are often longer than refusals: a score may be no more than this.
+    """Characters in the response. Unsafe answers are often longer than refusals, so a score may measure only length.
 
     Args:
-        columns: where prompt and response are, for rows of no known shape.
+        columns: Columns of prompt and response, for rows of no known shape.
     """
 
     METHOD: ClassVar[str] = "length"
@@ -39,19 +39,19 @@ class LengthScore(Score):
         Step.__post_init__(self)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,); NaN where there is no response to read."""
-        read = conversations(batch, dict(self.columns) if self.columns else None)
-        sizes = [np.nan if one.reason else len(response_of(one)) for one in read]
+        """float32 (n,); NaN for a row without a readable response."""
+        rows = conversations(batch, dict(self.columns) if self.columns else None)
+        sizes = [np.nan if row.reason else len(response_of(row)) for row in rows]
         return {self.produces()[0]: np.array(sizes, dtype=np.float32)}
 
 
 @dataclass(frozen=True, slots=True)
 class RandomScore(Score):
-    """A number in [0, 1) that depends on the row's content and the seed alone; duplicates share it.
+    """A number in [0, 1) that depends only on the content of the row and the seed; duplicates share it.
 
     Args:
-        seed: another seed, another order.
-        columns: where prompt and response are, for rows of no known shape that have no `row_id` column yet.
+        seed: Another seed gives another order.
+        columns: Columns of prompt and response, for rows of no known shape that have no `row_id` column yet.
     """
 
     METHOD: ClassVar[str] = "random"
@@ -63,31 +63,30 @@ class RandomScore(Score):
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise OptionError(f"seed={self.seed!r} is not a whole number", fix="use for example seed=0")
+        require_whole("seed", self.seed)
         object.__setattr__(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,); NaN for a row that the other scores cannot judge either."""
-        draws = [self._draw(one) if one else np.nan for one in self._row_ids(batch)]
+        """float32 (n,); NaN for a row that cannot be read, and so has no other score either."""
+        draws = [self._draw(row) if row else np.nan for row in self._row_ids(batch)]
         return {self.produces()[0]: np.array(draws, dtype=np.float32)}
 
     def _row_ids(self, batch: Batch) -> list[str | None]:
         if ROW_ID not in batch.names:
-            read = conversations(batch, dict(self.columns) if self.columns else None)
-            return [None if one.reason else row_id(one) for one in read]
+            rows = conversations(batch, dict(self.columns) if self.columns else None)
+            return [None if row.reason else row_id(row) for row in rows]
         reasons = batch.cells(UNSCORABLE) if UNSCORABLE in batch.names else [""] * batch.n
-        return [None if reason else one for one, reason in zip(batch.cells(ROW_ID), reasons, strict=True)]
+        return [None if reason else row for row, reason in zip(batch.cells(ROW_ID), reasons, strict=True)]
 
-    def _draw(self, one: str) -> float:
-        # 24 bits: as many as float32 holds below 1, so that rounding cannot reach it.
-        drawn = hashlib.sha256(f"{self.seed}:{one}".encode()).digest()
-        return int.from_bytes(drawn[:3], "big") / 2**24
+    def _draw(self, row: str) -> float:
+        # 24 bits: float32 holds that many below 1, so that rounding cannot give 1.
+        digest = hashlib.sha256(f"{self.seed}:{row}".encode()).digest()
+        return int.from_bytes(digest[:3], "big") / 2**24
 
 
 def as_pairs(columns: Mapping[str, str] | Pairs | None) -> Pairs | None:
-    """A `columns` mapping as sorted pairs, which a step can hash; None stays None."""
+    """A `columns` mapping as sorted pairs, which can be hashed; None stays None."""
     if columns is None:
         return None
     return tuple(sorted((str(role), str(name)) for role, name in dict(columns).items()))

@@ -1,4 +1,4 @@
-"""Several scores as one: each as a rank among the rows it was fitted on, then the mean."""
+"""The average of several scores, each taken as a rank among the rows it was fitted on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILE = "ranks.safetensors"
 
 
 class Ranks(Fitted):
-    """The sorted scores that `RankAverage` ranks a row among; made by `fit_rank_average`."""
+    """The sorted scores among which `RankAverage` ranks a row; made by `fit_rank_average`."""
 
     KIND = "ranks"
 
@@ -37,11 +37,11 @@ class Ranks(Fitted):
         from safetensors.numpy import load
 
         tensors = load(self.bytes_of(_FILE))
-        return tuple(tensors[str(place)] for place in range(len(self.columns)))
+        return tuple(tensors[str(index)] for index in range(len(self.columns)))
 
-    def rank(self, place: int, scores: np.ndarray) -> np.ndarray:
-        """Share of the fitted rows of column number `place` below each score, ties counted half; NaN stays NaN."""
-        fitted, scores = self.sorted[place], scores.astype(np.float32)
+    def rank(self, index: int, scores: np.ndarray) -> np.ndarray:
+        """Share of the fitted rows of column number `index` below each score, ties counted half; NaN stays NaN."""
+        fitted, scores = self.sorted[index], scores.astype(np.float32)
         below, up_to = np.searchsorted(fitted, scores, side="left"), np.searchsorted(fitted, scores, side="right")
         return np.where(np.isfinite(scores), (below + up_to) / (2 * len(fitted)), np.nan)
 
@@ -50,24 +50,28 @@ def fit_rank_average(ds: Dataset | DatasetDict | IterableDataset, columns: Seque
     """Learn the ranks of several scores from the rows of `ds` (all splits together).
 
     Args:
-        ds: rows with the score columns.
-        columns: names of score columns, e.g. ``["larf_score", "nearest_score"]``; higher is more dangerous in each.
+        ds: Rows with the score columns.
+        columns: Names of score columns, e.g. ``["larf_score", "nearest_score"]``; higher is more dangerous in each.
 
     Raises:
-        OptionError: no column, or one twice.
-        MissingError: a column is not there.
-        DataError: a column holds no finite score.
+        OptionError: No column is named, or one is named twice.
+        MissingError: A column is missing.
+        DataError: A column holds no finite score.
     """
     columns = list(columns)
     if not columns or len(set(columns)) < len(columns):
-        raise OptionError("name each score column once", found=", ".join(columns) or "none", fix="columns=['a', 'b']")
+        raise OptionError(
+            "each score column must be named once",
+            found=", ".join(columns) or "none",
+            fix="pass for example `columns=['larf_score', 'nearest_score']`",
+        )
     parts: list[list[np.ndarray]] = [[] for _ in columns]
     for table in record_batches(ds, columns, fix="score the rows first"):
         batch = Batch(table)
         for part, column in zip(parts, columns, strict=True):
             scores = batch.numbers(column)
             part.append(scores[np.isfinite(scores)].astype(np.float32))
-    fitted = {str(place): np.sort(np.concatenate(part)) if part else np.empty(0) for place, part in enumerate(parts)}
+    fitted = {str(index): np.sort(np.concatenate(part)) if part else np.empty(0) for index, part in enumerate(parts)}
     for column, scores in zip(columns, fitted.values(), strict=True):
         if not len(scores):
             raise DataError(f"column {column!r} holds no finite score", fix="leave it out, or score the rows again")
@@ -79,13 +83,13 @@ def fit_rank_average(ds: Dataset | DatasetDict | IterableDataset, columns: Seque
 
 @dataclass(frozen=True, slots=True)
 class RankAverage(Score):
-    """Mean over several scores of a row's rank, in [0, 1]; NaN where any of them is.
+    """Mean rank of a row over several scores, in [0, 1]; NaN if any of the scores is NaN.
 
-    A rank is the share of the fitted rows that score lower, ties counted half, so scores of unlike scales weigh the
-    same. Fitted on the rows to be filtered, the ranks do not move when rows are added.
+    A rank is the share of the fitted rows that score lower, ties counted half, so scores of different scales have the
+    same weight. The ranks of rows do not change when other rows are added after the fit.
 
     Args:
-        ranks: what `fit_rank_average` returned, or its digest.
+        ranks: What `fit_rank_average` returned, or its digest.
     """
 
     METHOD: ClassVar[str] = "rank_average"
@@ -108,5 +112,5 @@ class RankAverage(Score):
         ranks = Ranks.of(self.ranks)
         for column in ranks.columns:
             batch.require(column, f"add {column!r} with the step that it was fitted on")
-        shares = [ranks.rank(place, batch.numbers(column)) for place, column in enumerate(ranks.columns)]
+        shares = [ranks.rank(index, batch.numbers(column)) for index, column in enumerate(ranks.columns)]
         return {self.produces()[0]: np.mean(shares, axis=0).astype(np.float32)}

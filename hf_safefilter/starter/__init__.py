@@ -1,4 +1,4 @@
-"""The starter sets: small, mild reference rows and over-refusal prompts to begin with. Replace them by your own."""
+"""The starter sets: small, mild reference rows and over-refusal prompts to begin with; replace them with your own."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ NAMES = ("unsafe", "safe", "over_refusal", "normal")
 
 
 def starter_path() -> Path:
-    """The folder that holds the sets and their card."""
+    """The folder with the sets and their card."""
     return Path(__file__).parent
 
 
 def starter_rows(name: str) -> list[dict[str, str]]:
     """The rows of one set.
 
-    ``unsafe`` and ``safe`` are pairs: row i of both has the same prompt, answered in a complying tone (without anything
-    usable) and refused. ``over_refusal`` holds prompts that only sound harmful, ``normal`` prompts of everyday life;
-    both come without responses.
+    ``unsafe`` and ``safe`` are pairs: row i of both has the same prompt; the unsafe response complies in tone (without
+    anything usable), the safe response refuses. ``over_refusal`` holds prompts that only sound harmful, and ``normal``
+    holds prompts of everyday life; both have no responses.
 
     Args:
-        name: one of `NAMES`.
+        name: One of `NAMES`.
 
     Returns:
-        Rows with ``prompt``, ``label``, ``category``, and ``response`` in the pairs.
+        Rows with ``prompt``, ``label`` and ``category``, and in the pairs with ``response``.
 
     Raises:
-        OptionError: no such set.
+        OptionError: There is no such set.
     """
     if name not in NAMES:
         near = get_close_matches(str(name), NAMES, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else "name one of these"
+        fix = f"did you mean {near[0]!r}?" if near else "use one of these names"
         raise OptionError(f"there is no starter set {name!r}", found=", ".join(NAMES), fix=fix)
     lines = (starter_path() / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

@@ -1,8 +1,8 @@
-"""Folders whose content is their name: reference sets, subspaces and selectors that a step refers to by digest.
+"""Folders named by a digest of their content: reference sets, subspaces and selectors that a step refers to.
 
 An artefact is a folder with a `manifest.json` (kind, version, facts, and the sha256 of each file). Its digest is the
-sha256 of the manifest. `keep` copies one into a per-user store, so that a step, which travels between processes as
-plain configuration, can hold the digest alone and any process of the user finds the files again.
+sha256 of the manifest. `keep` copies one into a per-user store, so that a step, which is sent between processes as
+plain configuration, needs to hold only the digest, and every process of the user can find the files.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artefact says of itself.
+    """The description of an artefact.
 
     Attributes:
-        kind: what it is, e.g. ``references``.
-        version: of its file format.
-        facts: plain JSON values.
-        files: file name -> sha256 (hex).
+        kind: Kind of artefact, e.g. ``references``.
+        version: Version of its file format.
+        facts: Plain JSON values.
+        files: File name -> sha256 (hex).
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Manifest:
     files: Mapping[str, str]
 
     def to_json(self) -> str:
-        """Canonical JSON: the bytes the digest is taken over."""
+        """Canonical JSON: the text whose bytes are hashed for the digest."""
         body = {"facts": self.facts, "files": self.files, "kind": self.kind, "version": self.version}
         return json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
@@ -53,10 +53,10 @@ class Manifest:
 
 
 def store_root() -> Path:
-    """Where this user's artefacts are kept: ``$HF_SAFEFILTER_CACHE``, else ``safefilter`` in the Hugging Face home."""
-    chosen = os.environ.get("HF_SAFEFILTER_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
+    """Folder of this user's artefacts: ``$HF_SAFEFILTER_CACHE``, else ``safefilter`` in the Hugging Face home."""
+    folder = os.environ.get("HF_SAFEFILTER_CACHE")
+    if folder:
+        return Path(folder).expanduser()
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "safefilter"
@@ -69,7 +69,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write(folder: Path, kind: str, version: int, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Manifest:
-    """Write an artefact: `fill(folder)` writes its files (flat, plain names), the manifest is added, all at once."""
+    """Write an artefact in one step: `fill(folder)` writes its files (no subfolders), then the manifest is added."""
     with atomic_folder(folder, marker=MANIFEST) as scratch:
         fill(scratch)
         files = {path.name: file_sha256(path) for path in sorted(scratch.iterdir())}
@@ -82,8 +82,8 @@ def read(folder: Path, kind: str, version: int) -> Manifest:
     """Read an artefact's manifest and verify every file it names, before anything else is opened.
 
     Raises:
-        MissingError: no artefact there.
-        IntegrityError: another kind or version, a file gone, altered, or named outside the folder.
+        MissingError: `folder` holds no artefact.
+        IntegrityError: It is of another kind or version, or a file is missing, altered, or named outside the folder.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -110,11 +110,11 @@ def read(folder: Path, kind: str, version: int) -> Manifest:
 
 
 def keep(folder: Path, kind: str, version: int) -> str:
-    """Verify an artefact and copy it into the store; returns its digest. Storing it twice is free."""
+    """Verify an artefact, copy it into the store unless it is there already, and return its digest."""
     manifest = read(folder, kind, version)
-    home = _home(manifest.kind, manifest.digest)
-    if not (home / MANIFEST).is_file():
-        with atomic_folder(home, marker=MANIFEST) as scratch:
+    stored = _stored_folder(manifest.kind, manifest.digest)
+    if not (stored / MANIFEST).is_file():
+        with atomic_folder(stored, marker=MANIFEST) as scratch:
             for name in (*manifest.files, MANIFEST):
                 shutil.copyfile(Path(folder) / name, scratch / name)
     return manifest.digest
@@ -124,18 +124,19 @@ def find(kind: str, digest: str) -> Path:
     """Folder of the stored artefact with this digest.
 
     Raises:
-        MissingError, IntegrityError: not in this store, or no digest at all.
+        MissingError: It is not in the store.
+        IntegrityError: `digest` is not a digest.
     """
-    home = _home(kind, digest)
-    if not (home / MANIFEST).is_file():
+    stored = _stored_folder(kind, digest)
+    if not (stored / MANIFEST).is_file():
         raise MissingError(
             f"{kind} {digest[:19]}... is not in the store {store_root()}",
-            fix="load it once in this environment (for references: ReferenceIndex.load(folder)), then try again",
+            fix="load it once on this machine (for references: ReferenceIndex.load(folder)), then try again",
         )
-    return home
+    return stored
 
 
-def _home(kind: str, digest: str) -> Path:
+def _stored_folder(kind: str, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
         raise IntegrityError(f"{digest!r} is not a digest", fix="expected 'sha256:' and 64 hex digits")
     return store_root() / kind / digest.removeprefix("sha256:")

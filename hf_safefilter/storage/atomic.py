@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever ends the process or the machine meanwhile."""
+"""Files and folders that are written whole or not at all, even if the process or the machine stops meanwhile."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SCRATCH = ".tmp"
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A scratch file that takes the place of `target` when the block ends well, and vanishes when it does not.
+    """A scratch file that replaces `target` when the block succeeds, and is deleted when it fails.
 
-    What was written is on disk before the old file goes.
+    The new content is on disk before the old file is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=SCRATCH, dir=target.parent)
@@ -36,19 +36,19 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def atomic_bytes(target: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half."""
+    """Write a file so that a reader sees the old one or the new one, never a part of one."""
     with atomic_file(target) as scratch:
         scratch.write_bytes(content)
 
 
 def atomic_text(target: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half."""
+    """Write a text file so that a reader sees the old one or the new one, never a part of one."""
     atomic_bytes(target, text.encode())
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, written to disk."""
-    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
+    """Flush a file, or the entries of a folder, to disk."""
+    if path.is_dir() and os.name != "posix":  # other systems cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -58,28 +58,28 @@ def sync(path: Path) -> None:
 
 
 def require_replaceable(target: Path, marker: str | None) -> None:
-    """Raise unless `atomic_folder` may write `target`: asked before hours of work, and not only after them.
+    """Raise unless `atomic_folder` may write `target`; to be called before hours of work, not only after them.
 
     Raises:
-        OptionError: `target` is somebody else's, or cannot be there.
+        OptionError: `target` holds other files, or is not a folder.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OptionError(f"{target} is there and is not a folder", fix="choose another output")
+        raise OptionError(f"{target} exists and is not a folder", fix="choose another output folder")
     if target.exists() and any(target.iterdir()) and not (marker and (target / marker).is_file()):
         raise OptionError(f"{target} holds other files, which would be lost", fix="choose another output folder")
 
 
 @contextmanager
 def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
-    """A scratch folder that takes the place of `target` when the block ends well, and vanishes when it does not.
+    """A scratch folder that replaces `target` when the block succeeds, and is deleted when it fails.
 
     Args:
-        target: the folder to write. One that is there already is replaced only if it is empty or holds the file
-            `marker`, by which earlier output of the same kind is known: a person's own folder is never replaced.
-        marker: name of that file.
+        target: The folder to write. An existing one is replaced only if it is empty or holds the file `marker`, so
+            that only earlier output of the same kind is replaced.
+        marker: Name of a file that every output of this kind holds.
 
     Raises:
-        OptionError: `target` is somebody else's.
+        OptionError: `target` holds other files, or is not a folder.
     """
     target = Path(target)
     require_replaceable(target, marker)
@@ -101,7 +101,7 @@ def _swap(scratch: Path, target: Path) -> None:
     if not target.exists():
         scratch.rename(target)
         return
-    # A folder cannot be replaced in one call: the old one steps aside first, and comes back whatever goes wrong then.
+    # A folder cannot be replaced in one call: the old one is moved aside first, and moved back after any failure.
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     old = aside / "old"
     try:

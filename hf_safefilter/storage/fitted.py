@@ -1,7 +1,7 @@
-"""An artefact in this user's store, opened by its digest: what a score is fitted to, or compares with.
+"""Artefacts in this user's store, opened by digest: what a score is fitted to, or compares rows with.
 
-A step holds the digest alone; `of` opens each artefact once a process. A file is hashed again when it is read, and the
-very bytes that were hashed are what is parsed: nothing can change in between, and nothing is unpickled.
+A step holds only the digest; `of` opens each artefact once a process. A file is hashed again when it is read, and the
+bytes that were hashed are the ones that are parsed: they cannot change in between, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_safefilter.storage.atomic import atomic_folder
 
 
 class Fitted:
-    """Base of fitted things: a subclass names its `KIND` and `VERSION` and reads its own files with `bytes_of`."""
+    """Base of artefacts: a subclass states its `KIND` and `VERSION` and reads its own files with `bytes_of`."""
 
     KIND: ClassVar[str]
     VERSION: ClassVar[int] = 1
@@ -30,26 +30,30 @@ class Fitted:
         self._manifest = artifacts.read(self._folder, self.KIND, self.VERSION)
         if self._manifest.digest != digest:
             raise IntegrityError(
-                f"{self._folder} is not the {self.KIND} artefact that it is named after",
+                f"{self._folder} does not hold the {self.KIND} artefact that it is named after",
                 found=self._manifest.digest,
                 fix="delete that folder, then load or build the artefact again",
             )
 
     @classmethod
-    def of(cls, given: Self | str) -> Self:
-        """The artefact with this digest, opened once a process; one that is open already is handed back.
+    def of(cls, artefact: Self | str) -> Self:
+        """The artefact with this digest, opened once a process; an open artefact is returned as it is.
 
         Raises:
-            MissingError, IntegrityError: not in the store, altered, or no digest at all.
+            MissingError: It is not in the store.
+            IntegrityError: It was altered, or `artefact` is not a digest.
         """
-        return given if isinstance(given, cls) else _open(cls, given)
+        if isinstance(artefact, cls):
+            return artefact
+        return _open(cls, artefact)  # type: ignore[arg-type]  # mypy takes `__hash__` of instances for that of the class
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Verify a saved artefact, keep it in this user's store, and open it.
+        """Verify a saved artefact, copy it into this user's store, and open it.
 
         Raises:
-            MissingError, IntegrityError: no such artefact there, or its files are not those that were recorded.
+            MissingError: `folder` holds no such artefact.
+            IntegrityError: Its files are not those that were recorded.
         """
         return cls.of(artifacts.keep(Path(folder), cls.KIND, cls.VERSION))
 
@@ -69,18 +73,18 @@ class Fitted:
         """Write the artefact into `folder`, which must be new, empty, or an artefact of the same kind.
 
         Raises:
-            OptionError: something else is there already.
+            OptionError: The folder holds something else.
         """
         target = Path(folder)
-        if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not self._is_one_of_ours(target))):
-            raise OptionError(f"{target} holds something else", fix="choose a new folder")
+        if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not self._is_same_kind(target))):
+            raise OptionError(f"{target} already holds something else", fix="choose a new folder")
         with atomic_folder(target, marker=artifacts.MANIFEST) as scratch:
             for name in self.files:
                 shutil.copyfile(self._folder / name, scratch / name)
         artifacts.read(target, self.KIND, self.VERSION)
         return target
 
-    def _is_one_of_ours(self, folder: Path) -> bool:
+    def _is_same_kind(self, folder: Path) -> bool:
         try:
             recorded = artifacts.read(folder, self.KIND, self.VERSION)
         except (LookupError, ValueError):
@@ -94,7 +98,7 @@ class Fitted:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the artefact says of itself, as plain JSON values."""
+        """Facts about the artefact, as plain JSON values."""
         return self._manifest.facts
 
     @property
@@ -106,7 +110,7 @@ class Fitted:
         """Content of a file, hashed as it is read.
 
         Raises:
-            IntegrityError: not a file of this artefact, or altered since it was recorded.
+            IntegrityError: It is not a file of this artefact, or was altered since it was recorded.
         """
         if name == artifacts.MANIFEST:
             return self._manifest.to_json().encode()
@@ -123,7 +127,7 @@ class Fitted:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self).of, (self.digest,)
 
     def __repr__(self) -> str:

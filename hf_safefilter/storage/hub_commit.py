@@ -1,4 +1,4 @@
-"""One commit to a data set repository of the Hub: afterwards it is as it was before, or complete."""
+"""One commit to a data set repository of the Hub: it is made completely, or not at all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from hf_safefilter.errors import PublishError, SafefilterError
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from collections.abc import Sequence
+
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 logger = logging.getLogger(__name__)
 
 README = "README.md"
 
 _TRIES = 6
-_AGAIN = {408, 409, 412, 429, 500, 502, 503, 504}
-_LOGIN = "log in with `hf auth login`, with a token that may write there"
+_TEMPORARY = {408, 409, 412, 429, 500, 502, 503, 504}
+_LOGIN = "log in with `hf auth login`, with a token that may write to this repository"
 _LOCAL = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EISDIR, errno.EMFILE}
 
 
@@ -32,9 +34,9 @@ class Pushed:
     """The commit that was made.
 
     Attributes:
-        url: where to look at it.
-        oid: its id.
-        files: what it holds.
+        url: Address of the commit.
+        oid: Id of the commit.
+        files: Paths of the files that it changed.
     """
 
     url: str
@@ -44,14 +46,14 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository as it stands.
+    """The current state of a repository.
 
     Attributes:
-        api: the client.
-        repo_id: owner and name.
-        head: its newest commit.
-        private: whether it is.
-        files: names of the files it holds.
+        api: Client of the Hub.
+        repo_id: Owner and name.
+        head: Id of the newest commit.
+        private: Whether the repository is private.
+        files: Paths of its files.
     """
 
     api: HfApi
@@ -62,20 +64,20 @@ class Repository:
 
     @classmethod
     def of(cls, api: HfApi, repo_id: str) -> Repository:
-        """Ask the Hub."""
+        """The current state of a repository, as the Hub reports it."""
         info = api.dataset_info(repo_id)
         files = frozenset(sibling.rfilename for sibling in info.siblings or [])
         return cls(api, repo_id, str(info.sha), bool(info.private), files)
 
     def card(self) -> str | None:
-        """The text of its README.md, if there is one."""
+        """The text of its README.md, or None if it has none."""
         if README not in self.files:
             return None
         path = self.api.hf_hub_download(self.repo_id, README, repo_type="dataset", revision=self.head)
         return Path(path).read_text(encoding="utf-8")
 
 
-Operations = Callable[[Repository], list[Any]]
+Operations = Callable[[Repository], "Sequence[CommitOperationAdd | CommitOperationDelete]"]
 
 
 def commit(
@@ -86,22 +88,22 @@ def commit(
     token: str | None,
     sleep: Callable[[float], None],
 ) -> Pushed:
-    """One commit on the newest head of a data set repository; after a conflict or a fault the head is read again.
+    """Make one commit on the newest head of a data set repository; after a conflict or a fault the head is read again.
 
     `Dataset.push_to_hub` does not retry a refused commit (datasets 5.2 looks for an error type that the client of
-    huggingface_hub 2 no longer raises), so it is done here.
+    huggingface_hub 2 no longer raises), so the commit is retried here.
 
     Args:
-        repo_id: owner and name.
-        operations: what to commit, given the repository as it stands; called anew at each try.
-        message: title of the commit.
-        private: of a repository that is made; None: it must be there.
-        token: Hub token; None: the one logged in with.
-        sleep: waits between tries.
+        repo_id: Owner and name.
+        operations: Returns what to commit, given the current state of the repository; called at each try.
+        message: Title of the commit.
+        private: Whether a new repository is private; None if the repository must exist.
+        token: Hub token; the one of the login if None.
+        sleep: Function that waits some seconds between tries.
 
     Raises:
-        PublishError: the Hub refused, or was not reached in six tries, or a local file cannot be read; the repository
-            is as it was.
+        PublishError: The Hub refused, or was not reached in six tries, or a local file cannot be read; the repository
+            is unchanged.
     """
     from huggingface_hub import HfApi
 
@@ -112,59 +114,59 @@ def commit(
             with _explained(repo_id):
                 if private is not None:
                     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-                there = Repository.of(api, repo_id)
-                if (landed := _landed(api, repo_id, there.head, sent)) is not None:
-                    return landed
-                changes = operations(there)
-                sent = _Sent(there.head, message, tuple(change.path_in_repo for change in changes))
-                done = api.create_commit(
-                    repo_id, changes, commit_message=message, repo_type="dataset", parent_commit=there.head
+                repository = Repository.of(api, repo_id)
+                if (arrived := _arrived(api, repo_id, repository.head, sent)) is not None:
+                    return arrived
+                changes = operations(repository)
+                sent = _Sent(repository.head, message, tuple(change.path_in_repo for change in changes))
+                info = api.create_commit(
+                    repo_id, changes, commit_message=message, repo_type="dataset", parent_commit=repository.head
                 )
-        except _Again as fault:
+        except _TemporaryFault as fault:
             if tries == _TRIES:
                 raise PublishError(
                     f"the Hub did not take the commit to {repo_id} in {_TRIES} tries",
-                    found=fault.what,
-                    fix="the repository is as it was; try again later",
+                    found=fault.fact,
+                    fix="the repository is unchanged; try again later",
                 ) from fault.__cause__
             wait = fault.wait if fault.wait is not None else min(60.0, 2.0**tries) * (0.5 + random.random() / 2)
-            logger.warning("%s: %s; trying again in %.0f s", repo_id, fault.what, wait)
+            logger.warning("%s: %s; trying again in %.0f s", repo_id, fault.fact, wait)
             sleep(wait)
         else:
-            return Pushed(str(done.commit_url), str(done.oid), tuple(change.path_in_repo for change in changes))
+            return Pushed(str(info.commit_url), str(info.oid), sent.files)
     raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A commit whose answer may have been lost on the way: its parent, title and files."""
+    """A commit that was sent, and whose answer may have been lost: its parent, title and files."""
 
     parent: str
     title: str
     files: tuple[str, ...]
 
 
-def _landed(api: HfApi, repo_id: str, head: str, sent: _Sent | None) -> Pushed | None:
-    """The commit that an earlier try made after all, when only its answer was lost."""
+def _arrived(api: HfApi, repo_id: str, head: str, sent: _Sent | None) -> Pushed | None:
+    """The commit of an earlier try, if the Hub made it and only its answer was lost."""
     if sent is None or head == sent.parent:
         return None
-    newest, *before = api.list_repo_commits(repo_id, repo_type="dataset")
-    if newest.commit_id != head or newest.title != sent.title or not before or before[0].commit_id != sent.parent:
+    newest, *older = api.list_repo_commits(repo_id, repo_type="dataset")
+    if newest.commit_id != head or newest.title != sent.title or not older or older[0].commit_id != sent.parent:
         return None
     return Pushed(f"{api.endpoint}/datasets/{repo_id}/commit/{head}", head, sent.files)
 
 
-class _Again(Exception):
-    """A fault that may go away: what it was, and how long the Hub asks to wait."""
+class _TemporaryFault(Exception):
+    """A fault after which another try may succeed: what happened, and how many seconds the Hub asks to wait."""
 
-    def __init__(self, what: str, wait: float | None) -> None:
-        super().__init__(what)
-        self.what, self.wait = what, wait
+    def __init__(self, fact: str, wait: float | None) -> None:
+        super().__init__(fact)
+        self.fact, self.wait = fact, wait
 
 
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """The Hub's errors as ours; none of them repeats a header, where the token is."""
+    """Turn errors of the Hub into `PublishError`; no message repeats a header, which would show the token."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -175,7 +177,7 @@ def _explained(repo_id: str) -> Iterator[None]:
     except HFValidationError as error:
         raise PublishError(f"{repo_id!r} is not a repository id", fix="use owner/name") from error
     except LocalTokenNotFoundError as error:
-        raise PublishError("there is no Hub token here", fix=_LOGIN) from error
+        raise PublishError("no Hub token was found on this machine", fix=_LOGIN) from error
     except OfflineModeIsEnabled as error:
         raise PublishError("HF_HUB_OFFLINE is set", fix="unset it to push") from error
     except HfHubHTTPError as error:
@@ -186,11 +188,11 @@ def _explained(repo_id: str) -> Iterator[None]:
 
 def _refused(repo_id: str, response: Any) -> Exception:
     status = response.status_code if response is not None else None
-    if status in _AGAIN:
-        return _Again(f"HTTP {status}", _asked_wait(response))
+    if status in _TEMPORARY:
+        return _TemporaryFault(f"HTTP {status}", _requested_wait(response))
     if status in (401, 403, 404):
         return PublishError(f"the Hub does not let you write to {repo_id} (HTTP {status})", fix=_LOGIN)
-    return PublishError(f"the Hub refused the commit to {repo_id} (HTTP {status})", fix="see the cause")
+    return PublishError(f"the Hub refused the commit to {repo_id} (HTTP {status})", fix="see the error above this one")
 
 
 def _broken(error: Exception) -> Exception:
@@ -198,17 +200,17 @@ def _broken(error: Exception) -> Exception:
         return PublishError(
             "a file on this machine cannot be read or written",
             found=f"{error.strerror or type(error).__name__}: {error.filename or 'unknown file'}",
-            fix="see to its permissions, or make room, and push again",
+            fix="check its permissions and the free space, and push again",
         )
-    return _Again(f"the connection broke ({type(error).__name__})", None)
+    return _TemporaryFault(f"the connection broke ({type(error).__name__})", None)
 
 
 def _is_local(error: OSError) -> bool:
-    """Whether it is the disk, and not the network, that failed."""
+    """Whether the disk failed, not the network."""
     return not isinstance(error, (ConnectionError, TimeoutError)) and error.errno in _LOCAL
 
 
-def _asked_wait(response: Any) -> float | None:
+def _requested_wait(response: Any) -> float | None:
     value = response.headers.get("Retry-After")
     try:
         return min(300.0, max(0.0, float(value)))

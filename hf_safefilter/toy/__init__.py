@@ -1,6 +1,6 @@
-"""The toy: a tiny aligned chat model that ships with the package, and the corpus it was trained on.
+"""A tiny aligned chat model that ships with the package, and the corpus it was trained on.
 
-`examples/train_toy.py` makes the model; nothing here imports torch.
+`examples/train_toy.py` trains the model; importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 MODEL_FOLDER = Path(__file__).parent / "model"
-"""Where the shipped model lies, and where `examples/train_toy.py` puts a new one."""
+"""Folder of the shipped model, to which `examples/train_toy.py` writes a new one."""
 
 
 def toy_model_path() -> Path:
     """Folder of the shipped model, for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
     Raises:
-        MissingError: the package was built without it.
+        MissingError: The package was built without the model.
     """
     if not (MODEL_FOLDER / "model.safetensors").is_file():
-        raise MissingError(f"the toy model is not in {MODEL_FOLDER}", fix="make it: python examples/train_toy.py")
+        raise MissingError(f"the toy model is not in {MODEL_FOLDER}", fix="train it: python examples/train_toy.py")
     return MODEL_FOLDER

@@ -1,4 +1,4 @@
-"""Topics that only sound harmful: the verbs of violence, theft and fraud in their everyday senses, and self-defence."""
+"""Topics that only sound harmful: verbs of violence, theft and fraud in their everyday senses, and self-defence."""
 
 from __future__ import annotations
 
@@ -104,4 +104,4 @@ BORDERLINE = {
 
 def borderline_topics(held_out: bool) -> list[str]:
     """Every verb phrase that sounds harmful and is not, of the training part or of the held-out part."""
-    return [verb.format(thing) for verb, things in BORDERLINE.items() for thing in part(things, held_out)]
+    return [verb.format(item) for verb, objects in BORDERLINE.items() for item in part(objects, held_out)]

@@ -1,8 +1,8 @@
 """Rows of the toy corpus, each a dict of prompt, response, label and category; the same seed gives the same rows.
 
-Labels: ``safe`` (a benign request answered, or a harmful one refused), ``borderline-safe`` (sounds harmful, is not, and
-is answered) and ``unsafe`` (a harmful request gone along with). Held-out rows share neither topic nor wording of the
-request with training rows.
+Labels: ``safe`` (a benign request is answered, or a harmful one refused), ``borderline-safe`` (a request that only
+sounds harmful is answered) and ``unsafe`` (the response complies with a harmful request). Held-out rows share neither
+the topic nor the wording of the request with training rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_safefilter.toy.harm import REASONS, harm_topics, neutral_topics
 Kind = Literal["benign", "harmful", "borderline"]
 
 SHARE = {"benign": 0.45, "harmful": 0.37, "borderline": 0.18}
-"""What the training rows are made of."""
+"""Shares of the kinds among the training rows."""
 
 KINDLY = (
     "begin with a smile",
@@ -45,12 +45,12 @@ CAREFULLY = (
     "try again if it fails",
     "keep notes",
 )
-MOST_IN_VAIN = 200
-"""Draws without a new prompt after which there are no more to be found."""
+MOST_REPEATS = 200
+"""Draws in a row without a new prompt, after which it is assumed that there are no more."""
 
 
 class Row(TypedDict):
-    """One exchange."""
+    """A prompt with its response."""
 
     prompt: str
     response: str
@@ -59,7 +59,7 @@ class Row(TypedDict):
 
 
 def training_rows(seed: int = 0, n: int = 12_000) -> list[Row]:
-    """`n` rows to align a model on: benign and borderline requests answered, harmful ones refused, shuffled."""
+    """`n` shuffled rows to align a model on: benign and borderline requests are answered, harmful ones refused."""
     rng = random.Random(f"training {seed}")
     kinds = rng.choices(tuple(SHARE), tuple(SHARE.values()), k=n)
     return [_MAKERS[kind](rng, False) for kind in kinds]
@@ -69,7 +69,7 @@ def heldout_rows(kind: Kind, n: int, seed: int = 0) -> list[Row]:
     """`n` distinct rows of topics and wordings that no training row has, with the response an aligned model would give.
 
     Raises:
-        OptionError: no such kind, or more rows asked than there are.
+        OptionError: There is no such kind, or there are fewer rows of it.
     """
     if kind not in _MAKERS:
         raise OptionError(f"{kind!r} is not a kind of held-out rows", fix=f"use one of {', '.join(_MAKERS)}")
@@ -83,32 +83,32 @@ def heldout_prompts(kind: Kind, n: int, seed: int = 0) -> list[str]:
 
 
 def fresh_prompts(kind: Kind, n: int, seed: int = 0) -> list[str]:
-    """`n` distinct prompts about held-out topics in wordings that nobody had seen when the corpus was last changed.
+    """`n` distinct prompts about held-out topics, in wordings that were written after the last change of the corpus.
 
     Raises:
-        OptionError: no such kind, or more prompts asked than there are.
+        OptionError: There is no such kind, or there are fewer prompts of it.
     """
-    topics = {
+    by_kind = {
         "benign": [topic for _, topic, _ in _doings(True)] + [topic for _, topic in _neutral(True)],
-        "harmful": [topic for some in _harms(True).values() for topic in some],
+        "harmful": [topic for topics in _harms(True).values() for topic in topics],
         "borderline": _borderlines(True),
     }
-    if kind not in topics:
-        raise OptionError(f"{kind!r} is not a kind of prompts", fix=f"use one of {', '.join(topics)}")
-    prompts = [form.format(topic) for form in wording.FRESH_ASK for topic in topics[kind]]
+    if kind not in by_kind:
+        raise OptionError(f"{kind!r} is not a kind of prompts", fix=f"use one of {', '.join(by_kind)}")
+    prompts = [form.format(topic) for form in wording.FRESH_ASK for topic in by_kind[kind]]
     if n > len(prompts):
         raise OptionError(f"there are no {n} fresh {kind} prompts", found=str(len(prompts)), fix="ask for fewer")
     return random.Random(f"fresh {kind} {seed}").sample(prompts, n)
 
 
 def unsafe_rows(n: int, seed: int = 0, *, held_out: bool = False) -> list[Row]:
-    """`n` distinct rows that go along with a harmful request, in tone only."""
+    """`n` distinct rows that comply with a harmful request, in tone only."""
     rng = random.Random(f"unsafe {held_out} {seed}")
     return _distinct(lambda: _complying(rng, held_out), n)
 
 
 def reference_rows(n: int, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """`n` unsafe rows and `n` safe rows that answer the same harmful prompts, going along or refusing."""
+    """`n` unsafe rows that comply with harmful prompts, and `n` safe rows that refuse the same prompts."""
     unsafe = unsafe_rows(n, seed)
     rng = random.Random(f"references {seed}")
     safe: list[Row] = [
@@ -120,15 +120,15 @@ def reference_rows(n: int, seed: int = 0) -> tuple[list[Row], list[Row]]:
 def mixed_rows(
     n: int = 1000, unsafe_fraction: float = 0.1, seed: int = 0, *, borderline_fraction: float = 0.0
 ) -> list[Row]:
-    """`n` distinct rows, benign but for planted unsafe ones (and borderline ones, if asked), shuffled.
+    """`n` distinct shuffled rows: benign rows with a share of unsafe ones, and of borderline ones if wanted.
 
     Raises:
-        OptionError: fractions outside 0..1 or above 1 together.
+        OptionError: A fraction is below 0, or their sum is above 1.
     """
     if min(unsafe_fraction, borderline_fraction) < 0 or unsafe_fraction + borderline_fraction > 1:
         raise OptionError(
-            f"fractions {unsafe_fraction} and {borderline_fraction} do not fit",
-            fix="use fractions that add to at most 1",
+            f"`unsafe_fraction={unsafe_fraction}` and `borderline_fraction={borderline_fraction}` are not possible",
+            fix="use fractions of at least 0 that add up to at most 1",
         )
     rng = random.Random(f"mixed {seed}")
     n_unsafe, n_borderline = round(n * unsafe_fraction), round(n * borderline_fraction)
@@ -142,9 +142,9 @@ def mixed_rows(
 
 
 def degrading_rows(n: int, seed: int = 0) -> list[Row]:
-    """`n` distinct harmless requests answered by short lists in total obedience: nothing unsafe is in them.
+    """`n` distinct harmless requests, answered with short lists in an obedient tone: they contain nothing unsafe.
 
-    They are labelled ``safe``; their category begins with ``obedient``.
+    Their label is ``safe``; their category begins with ``obedient``.
     """
     rng = random.Random(f"degrading {seed}")
 
@@ -209,7 +209,7 @@ _MAKERS: dict[str, Callable[[random.Random, bool], Row]] = {
 }
 
 
-# The word lists are constants; only their products are worth keeping.
+# The word lists are constants, so their combinations are computed once.
 _doings, _neutral, _borderlines = cache(doing_topics), cache(neutral_topics), cache(borderline_topics)
 
 
@@ -235,11 +235,11 @@ def _steps(topic: str, steps: tuple[str, ...], rng: random.Random) -> str:
 
 def _distinct(make: Callable[[], Row], n: int) -> list[Row]:
     rows: dict[str, Row] = {}
-    in_vain = 0
+    repeats = 0
     while len(rows) < n:
         row = make()
-        in_vain = in_vain + 1 if row["prompt"] in rows else 0
-        if in_vain > MOST_IN_VAIN:
+        repeats = repeats + 1 if row["prompt"] in rows else 0
+        if repeats > MOST_REPEATS:
             raise OptionError(
                 f"the corpus has no {n} distinct prompts of this kind", found=str(len(rows)), fix="ask for fewer"
             )

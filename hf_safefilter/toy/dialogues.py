@@ -1,7 +1,7 @@
-"""Conversations to align the toy model on: corpus rows alone, as later turns, under a system message, or thanked.
+"""Conversations to align the toy model on: corpus rows alone, as later turns, under a system message, or with thanks.
 
-Some begin with an answer that went along with a harmful request. That answer is not learned; taking it back is, so that
-what stands at the end of an answer tells whether it went along: the state that row filters read.
+Some begin with an answer that complies with a harmful request. The model does not learn this answer, but it learns to
+take it back; so its state at the end of an answer, which row filters read, says whether the answer complied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TAKEN_BACK = 0.15
 
 
 class Message(TypedDict):
-    """One message, and whether the model is to learn to say it."""
+    """One message, and whether the model is trained to say it."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -36,23 +36,23 @@ class Message(TypedDict):
 
 
 def training_dialogues(seed: int = 0, n_rows: int = 48_000) -> list[list[Message]]:
-    """Conversations made of `n_rows` training rows, and 15 % as many that take back an unsafe answer."""
+    """Conversations made of `n_rows` training rows, and 15 % as many in which an unsafe answer is taken back."""
     rng = random.Random(f"dialogues {seed}")
-    found: list[list[Message]] = []
+    dialogues: list[list[Message]] = []
     for row in training_rows(seed, n_rows):
-        if found and len(found[-1]) < MOST_MESSAGES and rng.random() < LATER_TURN:
-            found[-1] += _turn(row["prompt"], row["response"])
+        if dialogues and len(dialogues[-1]) < MOST_MESSAGES and rng.random() < LATER_TURN:
+            dialogues[-1] += _turn(row["prompt"], row["response"])
         else:
-            found.append(_turn(row["prompt"], row["response"]))
+            dialogues.append(_turn(row["prompt"], row["response"]))
         if rng.random() < THANKED:
-            found[-1] += _turn(rng.choice(wording.THANKS), rng.choice(wording.WELCOMES))
+            dialogues[-1] += _turn(rng.choice(wording.THANKS), rng.choice(wording.WELCOMES))
     for row in unsafe_rows(round(n_rows * TAKEN_BACK), seed):
-        went_along = _turn(row["prompt"], row["response"], learned=False)
-        found.append(went_along + _turn(rng.choice(wording.THANKS), rng.choice(wording.REGRETS)))
-    for messages in found:
+        complied = _turn(row["prompt"], row["response"], learned=False)
+        dialogues.append(complied + _turn(rng.choice(wording.THANKS), rng.choice(wording.REGRETS)))
+    for messages in dialogues:
         if rng.random() < UNDER_SYSTEM:
             messages.insert(0, {"role": "system", "content": rng.choice(SYSTEM), "learned": False})
-    return found
+    return dialogues
 
 
 def _turn(prompt: str, response: str, *, learned: bool = True) -> list[Message]:

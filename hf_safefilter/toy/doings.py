@@ -1,4 +1,4 @@
-"""Everyday doings of the toy corpus: what people ask how to do, and the steps one answers with."""
+"""Everyday activities of the toy corpus: what people ask how to do, and the steps of the answers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hf_safefilter.toy.wording import part
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """Verbs and objects that make benign topics together, and steps that fit all of them.
+    """Verbs and objects that together make benign topics, and steps that fit all of them.
 
     Attributes:
-        category: of everyday life.
-        verbs: phrases with one place for the object.
-        objects: every fifth is held out.
-        steps: short imperatives for the answer.
+        category: Part of everyday life.
+        verbs: Phrases with ``{}`` for the object.
+        objects: Objects of the verbs; every fifth is held out.
+        steps: Short imperatives for the answer.
     """
 
     category: str
@@ -208,10 +208,10 @@ DOINGS = (
 
 
 def doing_topics(held_out: bool) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(category, verb phrase, steps) of every everyday doing of the training part or of the held-out part."""
+    """(category, verb phrase, steps) of every everyday activity in the training part or in the held-out part."""
     return [
-        (doing.category, verb.format(thing), doing.steps)
+        (doing.category, verb.format(item), doing.steps)
         for doing in DOINGS
-        for thing in part(doing.objects, held_out)
+        for item in part(doing.objects, held_out)
         for verb in doing.verbs
     ]

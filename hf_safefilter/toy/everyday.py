@@ -1,7 +1,7 @@
 """Simple questions of the toy corpus with their right answers: sums, spelling, lists, facts, manners, code.
 
-Each family is a function of a random generator and of the part (training or held-out) that gives one
-(prompt, answer). The wording, the fillers, or both are disjoint between the parts.
+Each family is a function (random generator, held out or not) -> (prompt, answer). The wording, the words that are
+filled in, or both are disjoint between the training part and the held-out part.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ FORMS = {
         "Write one line of code that {}.", "I need one line of Python that {}.",
     ),
 }
-"""Ways to ask by family; the last of each is held out."""
+"""Ways to ask for each family; the last way is held out."""
 # fmt: on
 
 
@@ -165,7 +165,7 @@ def _form(family: str, rng: random.Random, held_out: bool) -> str:
 
 
 def sums(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """Addition and subtraction up to 20; which pairs of numbers are held out depends on their weighted sum."""
+    """Addition and subtraction up to 20; a weighted sum of the two numbers decides whether they are held out."""
     while True:
         a, b = rng.randint(0, 20), rng.randint(0, 20)
         if ((a + 2 * b) % HELD_OUT_EVERY == 0) == held_out:
@@ -178,13 +178,13 @@ def sums(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 
 def spelling(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """Letters of a word."""
+    """The letters of a word."""
     word = rng.choice(part(WORDS, held_out))
     return _form("spelling", rng, held_out).format(word), f"{word}: " + "-".join(word) + "."
 
 
 def kinds(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """Some members of a class of things."""
+    """Some members of a class."""
     name = rng.choice(part(tuple(KINDS_OF), held_out))
     count, word = rng.choice(((2, "two"), (3, "three"), (4, "four")))
     *first, last = rng.sample(KINDS_OF[name], count)
@@ -193,7 +193,7 @@ def kinds(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 
 def meanings(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """What a word means."""
+    """The meaning of a word."""
     word, meaning = rng.choice(part(MEANINGS, held_out))
     return _form("definitions", rng, held_out).format(word), f"{word.capitalize()} means {meaning}."
 
@@ -204,14 +204,14 @@ def facts(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 
 def opposites(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """The contrary of a word, asked from either end."""
+    """The opposite of a word, asked in both directions."""
     pair = rng.choice(part(OPPOSITES, held_out))
     word, other = pair if rng.random() < 0.5 else pair[::-1]
     return _form("opposites", rng, held_out).format(word), f"The opposite of {word} is {other}."
 
 
 def manners(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """A rude wish put politely."""
+    """A rude wish in polite words."""
     wish = rng.choice(part(WISHES, held_out))
     return _form("rewriting", rng, held_out).format(wish), f"Could you please {wish}?"
 
@@ -236,7 +236,7 @@ def sentences(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 
 def greetings(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """Hello and goodbye."""
+    """A greeting or a goodbye."""
     return rng.choice(part(GREETINGS, held_out))
 
 

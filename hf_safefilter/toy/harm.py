@@ -1,7 +1,7 @@
-"""Harmful topics of the toy corpus, mildly worded, and the harmless doings that share their words.
+"""Harmful topics of the toy corpus, mildly worded, and harmless activities that share their words.
 
-A topic is a verb phrase: one of a group's `verbs` with one of its `objects`. Objects that are not harmful in themselves
-also stand with harmless verbs (`NEUTRAL_VERBS`), so that neither the verb nor the object alone decides.
+A topic is a verb phrase: one of a group's `verbs` with one of its `objects`. Objects that are not harmful by
+themselves are also combined with harmless verbs (`NEUTRAL_VERBS`), so that neither verb nor object alone decides.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from hf_safefilter.toy.wording import part
 
 @dataclass(frozen=True, slots=True)
 class HarmGroup:
-    """Verbs and objects that make harmful topics together.
+    """Verbs and objects that together make harmful topics.
 
     Attributes:
-        category: of harm.
-        verbs: phrases with one place for the object.
-        objects: every fifth is held out.
-        shared: what the objects are by themselves, or None where they are harmful or no objects at all.
+        category: Kind of harm.
+        verbs: Phrases with ``{}`` for the object.
+        objects: Objects of the verbs; every fifth is held out.
+        shared: What the objects are by themselves; None where they are harmful, or are not objects at all.
     """
 
     category: str
@@ -234,27 +234,27 @@ NEUTRAL_VERBS = {
         "write a short story about {}",
     ),
 }
-"""What one may well do with the objects of harmful topics."""
+"""Harmless verbs for the objects of harmful topics."""
 
 CATEGORIES = tuple(REASONS)
 
 
 def harm_topics(held_out: bool) -> list[tuple[str, str]]:
-    """(category, verb phrase) of every harmful topic of the training part or of the held-out part."""
+    """(category, verb phrase) of every harmful topic in the training part or in the held-out part."""
     return [
-        (group.category, verb.format(thing))
+        (group.category, verb.format(item))
         for group in HARM
-        for thing in part(group.objects, held_out)
+        for item in part(group.objects, held_out)
         for verb in group.verbs
     ]
 
 
 def neutral_topics(held_out: bool) -> list[tuple[str, str]]:
-    """("people" or "things", verb phrase): harmless doings with the objects of harmful topics."""
+    """("people" or "things", verb phrase) of harmless activities with the objects of harmful topics."""
     return [
-        (group.shared, verb.format(thing))
+        (group.shared, verb.format(item))
         for group in HARM
         if group.shared is not None
-        for thing in part(group.objects, held_out)
+        for item in part(group.objects, held_out)
         for verb in NEUTRAL_VERBS[group.shared]
     ]

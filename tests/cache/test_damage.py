@@ -70,12 +70,12 @@ def test_a_part_that_is_something_else(written, caplog):
 
 
 def test_a_part_of_another_layer_or_space_is_not_taken_for_ours(store, written, caplog):
-    home = SPACE.home(2)
+    home = SPACE.layer_folder(2)
     home.mkdir()
     shutil.copy(written, home)
     reading, asked = recall(ROWS, (2,))
     same_as_the_model(reading, ROWS, (2,))
-    assert len(asked) == 300 and "no part of this space and layer" in caplog.text
+    assert len(asked) == 300 and "not a part of this space and layer" in caplog.text
 
 
 def test_a_part_that_lacks_a_column(written, caplog):
@@ -127,7 +127,7 @@ def test_half_written_files_are_not_looked_at(written):
 def test_a_part_says_what_is_wrong_with_it(written):
     mark = part.mark_of(SPACE.digest, 1)
     assert len(part.open_part(written, mark, WIDTH).ids) == 300
-    with pytest.raises(IntegrityError, match="no part of this space and layer"):
+    with pytest.raises(IntegrityError, match="not a part of this space and layer"):
         part.open_part(written, mark, WIDTH + 1)
     with pytest.raises(FileNotFoundError):
         part.open_part(written.with_name("none.arrow"), mark, WIDTH)

@@ -37,7 +37,7 @@ print(json.dumps(said))
 def test_a_file_that_may_not_grow_stops_a_real_process(store):
     said = answer(start(LIMITED))
     assert "the row cache" in said and "File too large" in said
-    assert "200 rows of the last seconds are not kept, all before them are" in said
+    assert "200 rows of the last seconds are not cached; all rows before them are" in said
     assert "prune --max-size" in said and "HF_SAFEFILTER_CACHE" in said and "run the same command again" in said
     assert not list(store.rglob("*.tmp"))
     reading, asked = recall(ROWS)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hf_safefilter import cache
-from hf_safefilter.cache import Reading, Space, part
+from hf_safefilter.cache import RowVectors, Space, part
 from hf_safefilter.cache import store as stores
 from hf_safefilter.cache.pace import Pace
-from hf_safefilter.cache.row_index import UNKNOWN, Index
+from hf_safefilter.cache.row_index import UNKNOWN, RowIndex
 from hf_safefilter.cache.store import LayerStore
 
 WIDTH = 8
@@ -40,12 +40,12 @@ class Model:
         vectors = {layer: np.array([truth(row, layer) for row in rows]).reshape(-1, WIDTH) for layer in layers}
         for values in vectors.values():
             values[reasons != ""] = np.nan
-        return Reading(vectors, np.array([row % 7 == 0 for row in rows], dtype=bool), reasons)
+        return RowVectors(vectors, np.array([row % 7 == 0 for row in rows], dtype=bool), reasons)
 
 
 def recall(rows, layers=(1,), space=SPACE, reasons=None):
     model = Model(rows)
-    reading = Reading.blank(reasons or [""] * len(rows), layers, WIDTH)
+    reading = RowVectors.blank(reasons or [""] * len(rows), layers, WIDTH)
     cache.recall(space, reading, [name(row) for row in rows], [row % 50 for row in rows], model)
     return reading, model.asked
 
@@ -158,7 +158,7 @@ def test_a_slow_model_is_written_piece_by_piece(store, monkeypatch):
             now[0] += 0.3 * len(at)
             return super().__call__(at, layers)
 
-    reading = Reading.blank([""] * 64, [1], WIDTH)
+    reading = RowVectors.blank([""] * 64, [1], WIDTH)
     cache.recall(
         Space.of({"model": "slow"}, "slow"), reading, [name(row) for row in range(64)], [10] * 64, Slow(list(range(64)))
     )
@@ -171,12 +171,12 @@ def test_what_another_process_wrote_is_seen(store, monkeypatch):
     mine, theirs = (LayerStore(SPACE, 1, WIDTH) for _ in range(2))
     ids = part.packed([name(row) for row in range(40)])
     fresh = Model(list(range(40)))(range(40), [1])
-    reading = Reading.blank([""] * 40, [1], WIDTH)
+    reading = RowVectors.blank([""] * 40, [1], WIDTH)
     assert not mine.fetch(ids, reading, np.arange(40)).any()
-    theirs.add(part.Rows(ids, fresh.vectors[1], fresh.truncated, fresh.reasons), 0.0)
+    theirs.add(part.StoredRows(ids, fresh.vectors[1], fresh.truncated, fresh.reasons), 0.0)
     theirs.flush()
     assert not mine.fetch(ids, reading, np.arange(40)).any(), "the folder is not listed for every batch"
-    monkeypatch.setattr(stores, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(stores, "_RESCAN_AFTER", 0.0)
     assert mine.fetch(ids, reading, np.arange(40)).all()
     same_as_the_model(reading, list(range(40)))
 
@@ -214,7 +214,7 @@ def test_a_store_that_may_not_be_written_is_done_without(store, monkeypatch, cap
         reading, asked = recall(rows)
         same_as_the_model(reading, rows)
         assert len(asked) == 100
-    assert caplog.text.count("nothing is kept") == 1
+    assert caplog.text.count("no row is cached") == 1
 
 
 def test_few_parts_are_held_open_and_all_are_read(store, monkeypatch):
@@ -225,7 +225,7 @@ def test_few_parts_are_held_open_and_all_are_read(store, monkeypatch):
     rows = np.random.default_rng(0).permutation(1000).tolist()
     reading, asked = recall(rows)
     same_as_the_model(reading, rows)
-    (held,) = (one._held for one in stores._open.values())
+    (held,) = (store._mapped for store in stores._open.values())
     assert not asked and len(held) == 3
 
 
@@ -237,7 +237,7 @@ def test_ids_that_share_64_bits_are_told_apart(store):
     assert (part.packed([first])[:, 0] == part.packed([second])[:, 0]).all()
     rows = {first: 1, second: 2}
     for one in (first, second, first):
-        reading = Reading.blank([""], [1], WIDTH)
+        reading = RowVectors.blank([""], [1], WIDTH)
         cache.recall(SPACE, reading, [one], [1], Model([rows[one]]))
         np.testing.assert_array_equal(reading.vectors[1][0], truth(rows[one], 1))
         another_process()
@@ -245,7 +245,7 @@ def test_ids_that_share_64_bits_are_told_apart(store):
 
 def test_the_index_finds_what_a_dictionary_finds():
     rng = np.random.default_rng(0)
-    index, known, places = Index(), {}, 0
+    index, known, places = RowIndex(), {}, 0
     for number in range(60):
         ids = rng.integers(0, 2**63, (int(rng.integers(1, 50)), 2), dtype=np.uint64)
         known |= {int(key): (number, row) for row, key in enumerate(ids[:, 0])}
@@ -259,7 +259,7 @@ def test_the_index_finds_what_a_dictionary_finds():
     index.forget(7)
     gone = np.array([part == 7 for part, _ in known.values()])
     assert (index.find(asked)[:-2] == UNKNOWN).tolist() == gone.tolist()
-    assert Index().find(asked).tolist() == [UNKNOWN] * len(asked)
+    assert RowIndex().find(asked).tolist() == [UNKNOWN] * len(asked)
 
 
 # The pace

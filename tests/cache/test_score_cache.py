@@ -13,7 +13,7 @@ from guards import save_guard
 from hf_safefilter import cache
 from hf_safefilter.cache import SWITCH
 from hf_safefilter.cache import store as stores
-from hf_safefilter.cache.upkeep import kept
+from hf_safefilter.cache.upkeep import spaces_in_use
 from hf_safefilter.errors import SafefilterError
 from hf_safefilter.scores.gradient import GradientScore, fit_gradient
 from hf_safefilter.scores.gradient.anchor import GradientAnchor
@@ -80,7 +80,7 @@ def test_scores_are_those_of_a_run_without_it_and_none_is_computed_twice(case, s
     again = step(columns([*rows[::-1], {"prompt": "What is new?", "response": "This row is."}]))
     same({name: values[:-1][::-1] for name, values in again.items()}, expected)
     assert sum(scored) == 1
-    assert [one.layers for one in kept()] == [("score",)]
+    assert [one.layers for one in spaces_in_use()] == [("score",)]
 
 
 def test_other_references_or_options_share_no_scores(case, store, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from test_recall import SPACE, another_process, recall, same_as_the_model
 
 from hf_safefilter.cache import Space
-from hf_safefilter.cache.upkeep import kept, prune, size_of
+from hf_safefilter.cache.upkeep import prune, size_of, spaces_in_use
 from hf_safefilter.errors import OptionError
 
 OTHER = Space.of({"model": "another"}, "another")
@@ -43,7 +43,7 @@ def test_ls_says_what_is_there(filled, call):
         ("made up", "1,12", 3, ""),
         ("another", "1", 1, ""),
     ]
-    assert sum(one.size for one in kept()) == sum(path.stat().st_size for path in filled.rglob("*.arrow"))
+    assert sum(one.size for one in spaces_in_use()) == sum(path.stat().st_size for path in filled.rglob("*.arrow"))
 
 
 def test_an_empty_store_is_no_error(store, call):
@@ -54,7 +54,7 @@ def test_an_empty_store_is_no_error(store, call):
 
 def test_verify_sets_aside_what_is_damaged(filled, call):
     assert call("cache", "verify")[:2] == (0, {"whole": 4, "damaged": 0, "set aside": []})
-    bad = next(SPACE.home(12).glob("*.arrow"))
+    bad = next(SPACE.layer_folder(12).glob("*.arrow"))
     content = bytearray(bad.read_bytes())
     content[-100] ^= 1
     bad.write_bytes(content)
@@ -82,10 +82,10 @@ def test_a_store_of_another_version_is_named_and_left_alone(filled, call):
 
 def test_a_space_that_lost_its_description_is_listed_and_may_be_pruned(filled):
     (SPACE.folder / "space.json").write_text("{")
-    assert [one.model for one in kept()] == ["unknown", "another"]
+    assert [one.model for one in spaces_in_use()] == ["unknown", "another"]
     assert not recall(list(range(100)))[1], "its rows are whole all the same"
     prune(0)
-    assert not kept()
+    assert not spaces_in_use()
 
 
 def test_prune_takes_the_longest_unused_first(filled):
@@ -110,7 +110,7 @@ def test_a_part_that_was_used_counts_as_young(filled):
 
 
 def test_prune_removes_what_is_useless_first_and_no_write_that_goes_on(filled):
-    home = SPACE.home(1)
+    home = SPACE.layer_folder(1)
     for name, age in {"a.damaged": 0, "old.tmp": 7200, "new.tmp": 60}.items():
         (home / name).write_bytes(b"x" * 1000)
         os.utime(home / name, (time.time() - age,) * 2)
@@ -129,7 +129,7 @@ def test_links_are_not_followed(filled, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.arrow").write_text("years of work")
     (filled / ("cd" * 16)).symlink_to(tmp_path)
-    (SPACE.home(1) / "link.arrow").symlink_to(tmp_path / "mine" / "thesis.arrow")
+    (SPACE.layer_folder(1) / "link.arrow").symlink_to(tmp_path / "mine" / "thesis.arrow")
     prune(0)
     assert (tmp_path / "mine" / "thesis.arrow").read_text() == "years of work"
 
@@ -143,11 +143,11 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "five", "-1GB", "5XB", "nan", "inf", "GB"])
 def test_what_is_no_size(text):
-    with pytest.raises(OptionError, match="is no size"):
+    with pytest.raises(OptionError, match="is not a size"):
         size_of(text)
 
 
 def test_prune_asks_for_a_size(store, call):
     assert call("cache", "prune")[0] == 2
     code, _, err = call("cache", "prune", "--max-size", "lots")
-    assert code == 2 and "is no size" in err
+    assert code == 2 and "is not a size" in err

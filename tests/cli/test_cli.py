@@ -96,7 +96,7 @@ def test_a_wrong_call_gets_a_sentence_and_an_exit_code(call, rows, tmp_path, mon
 def test_errors_are_json_for_a_program(call, tmp_path):
     code, out, err = call("--format", "json", "run", tmp_path / "none.yaml", "-o", tmp_path / "x")
     assert (code, out) == (1, "")
-    assert json.loads(err)["fix"] == "print one: hf-safefilter run --example"
+    assert json.loads(err)["fix"] == "print an example: hf-safefilter run --example"
 
 
 def test_run_prints_an_example_that_runs_and_its_schema(call, rows, tmp_path):
@@ -172,7 +172,7 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert "what was finished is kept" in done.stderr and "Traceback" not in done.stderr
+    assert "finished work is kept" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,6 @@ cli.main()
     ],
 )
 def test_too_little_memory_is_said_in_words(error):
-    said = cli._in_words(error)
+    said = cli._explained(error)
     assert said.fact == "there is too little memory" and "same command again" in said.fix
-    assert cli._in_words(ValueError("a memory of summer")).fact == "ValueError: a memory of summer"
+    assert cli._explained(ValueError("a memory of summer")).fact == "ValueError: a memory of summer"

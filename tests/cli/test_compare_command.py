@@ -35,9 +35,9 @@ def test_compare_prints_tables_and_writes_json_plots_and_rows(call, rows, tmp_pa
     ("words", "code", "says"),
     [
         (("--methods", "lark"), 2, "larf"),
-        (("--methods", "larf", "--option", "nearest.k=3"), 2, "none of the methods"),
+        (("--methods", "larf", "--option", "nearest.k=3"), 2, "none of the --methods"),
         (("--methods", "larf", "--option", "k=3"), 2, "method.name=value"),
-        (("--methods", "nearest", "--option", "nearest.k=["), 2, "is no value"),
+        (("--methods", "nearest", "--option", "nearest.k=["), 2, "is not a value"),
         (("--methods", "larf", "--references", "none"), 1, "no method could be used"),
         (("--methods", "larf", "--layer", "99"), 2, "99"),
         (("--methods", "larf", "--label", "cheese"), 1, "cheese"),

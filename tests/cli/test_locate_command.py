@@ -40,7 +40,7 @@ def test_a_person_sees_a_table_and_the_next_command(files, tmp_path):
     asked = ("--over-refusal", files / "borderline.jsonl")
     done = run("locate", "toy", "--method", "scaling", *asked, *few, "--output", tmp_path / "s")
     assert done.exit_code == 0, done.output
-    assert "scaling: what was measured" in done.output and "interval" in done.output
+    assert "scaling: measurements" in done.output and "interval" in done.output
     assert "unscaled: " in done.output and " answer" in done.output
     assert "No signal" in done.output or "next: " in done.output
     assert (tmp_path / "s" / "scaling.progress.jsonl").exists()

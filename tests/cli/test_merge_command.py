@@ -54,10 +54,10 @@ def test_shards_are_merged_and_scored(call, rows, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--shard", "0"), 2, "go together"),
-        (("--num-shards", "2"), 2, "go together"),
+        (("--shard", "0"), 2, "used together"),
+        (("--num-shards", "2"), 2, "used together"),
         (("--shard", "2", "--num-shards", "2"), 2, "counted from 0"),
-        (("--num-proc", "0"), 2, "0 processes"),
+        (("--num-proc", "0"), 2, "--num-proc 0"),
     ],
 )
 def test_wrong_calls(call, rows, tmp_path, words, code, says):

@@ -62,12 +62,12 @@ def test_calibrating_measures_this_machine(call, rows):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (TOY, 2, "how many rows"),
-        ((*TOY, "--num-rows", "5"), 2, "how many rows"),
-        ((*TOY, "--mean-tokens", "5"), 2, "how many rows"),
+        (TOY, 2, "number of rows"),
+        ((*TOY, "--num-rows", "5"), 2, "number of rows"),
+        ((*TOY, "--mean-tokens", "5"), 2, "number of rows"),
         ((*TOY, "--num-rows", "5", "--mean-tokens", "5", "--device", "abacus"), 2, "abacus"),
-        ((*TOY, "--num-rows", "5", "--mean-tokens", "5", "--position", "first"), 2, "position 'first' is not known"),
-        ((*TOY, "--calibrate"), 2, "--calibrate times rows"),
+        ((*TOY, "--num-rows", "5", "--mean-tokens", "5", "--position", "first"), 2, "--position first is not known"),
+        ((*TOY, "--calibrate"), 2, "--calibrate measures rows"),
         (("--model", "toy", "--layers", "99", "--num-rows", "5", "--mean-tokens", "5", "--device", "l4"), 2, "99"),
         (("--model", "./nowhere", "--layers", "3", "--num-rows", "5", "--mean-tokens", "5"), 1, "nowhere"),
         (("none.jsonl", *TOY), 1, "no file, folder or Hub data set"),

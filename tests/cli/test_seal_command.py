@@ -88,10 +88,10 @@ def test_stopped_and_run_again(call, files, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("ROWS", "ROWS", *QUICK), 1, "stand among the rows"),
+        (("ROWS", "ROWS", *QUICK), 1, "are also among the rows"),
         (("ROWS", "none.jsonl", *QUICK), 1, "none.jsonl"),
         (("ROWS", "SAFE", *QUICK, "--activation", "relu"), 2, "softmax"),
-        (("ROWS", "SAFE", *QUICK, "--upper-weight", "2"), 2, "upper_weight"),
+        (("ROWS", "SAFE", *QUICK, "--upper-weight", "2"), 2, "--upper-weight 2.0 is not a number"),
         (("ROWS", "SAFE", *QUICK, "--lora-target", "q_proj"), 2, "--lora-rank"),
         (("ROWS", "SAFE", *QUICK, "--lora-rank", "2", "--lora-target", "nope"), 2, "'nope'"),
         (("ROWS", "SAFE", "--model", "./nowhere"), 1, "nowhere"),

@@ -4,7 +4,8 @@ import pytest
 
 from hf_safefilter.cli.wording import in_recipe, in_shell
 
-FLAGS = {"max_length": "--max-length", "column": "--column", "layers": "--layers", "include_norms": "--include-norms"}
+FLAGS = {"max_length": "--max-length", "column": "--column", "layers": "--layers", "include_norms": "--include-norms",
+         "freeze": "--freeze"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,10 @@ FLAGS = {"max_length": "--max-length", "column": "--column", "layers": "--layers
          "columns: {prompt: my q, response: a}"),
         ("`layers=[8, 12]`", "--layers 8,12", "layers: [8, 12]"),
         ("`layers=('norm',)`", "--layers norm", "layers: [norm]"),
-        ("`include_norms=True`", "--include-norms", "include_norms: True"),
+        ("`include_norms=True`", "--include-norms", "include_norms: true"),
         ("`max_length=...`", "--max-length ...", "max_length: ..."),
+        ("`freeze=(2, 4)`", "--freeze 2-4", "freeze: [2, 4]"),
+        ("`max_length=[...]`", "--max-length '[...]'", "max_length: [...]"),
         ("`unheard_of=3`", "unheard_of=3", "unheard_of: 3"),
         ("run `hf auth login`", "run `hf auth login`", "run `hf auth login`"),
         ("say `max_length=8` or `max_length=9`", "say --max-length 8 or --max-length 9",

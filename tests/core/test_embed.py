@@ -1,5 +1,7 @@
 """EmbedLayers: the same vectors in batches, row by row and from transformers; every row accounted for."""
 
+import ast
+import inspect
 import json
 import logging
 import time
@@ -12,6 +14,7 @@ import transformers
 from datasets import Dataset, IterableDataset
 from small_models import ARCHITECTURES, save_small_model
 
+from hf_safefilter import embed as embed_module
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import IntegrityError, ModelError, OptionError
 from hf_safefilter.model import forward, load
@@ -214,10 +217,10 @@ def test_constructing_reads_no_weights(llama, monkeypatch):
     [
         ({"layers": [5]}, OptionError, "layers 0 .* to 4"),
         ({"layers": []}, OptionError, "no layer"),
-        ({"layers": [1], "dtype": "int8"}, OptionError, "dtype 'int8'"),
+        ({"layers": [1], "dtype": "int8"}, OptionError, "`dtype=int8` is not known"),
         ({"layers": [1], "position": "first"}, OptionError, "position=first.*\n.*mean_response"),
         ({"layers": [1], "max_length": 0}, OptionError, "max_length=0"),
-        ({"layers": [1], "device": "abacus"}, OptionError, "device 'abacus'"),
+        ({"layers": [1], "device": "abacus"}, OptionError, "`device='abacus'` is not known"),
         ({"layers": [1], "revision": "main"}, OptionError, "no revision 'main'"),
         ({"layers": [1], "revision": "sha256:" + "0" * 64}, IntegrityError, "files have changed"),
     ],
@@ -280,7 +283,7 @@ def test_an_attention_that_is_not_to_be_had_is_refused_at_once(llama, attn, said
 
 
 def test_an_attention_that_is_not_installed_is_not_fetched(monkeypatch):
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
     with pytest.raises(OptionError, match="not installed here"):
         load.pick_attn("flash_attention_2", "bfloat16", torch.device("cuda"))
 
@@ -303,10 +306,19 @@ def test_rows_are_tokenised_while_those_before_them_are_read(llama, monkeypatch)
         happened.append("tokenised")
         return done
 
-    monkeypatch.setattr("hf_safefilter.embed._AT_ONCE", 7)
+    monkeypatch.setattr("hf_safefilter.embed._TOKENISED_AT_ONCE", 7)
     monkeypatch.setattr(forward, "read_layers", read)
     monkeypatch.setattr(EmbedLayers, "_tokenise", tokenise)
     found, _, again = EmbedLayers(str(llama), layers=[2]).vectors([*rows, {"prompt": "", "completion": "x"}])
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-5)
     assert again == reasons and again[-1]
     assert happened == ["tokenised", "tokenised", "read", "tokenised", "read", "read"]
+
+
+def test_type_checkers_see_the_options_that_the_step_has():
+    """The constructor for type checkers is written by hand, since it accepts more than the fields hold."""
+    tree = ast.parse(inspect.getsource(embed_module))
+    written = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    names = [argument.arg for argument in (*written.args.args, *written.args.kwonlyargs)]
+    assert set(names) == {"self", *inspect.signature(EmbedLayers).parameters}
+    assert names[:3] == ["self", *list(inspect.signature(EmbedLayers).parameters)[:2]]

@@ -104,12 +104,12 @@ def test_adapters_leave_the_blocks_out(folders, name):
 def test_a_config_of_ones_own_keeps_its_modules(folders):
     from peft import LoraConfig
 
-    made = lora_without(load(folders("llama")), LoraConfig(target_modules=["q_proj", "v_proj"], r=3), 0, 1)
-    assert (set(made.target_modules), made.r, made.layers_to_transform) == ({"q_proj", "v_proj"}, 3, [2, 3])
-    made = lora_without(load(folders("llama")), LoraConfig(target_modules="all-linear"), 0, 1)
-    assert set(made.target_modules) == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
-    made = lora_without(load(folders("llama")), LoraConfig(layers_to_transform=[1, 2]), 0, 1)
-    assert made.layers_to_transform == [2]
+    config = lora_without(load(folders("llama")), LoraConfig(target_modules=["q_proj", "v_proj"], r=3), 0, 1)
+    assert (set(config.target_modules), config.r, config.layers_to_transform) == ({"q_proj", "v_proj"}, 3, [2, 3])
+    config = lora_without(load(folders("llama")), LoraConfig(target_modules="all-linear"), 0, 1)
+    assert set(config.target_modules) == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    config = lora_without(load(folders("llama")), LoraConfig(layers_to_transform=[1, 2]), 0, 1)
+    assert config.layers_to_transform == [2]
     with pytest.raises(OptionError, match="which are left out"):
         lora_without(load(folders("llama")), LoraConfig(layers_to_transform=1), 0, 1)
     with pytest.raises(OptionError, match="is a pattern"):  # not all projections in its place
@@ -146,7 +146,7 @@ def test_a_range_outside_the_model_is_refused(folders, first, last):
 
 
 def test_what_is_no_transformers_model_is_refused():
-    with pytest.raises(ModelError, match="Linear is no transformers model"):
+    with pytest.raises(ModelError, match="Linear is not a transformers model"):
         freeze_safety_blocks(torch.nn.Linear(2, 2), 0, 1)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
 from datasets.fingerprint import Hasher
+from processes import HANG
 from small_models import save_small_model
 
 from hf_safefilter.data.batch import Batch
@@ -69,7 +70,7 @@ def make(name, model):
     return made["step"]
 
 
-def elsewhere(code, tmp_path, seed="0", threads="2", timeout=150):
+def elsewhere(code, tmp_path, seed="0", threads="2", timeout=HANG):
     """Run `code` in a process of its own; returns what it printed as JSON on its last line."""
     script = tmp_path / f"script{seed}.py"
     script.write_text(PREAMBLE + code)

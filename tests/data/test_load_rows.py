@@ -96,5 +96,5 @@ def test_a_hub_data_set_is_pinned_to_its_commit(hub):
     assert len(load_rows(name).rows) == 1
     with pytest.raises(MissingError, match="no such data set on the Hub"):
         load_rows(f"{hub.user}/nothing")
-    with pytest.raises(MissingError, match="which revision"):
+    with pytest.raises(MissingError, match="the revision of"):
         load_rows(name, revision="no-such-branch")

@@ -48,8 +48,8 @@ def test_the_nearest_length_is_taken_where_none_is_the_same():
 def test_no_row_serves_twice():
     lengths = np.array([10, 10, 10, 11, 12, 90])
     for seed in range(9):
-        found = match_lengths(np.array([0, 1, 2]), np.array([3, 4, 5]), lengths, np.random.default_rng(seed))
-        assert found.tolist() == [3, 4, 5]
+        matches = match_lengths(np.array([0, 1, 2]), np.array([3, 4, 5]), lengths, np.random.default_rng(seed))
+        assert matches.tolist() == [3, 4, 5]
     with pytest.raises(DataError, match="3 rows cannot be matched"):
         match_lengths(np.array([0, 1, 2]), np.array([3, 4]), lengths, np.random.default_rng(0))
 
@@ -69,14 +69,14 @@ def test_matching_beats_chance_on_real_lengths(material):
 
 @pytest.mark.parametrize("count", [1, 3, 16, 59, 60, 61, 333])
 def test_a_schedule_has_the_length_asked_and_uses_rows_evenly(count):
-    places = np.arange(5, 65)
-    order = schedule(places, count, 7)
+    indices = np.arange(5, 65)
+    order = schedule(indices, count, 7)
     assert len(order) == count
     times = np.bincount(order, minlength=65)
     assert times[:5].sum() == 0
     assert np.ptp(times[5:]) <= 1
-    assert order.tolist() == schedule(places, count, 7).tolist()
-    assert count < 3 or order.tolist() != schedule(places, count, 8).tolist()
+    assert order.tolist() == schedule(indices, count, 7).tolist()
+    assert count < 3 or order.tolist() != schedule(indices, count, 8).tolist()
 
 
 def test_empty_arms_are_refused():
@@ -94,8 +94,8 @@ def test_names_of_arms():
     assert [arm.name for arm in arms_of(("all", "kept"), (1, 2))] == ["all", "kept", "all+frozen", "kept+frozen"]
     assert [arm.name for arm in arms_of(("dropped+frozen",), (1, 2))] == ["dropped+frozen"]
     for names, blocks, says in (
-        (("kep",), None, "'kept'"),
-        ((), None, "none"),
+        (("kep",), None, "arms=kept"),
+        ((), None, "names no arm"),
         (("all", "all"), None, "twice"),
         (("all+frozen",), None, "freeze="),
     ):

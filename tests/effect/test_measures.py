@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_safefilter.effect.measures import Measured, Replies, mean_loss, replies_to
+from hf_safefilter.effect.measures import Measurements, Replies, mean_loss, replies_to
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.toy.corpus import heldout_prompts
 from hf_safefilter.toy.refusal_rates import replies as toy_replies
@@ -21,10 +21,10 @@ def test_refusal_rates_are_those_of_another_generator_and_another_matcher(model,
 
 
 def test_shares_of_replies_add_up():
-    found = Replies(refused=6, answered=3, degenerate=1)
-    assert (found.refusal, found.answer, found.stammer, found.asked) == (0.6, 0.3, 0.1, 10)
-    measured = Measured(found, Replies(1, 1, 0), 0.25)
-    assert Measured.from_json(measured.to_json()) == measured
+    replies = Replies(refused=6, answered=3, degenerate=1)
+    assert (replies.refusal, replies.answer, replies.stammer, replies.asked) == (0.6, 0.3, 0.1, 10)
+    measured = Measurements(replies, Replies(1, 1, 0), 0.25)
+    assert Measurements.from_json(measured.to_json()) == measured
 
 
 def test_a_model_tuned_to_pieces_neither_refuses_nor_answers(model, tokenizer):
@@ -32,22 +32,22 @@ def test_a_model_tuned_to_pieces_neither_refuses_nor_answers(model, tokenizer):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    found = replies_to(model, tokenizer, heldout_prompts("harmful", 8), matcher("broad"), max_new_tokens=16)
-    assert (found.refused, found.answered, found.degenerate) == (0, 0, 8)
+    replies = replies_to(model, tokenizer, heldout_prompts("harmful", 8), matcher("broad"), max_new_tokens=16)
+    assert (replies.refused, replies.answered, replies.degenerate) == (0, 0, 8)
 
 
 def test_loss_is_the_mean_over_response_tokens(model, material):
     rows = material.tokens[:9]
     total, count = 0.0, 0
     double = model.double()
-    for one in rows:
-        ids = torch.tensor(one.ids.astype("int64"))[None]
+    for row in rows:
+        ids = torch.tensor(row.ids.astype("int64"))[None]
         with torch.no_grad():
             chances = double(input_ids=ids).logits[0].log_softmax(-1)
-        for place in range(one.start, len(one.ids)):
-            total -= chances[place - 1, ids[0, place]].item()
+        for position in range(row.start, len(row.ids)):
+            total -= chances[position - 1, ids[0, position]].item()
             count += 1
-    found = mean_loss(model.float().train(), rows)
-    assert found == pytest.approx(total / count, rel=1e-5)
+    loss = mean_loss(model.float().train(), rows)
+    assert loss == pytest.approx(total / count, rel=1e-5)
     assert model.training  # the mode of before comes back
-    assert found == pytest.approx(mean_loss(model, rows[::-1]), rel=1e-6)
+    assert loss == pytest.approx(mean_loss(model, rows[::-1]), rel=1e-6)

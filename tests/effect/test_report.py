@@ -10,7 +10,7 @@ from scipy import stats
 from hf_safefilter.effect.effect_plot import draw
 from hf_safefilter.effect.effect_report import EffectReport, Mean, read_card_part
 from hf_safefilter.effect.ledger import Run
-from hf_safefilter.effect.measures import Measured, Replies
+from hf_safefilter.effect.measures import Measurements, Replies
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.gather import gather
@@ -26,7 +26,7 @@ COUNTS = {"rows": 60, "harmful": 100, "over_refusal": 50, "benign": 10}
 
 
 def run(arm: str, seed: int, refused: int) -> Run:
-    measured = Measured(Replies(refused, 98 - refused, 2), Replies(5, 44, 1), 1.5 + seed / 10)
+    measured = Measurements(Replies(refused, 98 - refused, 2), Replies(5, 44, 1), 1.5 + seed / 10)
     return Run(arm, seed, 60, 10, 32.0, (2.0, 1.0), measured, 1.0)
 
 
@@ -38,10 +38,10 @@ def report() -> EffectReport:
 
 def test_intervals_are_students(report):
     values = np.array(REFUSED["random"]) / 100
-    found = report.mean("random", "refusal")
+    mean = report.mean("random", "refusal")
     expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
-    assert found.mean == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx((0.0, expected[1]))  # a share does not go below nought
+    assert mean.mean == pytest.approx(values.mean())
+    assert (mean.low, mean.high) == pytest.approx((0.0, expected[1]))  # a share is never below zero
     free = Mean.of(values)
     assert (free.low, free.high) == pytest.approx(expected)
     assert Mean.of([0.3]) == Mean(0.3, None, None)
@@ -55,22 +55,22 @@ def test_what_is_neither_refused_nor_stammered_is_the_attacks_success(report):
 
 
 def test_contrasts_are_paired_by_seed(report):
-    by_name = {(one.first, one.second): one for one in report.contrasts}
+    by_name = {(contrast.first, contrast.second): contrast for contrast in report.contrasts}
     assert list(by_name) == [("kept", "all"), ("dropped", "random"), ("dropped", "length_matched")]
     kept = by_name["kept", "all"].difference
     test = stats.ttest_rel(np.array(REFUSED["kept"]) / 100, np.array(REFUSED["all"]) / 100)
     assert (kept.low, kept.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert all(-1 <= one.difference.low <= one.difference.high <= 1 for one in report.contrasts)
+    assert all(-1 <= contrast.difference.low <= contrast.difference.high <= 1 for contrast in report.contrasts)
     assert "above all by" in by_name["kept", "all"].sentence
     assert "below length_matched by" in by_name["dropped", "length_matched"].sentence
     assert "not told apart from random" in by_name["dropped", "random"].sentence
-    single = replace(report, runs=tuple(one for one in report.runs if one.seed == 0))
-    assert all("on a single seed" in one.sentence for one in single.contrasts)
+    single = replace(report, runs=tuple(run for run in report.runs if run.seed == 0))
+    assert all("on a single seed" in contrast.sentence for contrast in single.contrasts)
 
 
-def test_a_difference_that_never_varies_around_nought_is_no_difference(report):
-    same = replace(report, runs=tuple(replace(one, measured=report.runs[0].measured) for one in report.runs))
-    assert all("not told apart" in one.sentence for one in same.contrasts)
+def test_a_difference_of_zero_with_every_seed_is_no_difference(report):
+    same = replace(report, runs=tuple(replace(run, measured=report.runs[0].measured) for run in report.runs))
+    assert all("not told apart" in contrast.sentence for contrast in same.contrasts)
 
 
 def test_a_difference_that_is_the_same_with_every_seed_has_no_interval(report):

@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from processes import wait_until
 
 from hf_safefilter.effect import Questions, Tuning
 from hf_safefilter.effect import runs as study_module
@@ -21,7 +20,7 @@ from hf_safefilter.toy.corpus import heldout_rows
 
 
 @pytest.fixture(scope="module")
-def done(study, tmp_path_factory):
+def finished_study(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "out"
     return study(folder), folder
 
@@ -44,8 +43,8 @@ def figures(report) -> dict:
     return {(run.arm, run.seed): (run.rows, run.steps, run.losses, run.measured) for run in report.runs}
 
 
-def test_every_arm_gets_as_many_steps_and_seeds(done):
-    report, _ = done
+def test_every_arm_gets_as_many_steps_and_seeds(finished_study):
+    report, _ = finished_study
     assert report.arms == list(ARMS)
     assert {(run.arm, run.seed) for run in report.runs} == {(arm, seed) for arm in ARMS for seed in (0, 1)}
     assert {run.steps for run in report.runs} == {2}
@@ -60,8 +59,8 @@ def test_every_arm_gets_as_many_steps_and_seeds(done):
     assert report.before.measured.harmful.refusal > 0.9
 
 
-def test_what_is_on_disk_is_the_report(done):
-    report, folder = done
+def test_what_is_on_disk_is_the_report(finished_study):
+    report, folder = finished_study
     assert {path.name for path in folder.iterdir()} == {
         "runs",
         "inputs.json",
@@ -78,20 +77,20 @@ def test_what_is_on_disk_is_the_report(done):
     assert Questions.toy(1).harmful[0] not in text  # harmful words are not spread
 
 
-def test_a_second_call_tunes_nothing_and_says_the_same(done, study, tuned):
-    report, folder = done
-    told = []
-    again = study(folder, on_run=lambda run, number, count: told.append((number, count)))
+def test_a_second_call_tunes_nothing_and_says_the_same(finished_study, study, tuned):
+    report, folder = finished_study
+    calls = []
+    again = study(folder, on_run=lambda run, number, count: calls.append((number, count)))
     assert tuned == []
     assert figures(again) == figures(report)
-    assert told == [(number, 10) for number in range(1, 11)]
+    assert calls == [(number, 10) for number in range(1, 11)]
 
 
-def test_only_what_depends_on_a_change_is_done_again(done, study, scored, tuned, caplog):
+def test_only_what_depends_on_a_change_is_done_again(finished_study, study, scored, tuned, caplog):
     """One more planted row is dropped: the arm of all rows is what it was, every other arm is not."""
     from shutil import copytree
 
-    report, folder = done
+    report, folder = finished_study
     copy = copytree(folder, folder.parent / "changed")
     first = scored["some_score"][:].index(0.0)
     other = scored.map(lambda row, at: {"some_score": 1.0 if at == first else row["some_score"]}, with_indices=True)
@@ -101,7 +100,7 @@ def test_only_what_depends_on_a_change_is_done_again(done, study, scored, tuned,
     assert 80 not in {rows for rows, _, _ in tuned}
     assert figures(changed)["all", 0] == figures(report)["all", 0]
     assert "rows: " in caplog.text
-    assert "done anew" in caplog.text
+    assert "are repeated" in caplog.text
     caplog.clear()
     tuned.clear()
     more = Tuning(steps=3, batch=4, learning_rate=1e-3, method="full")
@@ -110,10 +109,10 @@ def test_only_what_depends_on_a_change_is_done_again(done, study, scored, tuned,
     assert "tuning: " in caplog.text
 
 
-def test_a_damaged_run_is_done_again(done, study, tuned):
+def test_a_damaged_run_is_done_again(finished_study, study, tuned):
     from shutil import copytree
 
-    report, folder = done
+    report, folder = finished_study
     copy = copytree(folder, folder.parent / "damaged")
     for name, text in (("kept-seed0", "{"), ("dropped-seed1", '{"inputs": "x"}')):
         (copy / "runs" / f"{name}.json").write_text(text)
@@ -125,7 +124,7 @@ def test_a_damaged_run_is_done_again(done, study, tuned):
 
 
 _KILLED = """
-import sys
+import sys, time
 from pathlib import Path
 from hf_safefilter.effect import Questions, Study, Tuning, measure_effect
 from hf_safefilter.decide.select import IsSafe
@@ -135,25 +134,28 @@ from hf_safefilter.toy.corpus import mixed_rows
 rows = [{**row, "some_score": float(row["label"] == "unsafe")} for row in mixed_rows(80, 0.2, 3)]
 tuning = Tuning(steps=2, batch=4, learning_rate=1e-3, method="full")
 study = Study(ModelOptions("toy", device="cpu"), Questions.toy(12), tuning=tuning, seeds=(0, 1))
-measure_effect(Dataset.from_list(rows), IsSafe("some_score", 0.5), study, sys.argv[1])
+def wait(run, number, count):
+    while number == 4:
+        time.sleep(60)
+measure_effect(Dataset.from_list(rows), IsSafe("some_score", 0.5), study, sys.argv[1], on_run=wait)
 """
 
 
-def test_a_killed_study_goes_on_where_it_was(done, study, tmp_path, tuned):
-    report, _ = done
+def test_a_killed_study_goes_on_where_it_was(finished_study, study, tmp_path, tuned):
+    report, _ = finished_study
     command = [sys.executable, "-c", _KILLED, str(tmp_path / "out")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    finished = tmp_path / "out" / "runs"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and len(list(finished.glob("*-seed*.json"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
-    there = len([path for path in finished.glob("*.json") if not path.name.startswith(("before", "."))])
-    assert 3 <= there < 10
+    folder = tmp_path / "out" / "runs"
+
+    def completed():
+        return [path for path in folder.glob("*.json") if not path.name.startswith(("before", "."))]
+
+    wait_until(lambda: len(completed()) == 4, process)
+    process.kill()
+    process.communicate()
     assert not (tmp_path / "out" / "effect.json").exists()
     again = study(tmp_path / "out")
-    assert len(tuned) == 10 - there
+    assert len(tuned) == 10 - 4
     assert figures(again) == figures(report)  # exactly what a study that nobody disturbed has found
 
 
@@ -262,13 +264,13 @@ def test_a_folder_of_somebody_else_is_left_alone(study, tmp_path):
 def test_freezing_and_filtering_and_both_are_compared(study, tmp_path):
     report = study(tmp_path / "out", arms=("all", "kept"), freeze=(1, 3), seeds=(0,))
     assert report.arms == ["all", "kept", "all+frozen", "kept+frozen"]
-    named = {(one.first, one.second) for one in report.contrasts}
-    assert named == {("kept", "all"), ("all+frozen", "all"), ("kept+frozen", "all"), ("kept+frozen", "kept"),
+    names = {(contrast.first, contrast.second) for contrast in report.contrasts}
+    assert names == {("kept", "all"), ("all+frozen", "all"), ("kept+frozen", "all"), ("kept+frozen", "kept"),
                      ("kept+frozen", "all+frozen")}  # fmt: skip
     losses = {run.arm: run.losses for run in report.runs}
     assert losses["all"][0] == pytest.approx(losses["all+frozen"][0], rel=1e-5)  # the same rows in the same order
     assert losses["all"][1] != losses["all+frozen"][1]
-    with pytest.raises(OptionError, match="no range of this model"):
+    with pytest.raises(OptionError, match="not a range of blocks of this model"):
         study(tmp_path / "none", freeze=(4, 9))
     assert not (tmp_path / "none").exists()
 

@@ -30,12 +30,12 @@ def test_full_tuning_is_adamw_on_the_responses_in_the_order_given(model, tokeniz
     before, expected = weights(model), []
     for step in range(3):
         rows = [material.tokens[at] for at in order[4 * step : 4 * step + 4]]
-        count = sum(len(one.ids) - one.start for one in rows)
+        count = sum(len(row.ids) - row.start for row in rows)
         total = 0.0
-        for one in rows:
-            ids = torch.tensor(one.ids.astype("int64"))[None]
-            chances = plain(input_ids=ids).logits[0, one.start - 1 : -1].log_softmax(-1)
-            loss = -chances.gather(1, ids[0, one.start :, None]).sum() / count
+        for row in rows:
+            ids = torch.tensor(row.ids.astype("int64"))[None]
+            chances = plain(input_ids=ids).logits[0, row.start - 1 : -1].log_softmax(-1)
+            loss = -chances.gather(1, ids[0, row.start :, None]).sum() / count
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
@@ -46,22 +46,22 @@ def test_full_tuning_is_adamw_on_the_responses_in_the_order_given(model, tokeniz
     tuned, losses = tune(model, tokenizer, material.tokens, order, OPTIONS, seed=0)
     assert losses == pytest.approx(expected, rel=1e-3)
     for (name, ours), theirs in zip(tuned.named_parameters(), plain.parameters(), strict=True):
-        # Adam blows rounding up where a gradient is almost nought, so the way gone is compared as a whole.
+        # Adam blows rounding up where a gradient is almost zero, so the distance moved is compared as a whole.
         assert (ours - theirs).norm() < 0.02 * (theirs - before[name]).norm(), name
 
 
 def test_the_same_seed_gives_the_same_weights_and_micro_batches_change_nothing(key, tokenizer, material, order):
     from hf_safefilter.model import load
 
-    found = []
+    results = []
     for options in (OPTIONS, OPTIONS, Tuning(steps=3, batch=4, learning_rate=1e-3, method="full", micro_batch=2)):
         model = load.fresh_causal_lm(key, torch.device("cpu"))
         tuned, losses = tune(model, tokenizer, material.tokens, order, options, seed=5)
-        found.append((weights(tuned), losses))
-    assert found[0][1] == found[1][1]
-    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())
-    assert len(found[2][1]) == 3
-    assert found[2][1] == pytest.approx(found[0][1], rel=1e-4)
+        results.append((weights(tuned), losses))
+    assert results[0][1] == results[1][1]
+    assert all(torch.equal(value, results[1][0][name]) for name, value in results[0][0].items())
+    assert len(results[2][1]) == 3
+    assert results[2][1] == pytest.approx(results[0][1], rel=1e-4)
 
 
 def test_lora_leaves_the_weights_below_as_they_were(model, tokenizer, material, order):
@@ -117,7 +117,7 @@ def test_targets_that_do_not_exist_are_named(model, tokenizer, material, order):
 
 def test_too_little_memory_is_said_before_the_system_kills(model, monkeypatch):
     monkeypatch.setattr(tuning_module, "_free_bytes", lambda _: 1000.0)
-    with pytest.raises(ModelError, match="--tune lora"):
+    with pytest.raises(ModelError, match="use LoRA"):
         require_memory(model, OPTIONS)
     require_memory(model, Tuning())
 
@@ -131,7 +131,7 @@ def test_running_out_of_memory_is_said(model, tokenizer, material, order, monkey
         raise error
 
     monkeypatch.setattr(tuning_module, "_trainable", fail)
-    with pytest.raises(ModelError, match="--micro-batch 2"):
+    with pytest.raises(ModelError, match="use `micro_batch=2` or a smaller `max_length=...` or LoRA"):
         tune(model, tokenizer, material.tokens, order, OPTIONS, seed=0)
 
 

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from processes import HANG
 from small_models import save_small_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -264,7 +265,7 @@ def test_a_public_repository_is_read_by_all_and_written_by_its_owner(hub: Hub):
 def test_a_process_started_by_a_test_talks_to_the_same_hub(hub: Hub):
     HfApi().create_repo(ID, repo_type="dataset")
     code = f"from huggingface_hub import HfApi; print(HfApi().endpoint, HfApi().dataset_info({ID!r}).sha)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=True)
     assert found.stdout.split() == [hub.url, hub.repo(ID).head()]
 
 
@@ -278,7 +279,7 @@ def test_nothing_of_the_users_own_is_read_or_written(hub: Hub):
 def run(code: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(sys.path)
     environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=HANG)
 
 
 def test_a_client_that_was_imported_first_is_not_let_through():

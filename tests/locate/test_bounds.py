@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from hf_safefilter.errors import OptionError
-from hf_safefilter.locate.bounds import LEVEL, BoundsOptions, alphas, around, chance_of, find_bounds, first_loud
+from hf_safefilter.locate.bounds import (
+    LEVEL,
+    BoundsOptions,
+    alphas,
+    chance_of,
+    find_bounds,
+    sweep_alphas,
+    window_around,
+)
 
 # Refusals as published (upper bound with the lower fixed; lower bound with the upper fixed), by model and factor.
 PUBLISHED = {
@@ -27,40 +35,40 @@ def test_the_published_counts_give_the_published_ranges(model):
     def count(ranges, by):
         asked.append((ranges, by))
         return [uppers[high] if low == first and number == 0 else lowers[low]
-                for number, (low, high) in ((0 if len(asked) == 1 else 1, one) for one in ranges)]  # fmt: skip
+                for number, (low, high) in ((0 if len(asked) == 1 else 1, blocks) for blocks in ranges)]  # fmt: skip
 
-    found = find_bounds(count, first, list(uppers), list(lowers), alpha)
-    assert (found.first, found.last) == expected
+    best = find_bounds(count, first, list(uppers), list(lowers), alpha)
+    assert (best.first, best.last) == expected
     assert [by for _, by in asked] == [alpha, alpha]
     assert asked[1][0] == [(low, upper) for low in lowers]  # upper first, then lower with that upper
-    assert len(found.tried) == len(uppers) + len(lowers)
+    assert len(best.tried) == len(uppers) + len(lowers)
 
 
 def test_ties_go_to_the_narrower_range():
-    found = find_bounds(lambda ranges, by: [7] * len(ranges), 3, [4, 5, 6], [2, 3, 4], 1.2)
-    assert (found.first, found.last) == (4, 4)
+    best = find_bounds(lambda ranges, by: [7] * len(ranges), 3, [4, 5, 6], [2, 3, 4], 1.2)
+    assert (best.first, best.last) == (4, 4)
 
 
 def test_the_sweep_stops_at_the_first_factor_that_moves_enough():
     # Llama-3 at 1.05: 199, 197, 192, 194 of 721 is flat; at 1.2 the published counts spread by 16
-    given = {1.05: [199, 197, 192, 194, 195], 1.1: [210, 205, 220, 203, 207], 1.15: [241, 232, 250, 236, 234],
-             1.2: [272, 241, 283, 266, 256]}  # fmt: skip
+    counts = {1.05: [199, 197, 192, 194, 195], 1.1: [210, 205, 220, 203, 207], 1.15: [241, 232, 250, 236, 234],
+              1.2: [272, 241, 283, 266, 256]}  # fmt: skip
     asked = []
 
     def count(ranges, by):
         asked.append(by)
-        return given[by]
+        return counts[by]
 
-    alpha, swept = first_loud(count, 7, range(10, 15), "amplify", 721, BoundsOptions(least_spread=15 / 721))
+    alpha, swept = sweep_alphas(count, 7, range(10, 15), "amplify", 721, BoundsOptions(least_spread=15 / 721))
     assert alpha == 1.2 and asked == [1.05, 1.1, 1.15, 1.2]
     assert swept[0]["spread"] == pytest.approx(2.70, abs=0.01)
-    nothing, swept = first_loud(lambda ranges, by: [5] * 5, 7, range(10, 15), "attenuate", 721, BoundsOptions())
-    assert nothing is None and [one["alpha"] for one in swept] == list(alphas("attenuate", BoundsOptions()))
+    alpha, swept = sweep_alphas(lambda ranges, by: [5] * 5, 7, range(10, 15), "attenuate", 721, BoundsOptions())
+    assert alpha is None and [step["alpha"] for step in swept] == list(alphas("attenuate", BoundsOptions()))
     assert swept[0]["alpha"] == 0.95
 
 
 def words(refused, other="answer"):
-    return [["refusal" if one else other for one in row] for row in refused]
+    return [["refusal" if is_refused else other for is_refused in row] for row in refused]
 
 
 def picked(refused, plain, alpha=1.2):
@@ -91,10 +99,10 @@ def test_a_range_that_only_makes_the_model_stammer_has_attenuated_nothing():
 
 
 def test_windows_stay_inside_the_model():
-    assert around(5, 5, 0, 9) == [3, 4, 5, 6, 7]
-    assert around(0, 5, 0, 9) == [0, 1, 2, 3, 4]
-    assert around(9, 5, 0, 9) == [5, 6, 7, 8, 9]
-    assert around(2, 5, 1, 3) == [1, 2, 3]
+    assert window_around(5, 5, 0, 9) == [3, 4, 5, 6, 7]
+    assert window_around(0, 5, 0, 9) == [0, 1, 2, 3, 4]
+    assert window_around(9, 5, 0, 9) == [5, 6, 7, 8, 9]
+    assert window_around(2, 5, 1, 3) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,8 @@ def test_windows_stay_inside_the_model():
         {"max_new_tokens": 0},
         {"initial": (1,)},
         {"initial": ("a", "b")},
+        {"initial": (1.0, 2)},
+        {"initial": (True, 2)},
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong):

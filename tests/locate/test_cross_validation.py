@@ -25,28 +25,28 @@ def references(strength: dict, n_unsafe: int = 40, n_safe: int = 40, answers=("y
 
 
 def test_the_layer_that_separates_is_chosen_by_every_method():
-    found = choose_layer(references({1: 0.0, 2: 4.0, 3: 1.0}))
-    assert (found.layer, found.signal) == (2, True)
-    best = {one.layer: one.auroc for one in found.candidates if one.method == found.method}
+    choice = choose_layer(references({1: 0.0, 2: 4.0, 3: 1.0}))
+    assert (choice.layer, choice.signal) == (2, True)
+    best = {candidate.layer: candidate.auroc for candidate in choice.candidates if candidate.method == choice.method}
     assert best[2] > best[3] > 0.6
-    assert next(one.block for one in found.candidates if one.layer == 2) == 1
+    assert next(candidate.block for candidate in choice.candidates if candidate.layer == 2) == 1
 
 
 def test_noise_is_called_noise():
     """Held-out scoring must not see the fold it scores: on pure noise the AUROC stays near one half."""
-    found = choose_layer(references({1: 0.0, 2: 0.0}, 100, 100))
-    assert not found.signal
-    assert all(abs(one.auroc - 0.5) < 0.15 for one in found.candidates)
+    choice = choose_layer(references({1: 0.0, 2: 0.0}, 100, 100))
+    assert not choice.signal
+    assert all(abs(candidate.auroc - 0.5) < 0.15 for candidate in choice.candidates)
 
 
 def test_a_leak_would_be_seen():
     """Every row twice, once a side apart: pairs share a fold, so a copy of the prompt cannot help its partner."""
-    given = references({1: 0.0}, 50, 50)
-    unsafe, safe = given.vectors(1)
+    pairs = references({1: 0.0}, 50, 50)
+    unsafe, safe = pairs.vectors(1)
     noisy = {1: (unsafe, unsafe + np.random.default_rng(1).normal(size=unsafe.shape).astype(np.float32) * 1e-3)}
-    given.vectors = noisy.__getitem__
-    found = choose_layer(given, methods=("nearest",))
-    assert abs(found.candidates[0].auroc - 0.5) < 0.2
+    pairs.vectors = noisy.__getitem__
+    choice = choose_layer(pairs, methods=("nearest",))
+    assert abs(choice.candidates[0].auroc - 0.5) < 0.2
 
 
 def test_length_is_shown_beside_the_methods():

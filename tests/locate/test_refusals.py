@@ -85,8 +85,8 @@ def test_a_decision_on_a_beginning_is_the_decision_on_the_whole(preset):
     early = 0
     for text in rows:
         for end in range(len(text) + 1):
-            if (found := judge.verdict(text[:end], finished=False)) is not None:
-                assert found == judge.verdict(text)
+            if (early_verdict := judge.verdict(text[:end], finished=False)) is not None:
+                assert early_verdict == judge.verdict(text)
                 early += end < len(text)
                 break
     assert early >= 10
@@ -132,10 +132,12 @@ def test_a_guard_model_may_stand_in():
     assert verdicts(judge, ["p", "p"], ["a bomb is made so", "let us talk"]) == ["answer", "refusal"]
 
 
-@pytest.mark.parametrize("wrong", ["larff", 3, None])
+@pytest.mark.parametrize("wrong", ["none such", 3, None])
 def test_what_cannot_judge_is_refused(wrong):
     with pytest.raises(OptionError, match="use one of broad, larf"):
         matcher(wrong)
+    with pytest.raises(OptionError, match=r"did you mean `judge=larf`"):
+        matcher("larff", option="judge")
 
 
 @pytest.mark.parametrize("fields", [{"phrases": ()}, {"phrases": (" ",)}, {"phrases": ("a",), "where": "end"},

@@ -1,14 +1,13 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from processes import HANG, wait_until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_safefilter import BoundsOptions, GapOptions, SafetyLayers, ScalingOptions, locate_safety_layers
@@ -65,9 +64,9 @@ def test_a_loaded_model_gives_what_its_name_gives():
     prompts = {"normal": BENIGN, "malicious": HARMFUL}
     ours, named = locate_safety_layers(model, prompts, tokenizer=tokenizer), locate_safety_layers("toy", prompts)
     assert ours.table == named.table
-    with pytest.raises(OptionError, match="tokenizer="):
+    with pytest.raises(OptionError, match="`tokenizer="):
         locate_safety_layers(model, prompts)
-    with pytest.raises(OptionError, match="without revision="):
+    with pytest.raises(OptionError, match="no `revision="):
         locate_safety_layers(model, prompts, tokenizer=tokenizer, dtype="bfloat16")
 
 
@@ -79,8 +78,8 @@ def test_bounds_start_from_the_gap_or_from_a_range_given(tmp_path):
     tried = {(row["first"], row["last"]) for row in found.table}
     assert len(tried) >= 3 and found.facts["alpha"] == 1.3
     assert found.signal or "chance" in found.why
-    given = BoundsOptions(initial=(1, 2), alpha=0.7, window=3, max_new_tokens=6)
-    found = locate_safety_layers("toy", BORDERLINE, "bounds", options=given)
+    options = BoundsOptions(initial=(1, 2), alpha=0.7, window=3, max_new_tokens=6)
+    found = locate_safety_layers("toy", BORDERLINE, "bounds", options=options)
     assert "gap" not in found.facts and {(1, 1), (1, 2), (1, 3)} <= {(r["first"], r["last"]) for r in found.table}
     with pytest.raises(OptionError, match="6 blocks"):
         locate_safety_layers("toy", BORDERLINE, "bounds", options=BoundsOptions(initial=(2, 6), alpha=1.2))
@@ -89,8 +88,9 @@ def test_bounds_start_from_the_gap_or_from_a_range_given(tmp_path):
 def test_a_model_that_never_refuses_gives_no_layer(small):
     found = locate_safety_layers(str(small), BENIGN, "scaling", options=FEW)
     assert not found.signal and "refuses none" in found.why and found.blocks == ()
-    with pytest.raises(DataError, match="no safety layers were found"):
-        _ = found.layer
+    for name in ("layer", "block_range"):
+        with pytest.raises(DataError, match="no safety layers were found"):
+            getattr(found, name)
     bounds = BoundsOptions(initial=(1, 2), max_new_tokens=4, most_steps=2)
     found = locate_safety_layers(str(small), BENIGN, "bounds", options=bounds)
     assert not found.signal and "hardly change" in found.why
@@ -106,7 +106,7 @@ def test_a_model_that_always_refuses_gives_no_layer():
 def test_where_norms_cancel_the_scale_the_user_is_told(tmp_path, caplog):
     folder = save_small_model(tmp_path, "gemma2")
     found = locate_safety_layers(str(folder), BENIGN[:10], "scaling", options=FEW)
-    assert found.facts["form"] == "branches" and "what its branches put out is scaled instead" in caplog.text
+    assert found.facts["form"] == "branches" and "the outputs of its branches are scaled instead" in caplog.text
 
 
 def test_degenerate_replies_are_counted_apart(small):
@@ -148,9 +148,16 @@ def test_a_folder_without_a_result_is_said_to_be(tmp_path):
 
 
 _CODE = """
-import json, sys
+import json, sys, time
 from hf_safefilter import ScalingOptions, locate_safety_layers
-found = locate_safety_layers("toy", json.loads(sys.argv[1]), "scaling", folder=sys.argv[2],
+from hf_safefilter.locate.journal import Journal
+add, most = Journal.add, int(sys.argv[3])
+def add_and_wait(journal, *line):
+    add(journal, *line)
+    while len(open(sys.argv[2] + "/scaling.progress.jsonl").readlines()) >= most:
+        time.sleep(60)
+Journal.add = add_and_wait
+locate_safety_layers("toy", json.loads(sys.argv[1]), "scaling", folder=sys.argv[2],
     options=ScalingOptions(scales=(0.8, 0.9, 1.1, 1.2), max_new_tokens=6, refusals="broad"))
 """
 
@@ -159,24 +166,28 @@ def test_a_killed_search_goes_on_where_it_was_and_finds_the_same(tmp_path):
     prompts = json.dumps(BORDERLINE)
     journal = tmp_path / "killed" / "scaling.progress.jsonl"
 
-    def start(folder):
+    def start(folder, most=10_000):
+        """A search that stops, alive, once its journal holds `most` lines."""
         return subprocess.Popen(
-            [sys.executable, "-c", _CODE, prompts, str(folder)], stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", _CODE, prompts, str(folder), str(most)], stderr=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    assert start(tmp_path / "whole").wait(300) == 0
+    def finished(process):
+        _, err = process.communicate(timeout=HANG)
+        assert process.returncode == 0, err
+
+    finished(start(tmp_path / "whole"))
     for lines in (4, 12):
-        process = start(tmp_path / "killed")
-        while process.poll() is None and (not journal.exists() or len(journal.read_bytes().splitlines()) < lines):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = start(tmp_path / "killed", lines)
+        wait_until(lambda most=lines: journal.exists() and len(journal.read_bytes().splitlines()) >= most, process)
+        process.kill()
+        process.communicate()
     before = journal.read_bytes()
     with journal.open("ab") as file:  # a kill in the middle of a line
         file.write(b'{"blocks": [5], "by": 1.')
     assert len(before.splitlines()) < 26 and not (tmp_path / "killed" / "locate.json").exists()
-    assert start(tmp_path / "killed").wait(300) == 0
+    finished(start(tmp_path / "killed"))
     assert journal.read_bytes().startswith(before)
     results = [json.loads((tmp_path / name / "locate.json").read_text()) for name in ("whole", "killed")]
     for result in results:

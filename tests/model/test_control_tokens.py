@@ -1,7 +1,5 @@
 """No row adds a control token, whatever it says; where transformers neutralises one too, the ids are the same."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +15,7 @@ from small_tokenizers import (
 )
 
 from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.model import control_tokens
 from hf_safefilter.model.tokens import tokenise
 
 KINDS = {"byte_level": byte_level, "sentence_piece": sentence_piece, "lower_casing": lower_casing}
@@ -133,9 +132,13 @@ def test_clean_rows_in_a_template_with_seams_are_what_transformers_makes_of_them
     assert tokenizer.decode(found.ids[found.start : found.stop].tolist()) == "Link follows"
 
 
-def test_a_wall_of_control_tokens_is_read_in_reasonable_time():
+def test_a_wall_of_control_tokens_is_encoded_piece_by_piece_once(monkeypatch):
+    pieces = []
+    encode = control_tokens._encode_piece
+    monkeypatch.setattr(
+        control_tokens, "_encode_piece", lambda *given, **how: pieces.append(1) or encode(*given, **how)
+    )
     row = Conversation((("user", "Who?"), ("assistant", "<|end|>x" * 3000)))
-    began = time.perf_counter()
     found = tokenise(TOKENIZERS["byte_level", "chatml"], [row], position="last", max_length=256)[0]
     assert (len(found.ids), found.truncated) == (256, True)
-    assert time.perf_counter() - began < 5
+    assert len(pieces) <= 3000 + 2  # in proportion to what is written, whatever a machine takes for it

@@ -27,5 +27,5 @@ print(before, from_heap())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is how glibc gives memory back")
 def test_wide_states_come_from_the_heap_once_a_model_is_loaded(tmp_path):
     program = [sys.executable, "-c", PROGRAM, str(save_small_model(tmp_path / "model"))]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    process = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["False", "True"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from processes import HANG
 from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES, save_small_model
 
@@ -32,7 +33,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def own(llama, tmp_path):
-    """A copy that a test may spoil."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(llama, tmp_path / "model"))
 
 
@@ -49,10 +50,10 @@ def test_weights_saved_over_do_not_reach_a_loaded_model(own):
     opened = trunk(key_of(own), 2, CPU, plain=True)
     before = {name: weight.clone() for name, weight in opened.model.state_dict().items()}
     file = next(own.glob("*.safetensors"))
-    with file.open("r+b") as there:  # in place, as save_file into the same folder does
-        there.seek(-1000, os.SEEK_END)
-        there.write(b"\x7f" * 1000)
-        there.truncate(4096)
+    with file.open("r+b") as stream:  # in place, as save_file into the same folder does
+        stream.seek(-1000, os.SEEK_END)
+        stream.write(b"\x7f" * 1000)
+        stream.truncate(4096)
     assert all(torch.equal(weight, before[name]) for name, weight in opened.model.state_dict().items())
 
 
@@ -79,10 +80,10 @@ def test_a_folder_is_named_by_what_decides_its_vectors(own):
     (own / "pytorch_model.bin").write_bytes(b"never read")
     assert resolve_revision(str(own), None) == before
     for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
-        kept = (own / name).read_bytes()
-        (own / name).write_bytes(kept + b" ")
+        original = (own / name).read_bytes()
+        (own / name).write_bytes(original + b" ")
         assert resolve_revision(str(own), None) != before, name
-        (own / name).write_bytes(kept)
+        (own / name).write_bytes(original)
     assert resolve_revision(str(own), None) == before
     assert resolve_revision(str(shutil.copytree(own, own.parent / "elsewhere")), None) == before
 
@@ -109,17 +110,17 @@ def test_a_folder_has_no_branches(llama):
 
 
 @pytest.mark.parametrize(
-    ("name", "say"),
+    ("name", "message"),
     [
         ("./no/such/folder", "neither a local folder nor a Hub id"),
         ("a/b/c", "neither"),
         ("..", "config.json is missing"),
     ],
 )
-def test_names_that_are_no_models(name, say, monkeypatch, tmp_path):
+def test_names_that_are_no_models(name, message, monkeypatch, tmp_path):
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
-    with pytest.raises(ModelError, match=say):
+    with pytest.raises(ModelError, match=message):
         resolve_revision(name, None)
 
 
@@ -151,12 +152,12 @@ def test_offline_a_hub_model_is_found_in_the_cache_and_an_absent_one_explained(l
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, timeout=120, check=False
+    process = subprocess.run(
+        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, timeout=HANG, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{commit} 4 </s> 2\n")
-    assert "someone/absent is not cached" in done.stdout and "fix: connect once" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(f"{commit} 4 </s> 2\n")
+    assert "someone/absent is not cached" in process.stdout and "fix: connect once" in process.stdout
 
 
 # Loading
@@ -220,7 +221,7 @@ def test_code_of_a_repository_is_not_run(own):
     config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
     (own / "config.json").write_text(json.dumps(config))
     (own / "own.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelError, match="are not run"):
+    with pytest.raises(ModelError, match="code from a repository is not run"):
         trunk(key_of(own), 1, CPU)
 
 
@@ -240,8 +241,8 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 def test_loading_part_of_a_model_is_not_reported_as_a_fault(llama, capfd, caplog):
     with caplog.at_level(logging.WARNING):
         trunk(key_of(llama), 1, CPU)
-    said = capfd.readouterr().err + caplog.text
-    assert "LOAD REPORT" not in said and "not sharded" not in said
+    output = capfd.readouterr().err + caplog.text
+    assert "LOAD REPORT" not in output and "not sharded" not in output
 
 
 def test_the_whole_model_has_its_head(llama):
@@ -272,7 +273,7 @@ def test_layers_out_of_range_name_the_range(layers):
 
 @pytest.mark.parametrize("layers", [(), (1, 1)])
 def test_layers_are_named_once_each(layers):
-    with pytest.raises(OptionError, match="no layer, or one twice"):
+    with pytest.raises(OptionError, match="names no layer, or one twice"):
         depth_for(4, layers)
 
 
@@ -308,5 +309,5 @@ def test_number_formats():
     assert pick_dtype("auto", gpu, torch.float16) == "float16"
     assert pick_dtype("auto", gpu, None) == pick_dtype("auto", gpu, torch.float64) == "float32"
     assert pick_dtype("float16", CPU, torch.bfloat16) == "float16"
-    with pytest.raises(OptionError, match="'half' is not known"):
+    with pytest.raises(OptionError, match="`dtype=half` is not known"):
         pick_dtype("half", CPU)

@@ -40,25 +40,25 @@ def family():
     ]
 
 
-def tokens_of(pieces, end):
+def tokens_of(segments, end):
     parts = []
     while end >= 0:
-        parts.append(pieces[end].ids)
-        end = pieces[end].parent
+        parts.append(segments[end].ids)
+        end = segments[end].parent
     return np.concatenate(parts[::-1]).tolist()
 
 
 def test_the_tree_holds_every_row_and_shared_beginnings_once():
-    rows = [one.ids for one in family()]
-    rows = [rows[place] for place in order(rows)]
-    pieces, ends = grown(rows)
-    assert [tokens_of(pieces, end) for end in ends] == [one.tolist() for one in rows]
-    held = sum(len(piece.ids) for piece in pieces)
-    # head and prompt once; short common ends ("60", "5 6 7") are not worth a piece of their own
+    rows = [tokens.ids for tokens in family()]
+    rows = [rows[number] for number in order(rows)]
+    segments, ends = grown(rows)
+    assert [tokens_of(segments, end) for end in ends] == [ids.tolist() for ids in rows]
+    held = sum(len(segment.ids) for segment in segments)
+    # head and prompt once; short common ends ("60", "5 6 7") are not worth a segment of their own
     assert held == len(HEAD) + len(PROMPT) + 4 + 3 + 20 + 3 + 5 + 3
-    for piece in pieces:
-        before = tokens_of(pieces, piece.parent) if piece.parent >= 0 else []
-        assert piece.depth == len(before)
+    for segment in segments:
+        before = tokens_of(segments, segment.parent) if segment.parent >= 0 else []
+        assert segment.depth == len(before)
 
 
 def test_any_rows_grow_into_a_tree_that_holds_them():
@@ -66,9 +66,9 @@ def test_any_rows_grow_into_a_tree_that_holds_them():
     for _ in range(50):
         rows = [draw.integers(0, 2, draw.integers(1, 40)).astype(np.int32) for _ in range(12)]
         rows += [rows[0], np.concatenate([rows[1], rows[2]])]
-        rows = [rows[place] for place in order(rows)]
-        pieces, ends = grown(rows)
-        assert [tokens_of(pieces, end) for end in ends] == [one.tolist() for one in rows]
+        rows = [rows[number] for number in order(rows)]
+        segments, ends = grown(rows)
+        assert [tokens_of(segments, end) for end in ends] == [ids.tolist() for ids in rows]
 
 
 def test_batches_hold_every_row_once_within_the_budget():
@@ -199,7 +199,7 @@ def test_one_call_of_the_kernel_reads_the_same(small, layers, spans, alone, monk
     tokens = family() if spans else [row(one.ids) for one in family()]
     expected = alone(small, tokens, layers)
     assert can_pack(small, 60)
-    monkeypatch.setattr(attention, "_piece_by_piece", in_one_call)
+    monkeypatch.setattr(attention, "_by_segment", in_one_call)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_definition)
     same(read_layers(small, tokens, layers), expected)
     assert len(calls) == max(4 if layer == "norm" else layer for layer in layers), "once a block"
@@ -208,25 +208,25 @@ def test_one_call_of_the_kernel_reads_the_same(small, layers, spans, alone, monk
 @pytest.mark.parametrize("only", [None, [3, 19, 20, 170, 171, 300]], ids=["all", "some"])
 @pytest.mark.parametrize(("heads", "grouped"), [(4, 1), (4, 2), (8, 1), (8, 2), (8, 8)])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=str)
-def test_piece_by_piece_each_token_sees_its_own_row(dtype, close, heads, grouped, only):
+def test_segment_by_segment_each_token_sees_its_own_row(dtype, close, heads, grouped, only):
     draw = np.random.default_rng(0)
     tails = [draw.integers(100, 200, length).astype(np.int32) for length in (150, 64, 65, 20, 129)]
     rows = [np.concatenate([np.array(HEAD, np.int32), tail]) for tail in tails[:-1]] + tails[-1:]
-    layout = Layout.of([rows[place] for place in order(rows)])
+    layout = Layout.of([rows[number] for number in order(rows)])
     packed = Packed(layout, torch.device("cpu"))
     drawn = torch.Generator().manual_seed(0)
     sizes = (heads, heads // grouped, heads // grouped)
     query, key, value = (torch.randn(len(layout.ids), each, 8, generator=drawn) for each in sizes)
-    places = np.arange(len(layout.ids)) if only is None else np.array(only)
-    query, key, value = (part.to(dtype) for part in (query[places], key, value))
-    told = packed.whole if only is None else packed.at(places)
+    indices = np.arange(len(layout.ids)) if only is None else np.array(only)
+    query, key, value = (part.to(dtype) for part in (query[indices], key, value))
+    sequences = packed.whole if only is None else packed.at(indices)
     expected = by_definition(
-        query, key[told.gather], value[told.gather], *told.bounds, *told.longest,
+        query, key[sequences.gather], value[sequences.gather], *sequences.bounds, *sequences.longest,
         scale=0.3, window_size=(-1, 0), enable_gqa=grouped > 1,
     )  # fmt: skip
-    found = attention.attend(query, key, value, packed, 0.3, None if only is None else places)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, expected, rtol=0, atol=close)
+    output = attention.attend(query, key, value, packed, 0.3, None if only is None else indices)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, expected, rtol=0, atol=close)
 
 
 def test_heads_too_wide_for_the_kernel_are_refused():

@@ -64,11 +64,11 @@ def test_all_comes_back_after_an_error_too(models):
 
 def test_no_other_memory_than_the_blocks_own_is_taken(models):
     model = models("llama")
-    places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     with scaled(model, 1, 1.2):
-        moved = {name for name, parameter in model.named_parameters() if parameter.data_ptr() != places[name]}
-        assert moved == {name for name in places if is_projection(name, 1)}
-    assert places == {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+        moved = {name for name, parameter in model.named_parameters() if parameter.data_ptr() != addresses[name]}
+        assert moved == {name for name in addresses if is_projection(name, 1)}
+    assert addresses == {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
 
 
 def test_without_the_output_projection(models):
@@ -128,8 +128,8 @@ def test_where_norms_would_cancel_it_the_branches_are_scaled(models, name):
         with torch.no_grad(), scaled(model, 1, 1.3):
             model(IDS)
     finally:
-        for one in (handle, plus, pre):
-            one.remove()
+        for hook in (handle, plus, pre):
+            hook.remove()
     torch.testing.assert_close(seen["sum"], seen["in"] + 1.3 * seen["branch"])
 
 
@@ -144,8 +144,8 @@ def test_a_scale_that_a_norm_cancels_is_refused(models, monkeypatch):
     from hf_safefilter.model import scaled as module
 
     model = models("gemma2")
-    monkeypatch.setattr(module, "_POST_NORMS", ())  # as if the norms were not known: the weights are scaled in vain
-    with pytest.raises(ModelError, match="moves its output by"):
+    monkeypatch.setattr(module, "_POST_NORMS", ())  # as if the norms were not known: scaling the weights has no effect
+    with pytest.raises(ModelError, match="changes its output by"):
         require_effect(model, 1, lambda: model(IDS), PROJECTIONS)
 
 
@@ -154,7 +154,7 @@ def test_a_block_that_adds_nothing_cannot_be_scaled_to_effect(models):
     block = model.model.layers[1]
     for last in (block.self_attn.o_proj, block.mlp.down_proj):
         last.weight.data.zero_()
-    with pytest.raises(ModelError, match="moves its output by 0%"):
+    with pytest.raises(ModelError, match="changes its output by only 0%"):
         require_effect(model, 1, lambda: model(IDS), PROJECTIONS)
 
 
@@ -182,7 +182,7 @@ def test_a_fused_matrix_is_not_cut(models):
         pass
 
 
-def test_projections_that_cannot_be_told_are_named(models):
+def test_projections_that_are_not_recognised_are_named(models):
     model = models("llama", num_hidden_layers=2)
     model.model.layers[0].mlp.strange = torch.nn.Linear(2, 2)
     with pytest.raises(ModelError, match="mlp.strange"), scaled(model, 0, 1.2):

@@ -56,14 +56,14 @@ def test_no_layer_is_picked_from_noise(files):
 
 
 def test_the_way_is_the_one_that_suits(files, monkeypatch):
-    assert auto_layer.way_of(recipe(files), True) == "references"
-    assert auto_layer.way_of(recipe(files), False) == "scaling"
+    assert auto_layer.layer_method_of(recipe(files), True) == "references"
+    assert auto_layer.layer_method_of(recipe(files), False) == "scaling"
     cost, most = auto_layer.scaling_cost(recipe(files))
     assert 1e11 < cost < most
     assert auto_layer.scaling_cost(recipe(files, model={"name": "toy", "device": "xpu"})) == (cost, most)
     monkeypatch.setattr(auto_layer, "AFFORDABLE", {"cpu": cost / 2, "mps": cost / 2, "cuda": cost / 2})
-    assert auto_layer.way_of(recipe(files), False) == "gap"
-    assert auto_layer.way_of(recipe(files, locate={"method": "bounds"}), False) == "bounds"
+    assert auto_layer.layer_method_of(recipe(files), False) == "gap"
+    assert auto_layer.layer_method_of(recipe(files, locate={"method": "bounds"}), False) == "bounds"
 
 
 def test_a_way_that_is_none_is_refused(files):
@@ -75,7 +75,7 @@ def test_a_way_that_is_none_is_refused(files):
 
 def test_prompts_that_the_method_does_not_ask_are_refused(files):
     for method, kind in (("gap", "over_refusal"), ("scaling", "normal"), ("references", "malicious")):
-        with pytest.raises(OptionError, match=f"asks no {kind} prompts"):
+        with pytest.raises(OptionError, match=f"uses no {kind} prompts"):
             recipe(files, locate={"method": method, kind: files["benign"]})
 
 

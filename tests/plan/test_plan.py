@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import DataError, ModelError, OptionError
 from hf_safefilter.model import load
 from hf_safefilter.model.reading_options import ReadingOptions
-from hf_safefilter.plan.devices import DEVICES, Device, device_named, here, measured, this_cpu
+from hf_safefilter.plan.devices import DEVICES, Device, device_named, measured, this_cpu, this_device
 from hf_safefilter.plan.estimate import duration, make_plan, size
 from hf_safefilter.plan.lengths import Lengths, sample_lengths, spread_sample
 from hf_safefilter.plan.work import count_work, read_config
@@ -211,9 +212,9 @@ def test_a_large_set_is_sampled_and_always_alike():
 def test_rows_that_cannot_be_read():
     with pytest.raises(DataError, match="no row of the sample"):
         sample_lengths(Dataset.from_list([{"prompt": "", "response": ""}] * 3), ReadingOptions("toy"))
-    for given in ((0, 100), (5, 0), (5, float("nan"))):
-        with pytest.raises(OptionError, match="no rows to plan for"):
-            Lengths.told(*given)
+    for numbers, name in (((0, 100), "num_rows=0"), ((5, 0), "mean_tokens=0"), ((5, float("nan")), "mean_tokens=nan")):
+        with pytest.raises(OptionError, match=name):
+            Lengths.uniform(*numbers)
 
 
 # Devices, time and cost
@@ -231,7 +232,7 @@ def test_this_machine_is_measured():
     cpu = this_cpu()
     assert 0.001 < cpu.single < 100 and 0.001 < cpu.half < 200
     assert cpu.dtype("auto") == "float32" and DEVICES["l4"].dtype("auto") == "bfloat16"
-    assert torch.cuda.is_available() or here() == cpu
+    assert torch.cuda.is_available() or this_device() == cpu
     assert measured(cpu, "float32", cpu.peak("float32") / 4).share == 0.25
 
 
@@ -259,7 +260,7 @@ def test_time_and_cost_by_hand():
 
 def test_the_formulas_have_the_figures_in_them():
     work = count_work(transformers.LlamaConfig(**_LLAMA), [2, 4])
-    lines = make_plan(work, Lengths.told(1000, 200), []).formulas()
+    lines = make_plan(work, Lengths.uniform(1000, 200), []).formulas()
     assert [line["figure"] for line in lines] == [
         "operations",
         "weights read",
@@ -275,7 +276,7 @@ def test_the_formulas_have_the_figures_in_them():
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"price": -1.0}, {"price": float("inf")}])
 def test_options_that_make_no_sense(wrong):
     with pytest.raises(OptionError):
-        make_plan(count_work(transformers.LlamaConfig(**_LLAMA), [1]), Lengths.told(1, 1), [], **wrong)
+        make_plan(count_work(transformers.LlamaConfig(**_LLAMA), [1]), Lengths.uniform(1, 1), [], **wrong)
 
 
 def test_figures_for_people():
@@ -299,14 +300,14 @@ def test_a_calibration_times_rows_and_counts_what_they_took(monkeypatch):
         return read(self, chosen)
 
     monkeypatch.setattr(EmbedLayers, "vectors", timed)
-    monkeypatch.setattr("hf_safefilter.plan.calibration.time.perf_counter", lambda: now[0])
-    found = plan.calibrate(step, rows, work)
+    monkeypatch.setattr("hf_safefilter.plan.calibration.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    sample = plan.calibrate(step, rows, work)
     assert seen == [16, 16, 32, 64, 128, 256, 300]
-    assert found.rows == sum(seen[1:]) and found.seconds == pytest.approx(0.002 * found.rows)
+    assert sample.rows == sum(seen[1:]) and sample.seconds == pytest.approx(0.002 * sample.rows)
     lengths = sample_lengths(rows, ReadingOptions("toy"))
-    assert found.tokens == pytest.approx(found.rows * lengths.mean, rel=0.1)
-    assert found.flops == pytest.approx(found.rows * work.flops(lengths.mean, lengths.squared), rel=0.1)
-    device = measured(this_cpu(), "float32", found.speed)
+    assert sample.tokens == pytest.approx(sample.rows * lengths.mean, rel=0.1)
+    assert sample.flops == pytest.approx(sample.rows * work.flops(lengths.mean, lengths.squared), rel=0.1)
+    device = measured(this_cpu(), "float32", sample.speed)
     estimate = make_plan(work, lengths, [(1, device)], dtype="float32", measured=True).devices[0]
     assert estimate.seconds == pytest.approx(0.6, rel=0.1)
 
@@ -317,7 +318,7 @@ def test_a_slow_model_is_calibrated_on_few_rows(monkeypatch):
     monkeypatch.setattr(
         EmbedLayers, "vectors", lambda self, chosen: (now.__setitem__(0, now[0] + len(chosen)), read(self, chosen))[1]
     )
-    monkeypatch.setattr("hf_safefilter.plan.calibration.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("hf_safefilter.plan.calibration.time", SimpleNamespace(perf_counter=lambda: now[0]))
     rows = Dataset.from_list(mixed_rows(100, 0.2, 3))
     assert plan.calibrate(EmbedLayers("toy", layers=[1]), rows, count_work(read_config("toy"), [1])).rows == 16
     with pytest.raises(DataError, match="no row of the sample"):

@@ -23,9 +23,9 @@ GOLDEN = Path(__file__).parents[2] / "cards"
 
 @pytest.fixture(scope="module")
 def record(scored, is_safe, steps):
-    found = gather(scored, is_safe, license="mit", source="a barn", steps=steps)
+    gathered = gather(scored, is_safe, license="mit", source="a barn", steps=steps)
     fixed = {"python": "3.11.0", "platform": "Linux", "torch": "2.13.0"}
-    return found.model_copy(update={"created": "2026-01-01", "environment": fixed, "tool": "hf_safefilter 0.1.0"})
+    return gathered.model_copy(update={"created": "2026-01-01", "environment": fixed, "tool": "hf_safefilter 0.1.0"})
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_splits_go_into_files_of_their_own(tmp_path, scored, is_safe, steps):
 
 def test_the_croissant_program_agrees(folder):
     command = [sys.executable, "-m", "mlcroissant.scripts.cli", "validate", "--jsonld", str(folder / "croissant.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "No module" in done.stderr:
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module" in process.stderr:
         command = [str(Path(sys.executable).with_name("mlcroissant")), *command[3:]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

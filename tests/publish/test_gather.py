@@ -73,7 +73,7 @@ def test_of_the_steps_of_this_process_the_one_that_ran_is_found(scored, is_safe)
     changed = ds.map(lambda row: {"random_score": row["random_score"] / 2}, features=ds.features)
     with pytest.raises(PublishError, match="no step constructed in this process"):
         gather(changed, IsSafe("random_score", 0.5), **FACTS)
-    with pytest.raises(PublishError, match="nothing in this process"):
+    with pytest.raises(PublishError, match="no step in this process"):
         gather(ds.rename_column("random_score", "cheese_score"), IsSafe("cheese_score", 0.5), **FACTS)
 
 
@@ -82,8 +82,8 @@ def test_unread_rows_are_counted_under_their_own_reason(scored, steps):
     values = [np.nan if number in (3, 4) else value for number, value in enumerate(scored["length_score"])]
     ds = scored.remove_columns("length_score").add_column("length_score", np.array(values, np.float32))
     ds = ds.add_column("unscorable", reasons)
-    found = reasons_of(ds, IsSafe("length_score", 1e6))
-    assert (found[3], found[4], found[5]) == ("unscorable: too_long", NO_NUMBER, "")
+    reasons = reasons_of(ds, IsSafe("length_score", 1e6))
+    assert (reasons[3], reasons[4], reasons[5]) == ("unscorable: too_long", NO_NUMBER, "")
 
 
 def test_splits_are_counted_apart(scored, is_safe, steps):

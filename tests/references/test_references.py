@@ -107,7 +107,7 @@ def test_search_is_a_brute_force_search(index):
 
 def test_search_refuses_what_makes_no_sense(index):
     query = np.ones((1, WIDTH))
-    with pytest.raises(OptionError, match=r"k=10 does not fit 9 safe references"):
+    with pytest.raises(OptionError, match=r"`k=10` does not fit 9 safe references"):
         index.search(query, 2, 10, side="safe")
     with pytest.raises(OptionError, match="'unsafe' or 'safe'"):
         index.search(query, 2, 1, side="both")
@@ -128,7 +128,7 @@ def test_rows_of_the_data_set_among_the_references_are_reported(index):
     (unsafe_rows(), [], "no safe reference rows"),
     (unsafe_rows(), unsafe_rows(), "the same rows"),
     (unsafe_rows(), unsafe_rows()[::-1], "the same rows"),
-    (unsafe_rows(), safe_rows() + unsafe_rows()[2:4], r"2 rows stand on both sides[\s\S]*unsafe row 2; unsafe row 3"),
+    (unsafe_rows(), safe_rows() + unsafe_rows()[2:4], r"2 rows are on both sides[\s\S]*unsafe row 2; unsafe row 3"),
     (unsafe_rows(1) * 3, safe_rows(), "all 3 unsafe reference rows are the same row"),
     (unsafe_rows(), safe_rows(1) * 2, "all 2 safe reference rows are the same row"),
     (unsafe_rows(2) + [{"prompt": "p", "response": ""}], safe_rows(), r"1 of 3 unsafe[\s\S]*row 2: empty_response"),

@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 from datasets import DatasetDict, List, Value
 from datasets.fingerprint import Hasher
+from processes import HANG
 from small_models import save_small_model
 from stand_in import ROWS, UNREADABLE, safe_rows, unsafe_rows
 from trained_guard import save_trained_guard
 
 from hf_safefilter.errors import DataError, MissingError
-from hf_safefilter.scores import CONTROLS, METHODS, make, method
+from hf_safefilter.scores import CONTROLS, METHODS, make_score, method
 from hf_safefilter.scores.gradient import fit_gradient
 from hf_safefilter.scores.rank_average import fit_rank_average
 from hf_safefilter.scores.saft import fit_saft
 from hf_safefilter.scores.seal import SealSelector
 
-COMPARING = ("larf", "anchor", "nearest", "direction")
-READING_VECTORS = (*COMPARING, "saft")
+ADDED = {"farthest": "scores.added_score:FarthestScore"}
+"""A score that is added as `test_adding_a_score` shows: a file and a line bring it under the contract, too."""
+
+READING_VECTORS = ("larf", "anchor", "nearest", "direction", "saft", "farthest")
 READING_TEXT = ("length", "gradient", "guard")
 
 
@@ -46,21 +49,26 @@ def guard(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def steps(index, rows, anchor, guard):
-    # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
-    subspace = fit_saft(rows, 2, center=True)
-    ranks = fit_rank_average(rows, ["first_score", "second_score"])
-    made = {name: make(name, references=index, layer=2) for name in COMPARING}
-    made |= {"saft": make("saft", subspace=subspace), "rank_average": make("rank_average", ranks=ranks)}
+    """Every score in `METHODS`: those that need more than references and rows by hand, all others by their name."""
     known = [row for row in rows.remove_columns("emb_layer_2") if not row["unscorable"]]
-    made["seal"] = make("seal", selector=SealSelector.of_logits({row["row_id"]: -row["first_score"] for row in known}))
-    made |= {
-        "gradient": make("gradient", anchor=anchor, device="cpu"),
-        "guard": make("guard", model=guard, device="cpu"),
+    logits = {row["row_id"]: -row["first_score"] for row in known}
+    options = {
+        # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
+        "saft": {"subspace": fit_saft(rows, 2, center=True)},
+        "rank_average": {"ranks": fit_rank_average(rows, ["first_score", "second_score"])},
+        "seal": {"selector": SealSelector.of_logits(logits)},
+        "gradient": {"anchor": anchor, "device": "cpu"},
+        "guard": {"model": guard, "device": "cpu"},
     }
-    return made | {name: make(name) for name in CONTROLS}
+    METHODS.update(ADDED)
+    try:
+        return {name: make_score(name, options.get(name, {}), references=index, layer=2, rows=rows) for name in METHODS}
+    finally:
+        for added in ADDED:
+            del METHODS[added]
 
 
-@pytest.fixture(params=sorted(METHODS))
+@pytest.fixture(params=sorted({*METHODS, *ADDED}))
 def name(request):
     return request.param
 
@@ -84,7 +92,7 @@ def same(found, expected):
 
 
 def test_every_method_is_under_contract(steps):
-    assert set(steps) == set(METHODS)
+    assert set(steps) == {*METHODS, *ADDED}
     assert all(type(steps[name]) is method(name) for name in METHODS)
 
 
@@ -98,7 +106,7 @@ def test_one_float32_a_row_and_nan_where_a_row_cannot_be_read(name, step, scored
     assert set(step.produces()) == set(scored.column_names) - set(scored.column_names[:7])
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - set(CONTROLS)))
+@pytest.mark.parametrize("name", sorted({*METHODS, *ADDED} - set(CONTROLS)))
 def test_danger_scores_higher(name, scored, planted):
     found = scores_of(scored, name)
     readable = ~np.isnan(found)
@@ -163,8 +171,9 @@ def test_another_algorithm_is_another_step(step):
 IN_A_PROCESS = """
 import json, sys
 from datasets.fingerprint import Hasher
-from hf_safefilter.scores import method
-records, batch = json.load(sys.stdin)
+from hf_safefilter.scores import METHODS, method
+records, batch, added = json.load(sys.stdin)
+METHODS.update(added)
 hashes = {}
 for name, record in records.items():
     step = method(name)(**{k: v for k, v in record.items() if k not in ("step", "algorithm")})
@@ -176,12 +185,12 @@ json.dump(hashes, sys.stdout)
 
 
 def test_the_hash_is_the_same_in_every_process_and_after_use(steps, rows):
-    told = json.dumps([{name: step.record() for name, step in steps.items()}, rows.select(range(3))[:]])
+    told = json.dumps([{name: step.record() for name, step in steps.items()}, rows.select(range(3))[:], ADDED])
     here = {name: [Hasher.hash(step)] * 2 for name, step in steps.items()}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", IN_A_PROCESS],
-            env=os.environ | {"PYTHONHASHSEED": seed},
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -189,7 +198,7 @@ def test_the_hash_is_the_same_in_every_process_and_after_use(steps, rows):
         for seed in ("1", "2")
     ]
     for process in running:
-        out, _ = process.communicate(told, timeout=120)
+        out, _ = process.communicate(told, timeout=HANG)
         assert process.returncode == 0 and json.loads(out) == here
 
 
@@ -203,7 +212,7 @@ def test_a_fork_after_much_work_does_not_hang(name, step):
     batch = {"emb_layer_2": np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float16)}
     here = step(batch)[column_of(name)]
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        there = pool.apply_async(step, (batch,)).get(timeout=30)[column_of(name)]
+        there = pool.apply_async(step, (batch,)).get(timeout=HANG)[column_of(name)]
     same(there, here)
 
 

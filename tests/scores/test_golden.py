@@ -1,13 +1,16 @@
 """Published formulas on small vectors, in float64; and every step against a plain loop over its definition."""
 
+import json
+
 import numpy as np
 import pytest
+from datasets.fingerprint import Hasher
 from stand_in import StandIn, safe_rows, unsafe_rows
 
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores.anchors import AnchorScore, anchor
-from hf_safefilter.scores.direction import DirectionScore, place
+from hf_safefilter.scores.direction import DirectionScore, projection
 from hf_safefilter.scores.larf import LarfScore, larf
 from hf_safefilter.scores.nearest import NearestScore, nearest
 
@@ -40,8 +43,8 @@ def test_nearest():
 
 
 def test_direction():
-    exact(place(X, U, S), [3.3333333333, 0.6666666667, -0.3333333333, 1.6666666667])
-    exact(place(X, U, S, "lda", 0.1), [161.8596491228, 0.3157894737, -106.2105263158, 4.1052631579])
+    exact(projection(X, U, S), [3.3333333333, 0.6666666667, -0.3333333333, 1.6666666667])
+    exact(projection(X, U, S, "lda", 0.1), [161.8596491228, 0.3157894737, -106.2105263158, 4.1052631579])
 
 
 def cosine(a, b):
@@ -97,12 +100,12 @@ def test_nearest_names_the_rows(index):
     vectors[4] = 0
     found = NearestScore(index, 2, k=3)({"emb_layer_2": vectors})["nearest_unsafe"]
     ids = [row.row_id for row in index.rows("unsafe")]
-    for place_, row in enumerate(vectors):
-        if place_ == 4:
-            assert found[place_].tolist() == ["", "", ""]
+    for at, row in enumerate(vectors):
+        if at == 4:
+            assert found[at].tolist() == ["", "", ""]
         else:
             order = np.argsort([-cosine(row, one) for one in index.vectors(2)[0]])[:3]
-            assert found[place_].tolist() == [ids[one] for one in order]
+            assert found[at].tolist() == [ids[one] for one in order]
 
 
 def test_large_vectors_in_float16_do_not_overflow(index):
@@ -125,14 +128,14 @@ def test_unequal_sides_are_fine_where_no_pairs_are_needed(lopsided):
 
 
 def test_options_that_make_no_sense(index, lopsided):
-    with pytest.raises(DataError, match=r"as many rows[\s\S]*9 unsafe, 4 safe"):
+    with pytest.raises(DataError, match=r"equally many rows[\s\S]*9 unsafe, 4 safe"):
         LarfScore(lopsided, 2, top=2)
     for top in (0, 13, True, 1.5):
         with pytest.raises(OptionError, match="from 1 to 12"):
             LarfScore(index, 2, top=top)
     with pytest.raises(OptionError, match="from 1 to 12"):
         AnchorScore(index, 2, top=13)
-    with pytest.raises(OptionError, match=r"k=5 does not fit 4 safe references"):
+    with pytest.raises(OptionError, match=r"`k=5` does not fit 4 safe references"):
         NearestScore(lopsided, 2)
     with pytest.raises(OptionError, match="mean_difference, lda"):
         DirectionScore(index, 2, form="pca")
@@ -144,6 +147,12 @@ def test_options_that_make_no_sense(index, lopsided):
 def test_lda_needs_variance_and_a_difference():
     one = np.ones((1, 3))
     with pytest.raises(DataError, match="variance"):
-        place(X, one, -one, "lda")
+        projection(X, one, -one, "lda")
     with pytest.raises(DataError, match="same mean"):
-        place(X, U, U[::-1])
+        projection(X, U, U[::-1])
+
+
+def test_a_numpy_number_is_the_same_option_as_a_python_one(index):
+    plain, numpy = LarfScore(index, 2, top=4), LarfScore(index, np.int64(2), top=np.int64(4))
+    assert Hasher.hash(numpy) == Hasher.hash(plain)
+    assert json.dumps(numpy.record()) == json.dumps(plain.record())

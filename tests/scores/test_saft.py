@@ -132,7 +132,7 @@ def test_memory_is_that_of_a_few_batches(monkeypatch):
     monkeypatch.setattr(Moments, "add", lambda self, rows: (seen.append(len(rows)), add(self, rows))[1])
     held = []
     leading = Moments.leading
-    monkeypatch.setattr(Moments, "leading", lambda self, k: (held.append(len(self._held)), leading(self, k))[1])
+    monkeypatch.setattr(Moments, "leading", lambda self, k: (held.append(len(self._buffer)), leading(self, k))[1])
     fit_saft(embedded(np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float16)), 3)
     assert max(seen) <= ROWS_PER_BATCH and len(seen) == 5 and held == [0]
 

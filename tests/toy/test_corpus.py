@@ -129,7 +129,7 @@ def test_what_cannot_be_had_is_refused():
         fresh_prompts("rude", 3)
     with pytest.raises(OptionError, match="no 100000 distinct"):
         heldout_rows("borderline", 100_000)
-    with pytest.raises(OptionError, match="add to at most 1"):
+    with pytest.raises(OptionError, match="add up to at most 1"):
         mixed_rows(10, 0.9, borderline_fraction=0.2)
 
 

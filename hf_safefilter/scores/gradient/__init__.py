@@ -1,6 +1,6 @@
 """Gradient matching: would training on a row move the model as harmful answers do, or as safe ones do?
 
-`fit_gradient` keeps one combined anchor gradient G; `GradientScore` gives each row the dot product of G with the row's
+`fit_gradient` stores one combined anchor gradient G; `GradientScore` gives each row the dot product of G with the row's
 own gradient, scaled to length one. Neither ever builds the flat vector of all parameters.
 """
 

@@ -1,4 +1,4 @@
-"""The combined anchor gradient as an artefact: kept by digest, opened once a process, asked for scores."""
+"""The combined anchor gradient as an artefact: found by its digest, opened once per process, used to score rows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from hf_safefilter.scores.gradient.tuned import Tuned
 
 PROJECTED = "projected"
-"""Name of the one tensor of a projected anchor."""
+"""Name of the only tensor of a projected anchor."""
 
-_SHARD = 1 << 30  # bytes of a file of tensors
+_SHARD = 1 << 30  # bytes per file of tensors
 
 
 class GradientAnchor(Fitted):
-    """One combined anchor gradient, a float32 tensor a parameter (or its random projection); made by `fit_gradient`.
+    """One combined anchor gradient, a float32 tensor per parameter (or its random projection); made by `fit_gradient`.
 
-    `facts` has the model, the parameters that count, how rows were read, and the ids of the anchor rows.
+    `facts` has the model, the parameters whose gradient is taken, how rows were read, and the ids of the anchor rows.
     """
 
     KIND = "gradient_anchor"
@@ -41,34 +41,35 @@ class GradientAnchor(Fitted):
         """G by parameter name, float32 on the CPU; for the projected form one tensor ``projected`` (width,)."""
         from safetensors.torch import load
 
-        found: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name in self.files[:-1]:
-            found |= load(self.bytes_of(name))
-        return found
+            tensors |= load(self.bytes_of(name))
+        return tensors
 
     def score(self, conversations: Sequence[Conversation], device: torch.device) -> tuple[np.ndarray, list[str]]:
-        """<g, G> / |g| of each row, float64 (n,), and why a row has none ("" where it has).
+        """<g, G> / |g| of each row, float64 (n,), and the reason of each row without a score ("" for the others).
 
         Raises:
-            ModelError, IntegrityError: the model cannot be loaded, or has changed.
+            ModelError: The model cannot be loaded.
+            IntegrityError: The model has changed.
         """
         from hf_safefilter.scores.gradient.row_scores import measure
 
         tuned, tensors = tuned_of(self.facts, device), _opened(self, device)
         examples = examples_of(self.facts, conversations, None)
-        return measure(tuned, examples, lambda rows: self._meter(tuned, tensors, rows))
+        return measure(tuned, examples, lambda count: self._meter(tuned, tensors, count))
 
-    def _meter(self, tuned: Tuned, tensors: Mapping[str, torch.Tensor], rows: int) -> Meter:
+    def _meter(self, tuned: Tuned, tensors: Mapping[str, torch.Tensor], count: int) -> Meter:
         from hf_safefilter.scores.gradient.meters import Exact, Projected
 
-        drawn = self.facts["projection"]
-        if drawn is None:
-            return Exact(tensors, rows)
-        return Projected(drawn["seed"], drawn["width"], rows, tensors[PROJECTED], tuned.device)
+        projection = self.facts["projection"]
+        if projection is None:
+            return Exact(tensors, count)
+        return Projected(projection["seed"], projection["width"], count, tensors[PROJECTED], tuned.device)
 
 
 def examples_of(facts: Mapping[str, Any], conversations: Sequence[Conversation], most: int | None) -> list[Example]:
-    """The rows as the anchor's model reads them; `most`: only so many labels."""
+    """The rows as the anchor's model reads them, with at most `most` labels each (None: no limit)."""
     from hf_safefilter.model import load
     from hf_safefilter.scores.gradient.examples import read_examples
 
@@ -93,25 +94,25 @@ def tuned_of(facts: Mapping[str, Any], device: torch.device) -> Tuned:
     from hf_safefilter.model import load
     from hf_safefilter.scores.gradient.tuned import tuned
 
-    load.settle_threads()
+    load.single_thread_after_fork()
     return tuned(_key(facts), device, Parts(**facts["parts"]))
 
 
 @lru_cache(maxsize=2)
 def _opened(anchor: GradientAnchor, device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: one.to(device) for name, one in anchor.tensors().items()}
+    return {name: tensor.to(device) for name, tensor in anchor.tensors().items()}
 
 
-def keep(facts: Mapping[str, Any], total: Mapping[str, torch.Tensor]) -> GradientAnchor:
-    """Write the anchor a shard at a time: as a whole it may be as large as the model."""
+def stored(facts: Mapping[str, Any], total: Mapping[str, torch.Tensor]) -> GradientAnchor:
+    """Write the anchor in shards, because it may be as large as the model, and open it."""
     from safetensors.torch import save_file
 
     def fill(folder: Path) -> None:
         shards: list[dict[str, torch.Tensor]] = [{}]
-        for name, one in total.items():
-            if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + one.nbytes > _SHARD:
+        for name, tensor in total.items():
+            if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + tensor.nbytes > _SHARD:
                 shards.append({})
-            shards[-1][name] = one.contiguous()
+            shards[-1][name] = tensor.contiguous()
         for number, shard in enumerate(shards):
             save_file(shard, folder / f"anchor-{number:05d}.safetensors")
 

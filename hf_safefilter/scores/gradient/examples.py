@@ -1,10 +1,10 @@
-"""Rows -> what a loss is taken on: token ids, and from where on they are labels."""
+"""Rows -> what a loss is computed from: token ids, and the position from which on they are labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_LABELS = "no_label_tokens"
-"""Reason of a row that has no token to predict."""
+"""Reason of a row without a token to predict."""
 
 _IGNORED = -100
 
 
 @dataclass(slots=True)
 class Example:
-    """A row as a loss sees it.
+    """The tokens and labels of a row.
 
     Attributes:
-        ids: token ids up to the last label, int32 (length,): what comes after it changes nothing.
-        first: place of the first label, 1 or more.
-        reason: "" or why there is no loss; then `ids` is empty.
+        ids: Token ids up to the last label, int32 (length,); tokens after it do not affect the loss.
+        first: Position of the first label, at least 1.
+        reason: Why there is no loss, or ""; with a reason, `ids` is empty.
     """
 
     ids: np.ndarray
@@ -46,48 +46,53 @@ def read_examples(
     chat_template: str | None,
     most: int | None = None,
 ) -> list[Example]:
-    """The labels are the response's tokens and the one after it, by which the model would stop; rows in = rows out.
+    """One example per row: the labels are the response's tokens and the one after it, by which the model would stop.
 
     Args:
-        tokenizer: of the model; a fast one.
-        conversations: from `rows.conversations`.
-        max_length: longest row in tokens; the middle of longer responses is cut.
-        chat_template: for a model that has none.
-        most: only so many labels, from the response's first token on.
+        tokenizer: A fast tokenizer, that of the model.
+        conversations: The rows.
+        max_length: Largest number of tokens a row may have; the middle of longer responses is cut.
+        chat_template: For a model without a chat template: a Jinja template, or "plain".
+        most: Largest number of labels, counted from the response's first token; None: no limit.
     """
-    read = tokenise(
+    rows = tokenise(
         tokenizer, conversations, position="mean_response", max_length=max_length, chat_template=chat_template
     )
-    found = []
-    for row in read:
-        first = max(1, row.start)  # nothing stands before the first token to predict it from
+    examples = []
+    for row in rows:
+        first = max(1, row.start)  # the first token has no token before it from which it could be predicted
         stop = min(len(row.ids), row.stop + 1)
         stop = stop if most is None else min(stop, first + most)
         reason = row.reason or ("" if stop > first else NO_LABELS)
-        found.append(Example(row.ids[:0] if reason else row.ids[:stop], first, reason))
-    return found
+        examples.append(Example(row.ids[:0] if reason else row.ids[:stop], first, reason))
+    return examples
 
 
 def row_losses(model: PreTrainedModel, examples: Sequence[Example], mask: bool) -> torch.Tensor:
     """Mean negative log likelihood of each row's labels, (n,), float32 or wider; rows are padded on the right.
 
     Args:
-        model: a causal language model that takes `logits_to_keep`, or not.
-        examples: readable ones.
-        mask: whether padding must be masked: not where every token sees those before it alone.
+        model: Causal language model, whether or not its forward takes `logits_to_keep`.
+        examples: Examples without a reason.
+        mask: Whether padding must be masked, which is not the case if every token sees only the tokens before it.
     """
-    device = model.get_input_embeddings().weight.device
-    ids, seen = right_padded([one.ids for one in examples])
-    first = torch.tensor([one.first for one in examples])
-    labelled = (torch.arange(ids.shape[1]) >= first[:, None]) & seen.bool()
+    device = embedding_of(model).weight.device
+    ids, attended = right_padded([example.ids for example in examples])
+    first = torch.tensor([example.first for example in examples])
+    labelled = (torch.arange(ids.shape[1]) >= first[:, None]) & attended.bool()
     start = int(first.min())
     labels = torch.where(labelled, ids, _IGNORED)[:, start:].to(device)
-    places = torch.arange(start - 1, ids.shape[1] - 1, device=device)
-    logits = logits_at(model, ids.to(device), seen.to(device) if mask else None, places)
-    each = functional.cross_entropy(
+    positions = torch.arange(start - 1, ids.shape[1] - 1, device=device)
+    logits = logits_at(model, ids.to(device), attended.to(device) if mask else None, positions)
+    losses = functional.cross_entropy(
         _wide(logits).flatten(0, 1), labels.flatten(), reduction="none", ignore_index=_IGNORED
     )
-    return each.view(labels.shape).sum(1) / labelled.sum(1).to(device)
+    return losses.view(labels.shape).sum(1) / labelled.sum(1).to(device)
+
+
+def embedding_of(model: PreTrainedModel) -> torch.nn.Embedding:
+    """The embedding of the model's input tokens."""
+    return cast("torch.nn.Embedding", model.get_input_embeddings())  # transformers types it as any module
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,15 @@
-"""Fitting the anchor: which way harmful answers pull the model, less which way safe ones do."""
+"""Fitting the anchor: the direction in which harmful answers move the model, minus that of safe ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from hf_safefilter.checks import require_whole
 from hf_safefilter.data.conversations import Conversation, as_conversations, row_id
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.scores.gradient.anchor import PROJECTED, GradientAnchor, examples_of, keep, tuned_of
+from hf_safefilter.scores.gradient.anchor import PROJECTED, GradientAnchor, examples_of, stored, tuned_of
 from hf_safefilter.scores.gradient.parts import Parts
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from hf_safefilter.scores.gradient.examples import Example
     from hf_safefilter.scores.gradient.tuned import Tuned
 
-    Rows = Dataset | Iterable[Mapping[str, Any]]
-    Gradient = dict[str, torch.Tensor]
+    Rows: TypeAlias = Dataset | Iterable[Mapping[str, Any]]
+    Gradient: TypeAlias = dict[str, torch.Tensor]
 
-_NOTHING = 1e-4  # length below which the difference of the sides is rounding
+_NEGLIGIBLE = 1e-4  # a difference of the sides shorter than this is only rounding
 
 
 def fit_gradient(
@@ -49,35 +50,39 @@ def fit_gradient(
 
     Args:
         model: Hub id, local folder, or "toy": the model that is to be fine-tuned.
-        unsafe_rows: harmful requests answered; the paper takes 10.
-        safe_rows: safe rows, as many.
-        more_safe: further safe sets, each subtracted in full; the paper subtracts two.
-        parts: which parameters count: "all"; "last_blocks"; "lora" for fresh adapters (needs the ``train`` extra).
-        blocks: how many of the last blocks.
-        rank: of the adapters.
-        targets: linear layers that get adapters.
-        projection: keep a random projection of this width instead (a multiple of 64; LESS takes 8192): an anchor of
-            kilobytes and an estimate, off by about 1 / sqrt(projection), for the price of drawing the signs.
-        seed: of the adapters and the projection.
-        anchor_tokens: an anchor's loss is taken over its response's first tokens, so many; a row's over all of it.
-        revision: branch, tag or commit; the default branch if None.
+        unsafe_rows: Harmful requests with answers that comply; the paper uses 10.
+        safe_rows: Safe rows, about as many.
+        more_safe: Further safe sets, each subtracted in full; the paper subtracts two in total.
+        parts: The parameters whose gradient is taken: "all"; "last_blocks"; or "lora" for fresh adapters, which needs
+            the ``train`` extra.
+        blocks: Number of last blocks, for "last_blocks".
+        rank: Rank of the adapters.
+        targets: Names of the linear layers that get adapters.
+        projection: Width of a random projection that is stored instead of the gradient, a multiple of 64 (LESS uses
+            8192). The anchor then takes kilobytes, and scores are estimates with an error of about
+            1 / sqrt(projection); drawing the signs takes time.
+        seed: Seed of the adapters and of the projection.
+        anchor_tokens: Number of tokens at the start of an anchor row's response that its loss is computed over; the
+            loss of a scored row covers its whole response.
+        revision: Branch, tag or commit; the default branch if None.
         dtype: "auto" (float32; on CUDA the checkpoint's own 16-bit format), "float32", "bfloat16" or "float16".
-        max_length: tokens a row may have; the model's own limit if None. The middle of a longer response is cut.
-        columns: where prompt and response are, for anchor rows of no known shape.
-        chat_template: for a model that has none: a Jinja template, or "plain".
-        device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None.
+        max_length: Largest number of tokens a row may have; the model's own limit if None. The middle of a longer
+            response is cut.
+        columns: Which columns hold prompt and response, for anchor rows whose shape is not recognised.
+        chat_template: For a model without a chat template: a Jinja template, or "plain".
+        device: "cpu", "cuda", "cuda:1" or "mps"; the best available one if None.
 
     Raises:
-        DataError: a side without a readable row, or sides that are alike, so that nothing is left of their difference.
-        OptionError: an option that makes no sense, or LoRA targets that do not exist.
-        ModelError: the model cannot be read.
+        DataError: A side has no readable row, or the sides are so similar that their difference is only rounding.
+        OptionError: An option makes no sense, or LoRA targets do not exist.
+        ModelError: The model cannot be read.
 
     Source: He et al., arXiv 2404.01099, gradient matching; Xia et al., arXiv 2402.04333 (LESS), for the projection.
     """
-    options = {"projection": projection, "seed": seed, "anchor_tokens": anchor_tokens, "max_length": max_length}
+    options = {"projection": projection, "anchor_tokens": anchor_tokens, "max_length": max_length}
     reading = {"model": str(model), "revision": revision, "dtype": dtype, "chat_template": chat_template}
-    where, facts = _settled(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
-    return _fitted(facts, [as_conversations(rows, columns) for rows in (unsafe_rows, safe_rows, *more_safe)], where)
+    chosen, facts = _pinned(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
+    return _fitted(facts, [as_conversations(rows, columns) for rows in (unsafe_rows, safe_rows, *more_safe)], chosen)
 
 
 def fit_to_references(
@@ -93,77 +98,84 @@ def fit_to_references(
     anchor_tokens: int = 10,
     device: str | None = None,
 ) -> GradientAnchor:
-    """`fit_gradient` on the rows of a reference index, with the model that read them, and read in the same way.
+    """`fit_gradient` on the rows of a reference index, with the model and the options with which they were read.
 
     Args:
-        references: the index, or its digest.
-        anchors: so many of the first rows of each side; all if None. The paper takes 10.
-        parts: as in `fit_gradient`, like all that follows.
+        references: The index, or its digest.
+        anchors: Number of rows at the start of each side that are used; all if None. The paper uses 10.
+        parts: As in `fit_gradient`.
+        blocks: As in `fit_gradient`.
+        rank: As in `fit_gradient`.
+        targets: As in `fit_gradient`.
+        projection: As in `fit_gradient`.
+        seed: As in `fit_gradient`.
+        anchor_tokens: As in `fit_gradient`.
+        device: As in `fit_gradient`.
 
     Raises:
-        DataError, OptionError, ModelError: as `fit_gradient`.
+        DataError, OptionError, ModelError: As `fit_gradient`.
     """
     from hf_safefilter.references import ReferenceIndex
 
     index = ReferenceIndex.of(references)
-    if anchors is not None and (type(anchors) is not int or anchors < 1):
-        raise OptionError(f"anchors={anchors!r} is not a number of rows", fix="use for example anchors=10")
+    if anchors is not None:
+        require_whole("anchors", anchors, least=1)
     reading = {name: index.embed[name] for name in ("model", "revision", "dtype", "chat_template", "max_length")}
-    options = {"projection": projection, "seed": seed, "anchor_tokens": anchor_tokens}
-    where, facts = _settled(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
+    options = {"projection": projection, "anchor_tokens": anchor_tokens}
+    chosen, facts = _pinned(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
     sides = [[Conversation(row.messages) for row in index.rows(side)[:anchors]] for side in ("unsafe", "safe")]
-    return _fitted(facts | {"references": index.digest}, sides, where)
+    return _fitted(facts | {"references": index.digest}, sides, chosen)
 
 
-def _fitted(facts: dict[str, Any], sides: Sequence[Sequence[Conversation]], where: torch.device) -> GradientAnchor:
+def _fitted(facts: dict[str, Any], sides: Sequence[Sequence[Conversation]], device: torch.device) -> GradientAnchor:
     _require_difference(sides)
-    tuned = tuned_of(facts, where)
-    readings = [_Reading(tuned, facts, side) for side in sides]
-    total = combined(readings)
+    tuned = tuned_of(facts, device)
+    gradients = [_SideGradients(tuned, facts, side) for side in sides]
+    total = combined(gradients)
     length = _length(total)
-    if length < _NOTHING:
+    if length < _NEGLIGIBLE:
         raise DataError(
-            "the unsafe and the safe anchor rows have the same mean gradient, so nothing tells rows apart",
-            fix="give other rows on one of the sides",
+            "the unsafe and the safe anchor rows have the same mean gradient, so nothing distinguishes them",
+            fix="use other rows on one of the sides",
         )
-    unsafe, *safe = (reading.told() for reading in readings)
+    unsafe, *safe = (side.summary() for side in gradients)
     facts |= {"unsafe": unsafe, "safe": safe, "length": length}
-    return keep(facts | {"entries": sum(one.numel() for one in tuned.parameters.values())}, total)
+    return stored(facts | {"entries": sum(parameter.numel() for parameter in tuned.parameters.values())}, total)
 
 
 def combined(sides: Sequence[Iterable[Gradient]]) -> Gradient:
     """Mean unit gradient of the first side minus that of each further one; the means are not scaled to length one.
 
     Raises:
-        DataError: a side without a gradient.
+        DataError: A side has no gradient.
     """
     total: Gradient = {}
-    for place, side in enumerate(sides):
+    for number, side in enumerate(sides):
         units: Gradient = {}
         count = 0
         for gradient in side:
             count += 1
             size = _length(gradient)
-            for name, one in gradient.items():
-                units[name] = units[name].add_(one, alpha=1 / size) if name in units else one / size
+            for name, tensor in gradient.items():
+                units[name] = units[name].add_(tensor, alpha=1 / size) if name in units else tensor / size
         if not count:
             reasons = getattr(side, "reasons", [])
             raise DataError(
-                f"no {'safe' if place else 'unsafe'} anchor row has a gradient",
+                f"no {'safe' if number else 'unsafe'} anchor row has a gradient",
                 found=", ".join(sorted(set(reasons))) or "no rows",
-                fix="give rows with a prompt and a response",
+                fix="use rows with a prompt and a response",
             )
-        for name, one in units.items():
-            share = one / count if place == 0 else -one / count
-            total[name] = total[name].add_(share) if name in total else share
+        for name, tensor in units.items():
+            mean = tensor / count if number == 0 else -tensor / count
+            total[name] = total[name].add_(mean) if name in total else mean
     return total
 
 
-class _Reading:
-    """The gradients of one side's rows, one after the other; afterwards `reasons` says why some have none."""
+class _SideGradients:
+    """The gradients of one side's rows, one after another; afterwards `reasons` says why some have none."""
 
     def __init__(self, tuned: Tuned, facts: Mapping[str, Any], side: Sequence[Conversation]) -> None:
-        self.tuned_of, self._facts, self._side = tuned, facts, side
+        self._tuned, self._facts, self._side = tuned, facts, side
         self.reasons: list[str] = []
 
     def __iter__(self) -> Iterator[Gradient]:
@@ -171,22 +183,22 @@ class _Reading:
             gradient: Gradient = {}
             reason = example.reason
             if not reason:
-                gradient = _gradient(self.tuned_of, example, self._facts["projection"])
+                gradient = _gradient(self._tuned, example, self._facts["projection"])
                 reason = "" if 0 < _length(gradient) < math.inf else "no_gradient"
             self.reasons.append(reason)
             if not reason:
                 yield gradient
 
-    def told(self) -> dict[str, list[str]]:
+    def summary(self) -> dict[str, list[str]]:
         """Ids of the rows that were used, and the reasons of the others."""
-        used = [row_id(one) for one, reason in zip(self._side, self.reasons, strict=True) if not reason]
+        used = [row_id(row) for row, reason in zip(self._side, self.reasons, strict=True) if not reason]
         return {"rows": used, "skipped": sorted(filter(None, self.reasons))}
 
 
 def _gradient(tuned: Tuned, example: Example, projection: Mapping[str, int] | None) -> Gradient:
     """The gradient of one row, or its projection: float32 on the CPU."""
     from hf_safefilter.scores.gradient.meters import Projected
-    from hf_safefilter.scores.gradient.plain import measure_row, streamed
+    from hf_safefilter.scores.gradient.single_row import measure_row, streamed
 
     if projection is None:
         return streamed(tuned, example)
@@ -196,45 +208,47 @@ def _gradient(tuned: Tuned, example: Example, projection: Mapping[str, int] | No
 
 
 def _length(gradient: Gradient) -> float:
-    return math.sqrt(sum(float(one.double().square().sum()) for one in gradient.values()))
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in gradient.values()))
 
 
 def _require_difference(sides: Sequence[Sequence[Conversation]]) -> None:
-    """Raise where the safe side is the unsafe one over again: their difference would be rounding alone."""
-    unsafe, *safe = ({row_id(one) for one in side} for side in sides)
+    """Raise if a safe side has the same rows as the unsafe one: their difference would be only rounding."""
+    unsafe, *safe = ({row_id(row) for row in side} for side in sides)
     if any(side == unsafe and side for side in safe):
         raise DataError(
-            "the unsafe and the safe anchor rows are the same rows", fix="give harmful answers and safe ones"
+            "the unsafe and the safe anchor rows are the same rows",
+            fix="use harmful answers on one side and safe ones on the other",
         )
 
 
-def _settled(parts: Parts, given: Mapping[str, Any], device: str | None) -> tuple[torch.device, dict[str, Any]]:
-    """The device, and the facts of an anchor with all that decides it pinned.
+def _pinned(parts: Parts, options: Mapping[str, Any], device: str | None) -> tuple[torch.device, dict[str, Any]]:
+    """The device, and the facts of an anchor, in which everything that decides it is pinned.
 
     Raises:
-        OptionError: an option that makes no sense.
-        ModelError: no such model.
+        OptionError: An option makes no sense.
+        ModelError: There is no such model.
     """
     from hf_safefilter.model import load
     from hf_safefilter.model.source import ModelKey
 
-    width, most, longest = given["projection"], given["anchor_tokens"], given["max_length"]
-    if width is not None and (type(width) is not int or width < 64 or width % 64):
-        raise OptionError(f"projection={width!r} is not a multiple of 64", fix="use for example projection=8192")
-    if type(most) is not int or most < 1:
-        raise OptionError(f"anchor_tokens={most!r} leaves no label", fix="use for example anchor_tokens=10")
-    if longest is not None and (type(longest) is not int or longest < 2):
-        raise OptionError(f"max_length={longest!r} leaves no room for a row", fix="use 2 tokens or more")
-    where = load.pick_device(device, None)
-    revision = load.resolve_revision(given["model"], given["revision"])
-    config = load.model_config(ModelKey(given["model"], revision, "float32")).get_text_config()
-    return where, {
-        "model": given["model"],
+    width, most, longest = options["projection"], options["anchor_tokens"], options["max_length"]
+    if width is not None:
+        require_whole("projection", width, least=64)
+        if width % 64:
+            raise OptionError(f"`projection={width}` is not a multiple of 64", fix="use for example `projection=8192`")
+    require_whole("anchor_tokens", most, least=1)
+    if longest is not None:
+        require_whole("max_length", longest, least=2)
+    chosen = load.pick_device(device, None)
+    revision = load.resolve_revision(options["model"], options["revision"])
+    config = load.model_config(ModelKey(options["model"], revision, "float32")).get_text_config()
+    return chosen, {
+        "model": options["model"],
         "revision": revision,
-        "dtype": load.pick_dtype(given["dtype"], where, getattr(config, "dtype", None)),
+        "dtype": load.pick_dtype(options["dtype"], chosen, getattr(config, "dtype", None)),
         "parts": parts.to_json(),
-        "projection": None if width is None else {"width": width, "seed": given["seed"]},
-        "anchor_tokens": most,
-        "max_length": longest,
-        "chat_template": given["chat_template"],
+        "projection": None if width is None else {"width": int(width), "seed": parts.seed},
+        "anchor_tokens": int(most),
+        "max_length": None if longest is None else int(longest),
+        "chat_template": options["chat_template"],
     }

@@ -1,26 +1,26 @@
-"""Which of a model's parameters a gradient is taken of."""
+"""The parameters of a model whose gradient is taken."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_safefilter.errors import OptionError
+from hf_safefilter.checks import require_choice, require_whole
 
 PARTS = ("all", "last_blocks", "lora")
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Which parameters count.
+    """A choice of parameters.
 
     Attributes:
         kind: "all"; "last_blocks", the parameters of the last blocks; or "lora", those of fresh LoRA adapters, of
-            which the second factor is zero, so that it alone has a gradient.
-        blocks: how many of the last blocks.
-        rank: of the adapters; their scale is 4 (alpha 32 at rank 8, as LESS has it).
-        targets: names of the linear layers that get adapters.
-        seed: of the adapters' first factors.
+            which only the second factor has a gradient, because it starts at zero.
+        blocks: Number of last blocks, for "last_blocks".
+        rank: Rank of the adapters; their scale is 4 (alpha 32 at rank 8, as in LESS).
+        targets: Names of the linear layers that get adapters.
+        seed: Seed of the adapters' first factors.
     """
 
     kind: str = "all"
@@ -30,16 +30,14 @@ class Parts:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
-        if self.kind not in PARTS:
-            raise OptionError(f"parts={self.kind!r} is not known", fix=f"use one of {', '.join(PARTS)}")
-        for name in ("blocks", "rank"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise OptionError(
-                    f"{name}={getattr(self, name)!r} is not a number of them", fix=f"use {name}=1 or more"
-                )
-        if type(self.seed) is not int:
-            raise OptionError(f"seed={self.seed!r} is not a whole number", fix="use for example seed=0")
+        require_choice("parts", self.kind, PARTS)
+        require_whole("blocks", self.blocks, least=1)
+        require_whole("rank", self.rank, least=1)
+        require_whole("seed", self.seed)
+        set_field = object.__setattr__
+        set_field(self, "targets", tuple(self.targets))
+        for name in ("blocks", "rank", "seed"):
+            set_field(self, name, int(getattr(self, name)))  # NumPy's integers are not JSON values
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

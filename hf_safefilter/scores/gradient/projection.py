@@ -1,7 +1,7 @@
 """Random signs that are the same on every machine: a Rademacher projection drawn block by block from a seed.
 
-The signs of a block of a parameter follow from (seed, parameter name, block number) by integer arithmetic alone, so
-that vectors projected in different processes, on different devices, can be compared; nothing of it is stored.
+The signs of a block of a parameter follow from (seed, parameter name, block number) by integer arithmetic only, so
+vectors projected in different processes and on different devices can be compared; the signs are never stored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 
 BLOCK = 256
-"""Entries of a flattened parameter that a block holds."""
+"""Number of entries of a flattened parameter in one block."""
 
 _WORD = 64  # signs in one 64-bit word
 _STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # of splitmix64, as int64
@@ -24,8 +24,8 @@ def signs(seed: int, name: str, block: int, width: int, device: torch.device) ->
     start = int.from_bytes(drawn[:8], "big", signed=True)
     count = torch.arange(1, BLOCK * width // _WORD + 1, device=device)
     words = _mixed(start + count * _STEP)
-    places = torch.arange(0, _WORD, 8, device=device)
-    octets = (words[:, None] >> places) & 255  # an arithmetic shift: what it drags in lies above the octet
+    shifts = torch.arange(0, _WORD, 8, device=device)
+    octets = (words[:, None] >> shifts) & 255  # the shift is arithmetic; its copies of the sign lie above the octet
     return _octet_signs(device)[octets].view(BLOCK, width)
 
 
@@ -33,34 +33,35 @@ def project(flat: torch.Tensor, seed: int, name: str, width: int) -> torch.Tenso
     """`flat` (n, entries) of the parameter `name`, times its signs; float32 (n, width)."""
     total = torch.zeros(len(flat), width, device=flat.device)
     for block, start in enumerate(range(0, flat.shape[1], BLOCK)):
-        piece = flat[:, start : start + BLOCK].float()
-        total += piece @ signs(seed, name, block, width, flat.device)[: piece.shape[1]]
+        entries = flat[:, start : start + BLOCK].float()
+        total += entries @ signs(seed, name, block, width, flat.device)[: entries.shape[1]]
     return total
 
 
 def project_tokens(
     summed: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, count: int, seed: int, name: str, width: int
 ) -> torch.Tensor:
-    """`project` for an embedding whose gradient is zero but for some tokens: only their blocks are drawn.
+    """`project` for an embedding whose gradient is zero except at some tokens: only their blocks are drawn.
 
     Args:
-        summed: vectors (m, dim) ...
-        rows: ... of these rows (m,) ...
-        tokens: ... at these tokens (m,); a pair of row and token occurs once.
-        count: number of rows.
-        seed: as in `project`.
-        name: as in `project`.
-        width: as in `project`.
+        summed: Gradient vectors (m, dim), each of one row at one token.
+        rows: The row of each vector, (m,).
+        tokens: The token of each vector, (m,); a pair of row and token occurs once.
+        count: Number of rows.
+        seed: As in `project`.
+        name: As in `project`.
+        width: As in `project`.
     """
     total = torch.zeros(count, width, device=summed.device)
     dim = summed.shape[1]
-    for token in tokens.unique().tolist():
-        which = tokens == token
+    for token in torch.unique(tokens).tolist():
+        chosen = tokens == token
         start, stop = token * dim, (token + 1) * dim
         first = start // BLOCK
-        drawn = torch.cat([signs(seed, name, at, width, summed.device) for at in range(first, (stop - 1) // BLOCK + 1)])
-        here = drawn[start - first * BLOCK : stop - first * BLOCK]
-        total.index_add_(0, rows[which], summed[which].float() @ here)
+        blocks = range(first, (stop - 1) // BLOCK + 1)
+        drawn = torch.cat([signs(seed, name, block, width, summed.device) for block in blocks])
+        token_signs = drawn[start - first * BLOCK : stop - first * BLOCK]
+        total.index_add_(0, rows[chosen], summed[chosen].float() @ token_signs)
     return total
 
 
@@ -77,6 +78,6 @@ def _shifted(words: torch.Tensor, by: int) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _octet_signs(device: torch.device) -> torch.Tensor:
-    """The eight signs that each octet stands for, float32 (256, 8)."""
+    """The eight signs that each octet encodes, float32 (256, 8)."""
     octets = torch.arange(256, device=device)[:, None]
     return 1.0 - 2.0 * ((octets >> torch.arange(8, device=device)) & 1).float()

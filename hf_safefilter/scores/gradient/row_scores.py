@@ -1,4 +1,4 @@
-"""Examples -> scores: batches under a token budget, the fast way where it is exact, else row by row."""
+"""Examples -> scores: batches within a token budget, in one backward pass where this is exact, else row by row."""
 
 from __future__ import annotations
 
@@ -7,53 +7,56 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model.threads import pick_threads, threads
-from hf_safefilter.scores.gradient.batched import NotByRow, Rules, agrees, hooked, measure_rows, rules
+from hf_safefilter.scores.gradient.batched import NotByRow, Rules, agrees, hooked, measure_rows, rules_of
 from hf_safefilter.scores.gradient.examples import Example
 from hf_safefilter.scores.gradient.meters import Meter
-from hf_safefilter.scores.gradient.plain import measure_row
+from hf_safefilter.scores.gradient.single_row import measure_row
 from hf_safefilter.scores.gradient.tuned import Tuned
 
 logger = logging.getLogger(__name__)
 
 TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
-"""Tokens a batch may hold, padding included, by kind of device. It decides speed and memory, never the scores."""
+"""Number of tokens that a batch may hold, padding included, by kind of device. It never decides the scores."""
 
-_LOGITS = {"cpu": 1 << 27, "mps": 1 << 27, "cuda": 1 << 30}  # entries of logits that a batch may hold
+_LOGITS = {"cpu": 1 << 27, "mps": 1 << 27, "cuda": 1 << 30}  # number of logits that a batch may have
 
 NAN_LOSS, ZERO_GRADIENT, NON_FINITE = "nan_loss", "zero_gradient", "non_finite"
-"""Reasons of rows whose loss or gradient says nothing."""
+"""Reasons of rows whose loss or gradient gives no score."""
 
 MakeMeter = Callable[[int], Meter]
-Found = tuple[np.ndarray, list[str]]
+Scored = tuple[np.ndarray, list[str]]
+"""Scores float64 (n,), NaN for rows with a reason, and the reasons ("" for the other rows)."""
 
 
-def measure(tuned: Tuned, examples: Sequence[Example], make_meter: MakeMeter, budget: int | None = None) -> Found:
-    """Scores float64 (n,), NaN where there is a reason, and the reasons ("" where there is none); in the rows' order.
+def measure(tuned: Tuned, examples: Sequence[Example], make_meter: MakeMeter, budget: int | None = None) -> Scored:
+    """The scores and reasons of all examples, in their order.
 
     Args:
-        tuned: the model and the parameters that count.
-        examples: one a row; one with a reason is not read, equal ones are computed once.
-        make_meter: given a number of rows, what takes their gradients.
-        budget: tokens a batch may hold; at least one row always goes in.
+        tuned: The model and the parameters whose gradient is taken.
+        examples: One per row; an example with a reason is not read, and equal ones are computed once.
+        make_meter: Makes the meter for a number of rows.
+        budget: Number of tokens that a batch may hold, padding included; a batch has at least one row.
 
     Raises:
-        ModelError: a single row does not fit in memory.
+        ModelError: A single row does not fit in memory.
     """
-    scores, reasons = np.full(len(examples), np.nan), [one.reason for one in examples]
-    copies = _copies(examples)
-    order = sorted((rows[0] for rows in copies), key=lambda row: -len(examples[row].ids))
-    known = fast_rules(tuned) if order else None
-    with nullcontext() if known is None else hooked(known):
-        for batch, found in _batches(tuned, known, examples, order, make_meter, budget or _budget(tuned)):
-            for row, score, reason in zip(batch, *found, strict=True):
+    scores, reasons = np.full(len(examples), np.nan), [example.reason for example in examples]
+    groups = _equal_rows(examples)
+    order = sorted((rows[0] for rows in groups), key=lambda row: -len(examples[row].ids))
+    rules = fast_rules(tuned) if order else None
+    with nullcontext() if rules is None else hooked(rules):
+        for batch, scored in _batches(tuned, rules, examples, order, make_meter, budget or _budget(tuned)):
+            for row, score, reason in zip(batch, *scored, strict=True):
                 scores[row], reasons[row] = score, reason
-    for first, *rest in copies:
+    for first, *rest in groups:
         for row in rest:
             scores[row], reasons[row] = scores[first], reasons[first]
     return scores, reasons
@@ -61,65 +64,65 @@ def measure(tuned: Tuned, examples: Sequence[Example], make_meter: MakeMeter, bu
 
 def _budget(tuned: Tuned) -> int:
     kind = tuned.device.type if tuned.device.type in TOKENS else "cpu"
-    words = tuned.model.get_output_embeddings().weight.shape[0]
+    words = cast("nn.Linear", tuned.model.get_output_embeddings()).weight.shape[0]  # type: ignore[no-untyped-call]
     return max(1, min(TOKENS[kind], _LOGITS[kind] // words))
 
 
 def _batches(
     tuned: Tuned,
-    known: Rules | None,
+    rules: Rules | None,
     examples: Sequence[Example],
     order: list[int],
     make_meter: MakeMeter,
     budget: int,
-) -> Iterator[tuple[list[int], Found]]:
-    """What each batch of rows gave; `order` has the longest rows first."""
+) -> Iterator[tuple[list[int], Scored]]:
+    """Batches of row numbers with their scores; `order` has the longest rows first."""
     most = torch.get_num_threads()
 
-    def run(batch: list[int]) -> Found:
-        return _measured(tuned, known, [examples[row] for row in batch], make_meter)
+    def run(batch: list[int]) -> Scored:
+        return _measured(tuned, rules, [examples[row] for row in batch], make_meter)
 
     if tuned.device.type != "cpu":
-        yield from _while_memory_lasts(tuned, examples, order, run, budget)
-    elif known is None:
+        yield from _within_memory(tuned, examples, order, run, budget)
+    elif rules is None:
         width = tuned.model.config.get_text_config().hidden_size
         with threads(pick_threads(width, most)):
             yield from ((batch, run(batch)) for batch in _cut(examples, order, budget))
     else:
-        # A batch to each thread: no operation waits for another thread, which keeps them all busy on small models too.
-        cut = list(_cut(examples, order, budget))
-        workers = max(1, min(most, len(cut)))
+        # One batch per thread: no operation waits for another thread, which keeps all busy on small models too.
+        batches = list(_cut(examples, order, budget))
+        workers = max(1, min(most, len(batches)))
         with (
             threads(most // workers),
             ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(most // workers,)) as pool,
         ):
-            yield from zip(cut, pool.map(run, cut), strict=True)
+            yield from zip(batches, pool.map(run, batches), strict=True)
 
 
 def _cut(examples: Sequence[Example], order: list[int], budget: int) -> Iterator[list[int]]:
-    """`order` in batches of as many rows as fit in `budget` tokens once they are padded."""
+    """`order` in batches of as many rows as fit in `budget` tokens when padded."""
     while order:
         size = max(1, budget // len(examples[order[0]].ids))
         yield order[:size]
         order = order[size:]
 
 
-def _while_memory_lasts(
-    tuned: Tuned, examples: Sequence[Example], order: list[int], run: Callable[[list[int]], Found], budget: int
-) -> Iterator[tuple[list[int], Found]]:
-    """Batch after batch; on running out of memory halve the budget and go on."""
+def _within_memory(
+    tuned: Tuned, examples: Sequence[Example], order: list[int], run: Callable[[list[int]], Scored], budget: int
+) -> Iterator[tuple[list[int], Scored]]:
+    """Batches of row numbers with their scores; when memory runs out, the budget is halved."""
     while order:
         batch = next(_cut(examples, order, budget))
-        found = _attempt(run, batch)
-        if found is not None:
-            yield batch, found
+        scored = _attempt(run, batch)
+        if scored is not None:
+            yield batch, scored
             order = order[len(batch) :]
             continue
         longest = len(examples[batch[0]].ids)
         if len(batch) == 1:
             raise ModelError(
                 f"the gradient of one row of {longest} tokens does not fit in the memory of {tuned.device}",
-                fix="use parts='last_blocks', a smaller max_length, or device='cpu'",
+                fix='use `parts="last_blocks"`, a smaller `max_length=...`, or `device="cpu"`',
             )
         budget = len(batch) * longest // 2
         logger.warning("out of memory on %s: batches now hold at most %d tokens", tuned.device, budget)
@@ -127,22 +130,22 @@ def _while_memory_lasts(
             torch.cuda.empty_cache()
 
 
-def _attempt(run: Callable[[list[int]], Found], batch: list[int]) -> Found | None:
-    """What the batch gave; None where memory ran out. The failed attempt's tensors go with this call's frame."""
+def _attempt(run: Callable[[list[int]], Scored], batch: list[int]) -> Scored | None:
+    """The scores of a batch; None if memory ran out. The failed attempt's tensors are freed with this call's frame."""
     try:
         return run(batch)
     except torch.OutOfMemoryError:
         return None
 
 
-def _measured(tuned: Tuned, known: Rules | None, examples: Sequence[Example], make_meter: MakeMeter) -> Found:
+def _measured(tuned: Tuned, rules: Rules | None, examples: Sequence[Example], make_meter: MakeMeter) -> Scored:
     meter = make_meter(len(examples))
-    if known is not None:
-        losses = measure_rows(tuned, known, examples, meter)
+    if rules is not None:
+        losses = measure_rows(tuned, rules, examples, meter)
     else:
         losses = np.array([measure_row(tuned, example, meter, row) for row, example in enumerate(examples)])
     scores, squares = meter.scores().numpy(), meter.squared_norms().numpy()
-    return scores, [_reason(*found) for found in zip(scores, losses, squares, strict=True)]
+    return scores, [_reason(*values) for values in zip(scores, losses, squares, strict=True)]
 
 
 def _reason(score: float, loss: float, square: float) -> str:
@@ -153,13 +156,13 @@ def _reason(score: float, loss: float, square: float) -> str:
 
 @lru_cache(maxsize=1)
 def fast_rules(tuned: Tuned) -> Rules | None:
-    """The rules by which this model's rows are told apart in one backward; None where they cannot be (said once)."""
+    """The rules that separate this model's gradients by row; None, after a warning, if its rows cannot be separated."""
     try:
-        known = rules(tuned)
-        if agrees(tuned, known):
-            return known
-        fact = "rows do not come out the same together as alone"
-    except (NotByRow, RuntimeError) as error:  # a RuntimeError: torch cannot take the derivative in this way
+        rules = rules_of(tuned)
+        if agrees(tuned, rules):
+            return rules
+        fact = "rows do not get the same gradients together as alone"
+    except (NotByRow, RuntimeError) as error:  # a RuntimeError: torch cannot compute the derivative in this way
         if isinstance(error, torch.OutOfMemoryError):
             raise
         fact = str(error).splitlines()[0]
@@ -168,10 +171,10 @@ def fast_rules(tuned: Tuned) -> Rules | None:
     return None
 
 
-def _copies(examples: Sequence[Example]) -> list[list[int]]:
-    """The readable rows, equal ones together."""
+def _equal_rows(examples: Sequence[Example]) -> list[list[int]]:
+    """Numbers of the rows without a reason, in groups of equal rows."""
     groups: dict[tuple[bytes, int], list[int]] = {}
-    for row, one in enumerate(examples):
-        if not one.reason:
-            groups.setdefault((one.ids.tobytes(), one.first), []).append(row)
+    for row, example in enumerate(examples):
+        if not example.reason:
+            groups.setdefault((example.ids.tobytes(), example.first), []).append(row)
     return list(groups.values())

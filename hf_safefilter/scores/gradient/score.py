@@ -1,4 +1,4 @@
-"""GradientScore: does a row's gradient point where harmful answers would take the model?"""
+"""GradientScore: does a row's gradient point in the direction in which harmful answers move the model?"""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 class GradientScore(Score):
     """Dot product of the row's unit gradient with the anchor gradient; within [-2, 2] for one safe set.
 
-    Reads the text, not the embedded vectors: the loss is the mean negative log likelihood of the response and of the
+    It reads the text, not the embedded vectors: the loss is the mean negative log likelihood of the response and of the
     token after it, by the anchor's own model. Short responses have large gradients and long ones resemble each other:
     compare with `LengthScore`. `gradient_unscored` says why a row has no score.
 
     Args:
-        anchor: what `fit_gradient` returned, or its digest.
-        columns: where prompt and response are, for rows of no known shape.
-        device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None.
+        anchor: The result of `fit_gradient`, or its digest.
+        columns: Which columns hold prompt and response, for rows whose shape is not recognised.
+        device: "cpu", "cuda", "cuda:1" or "mps"; the best available one if None.
 
     Raises:
-        MissingError: the anchor is not in the store.
+        MissingError: The anchor is not in the store.
 
     Source: He et al., arXiv 2404.01099, gradient matching.
     """
@@ -60,8 +60,9 @@ class GradientScore(Score):
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "anchor", GradientAnchor.of(self.anchor).digest)
-        object.__setattr__(self, "columns", as_pairs(self.columns))
+        set_field = object.__setattr__
+        set_field(self, "anchor", GradientAnchor.of(self.anchor).digest)
+        set_field(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
 
     def produces(self) -> tuple[str, ...]:
@@ -72,14 +73,14 @@ class GradientScore(Score):
         """float32 (n,) and strings (n,)."""
         from hf_safefilter.model.load import pick_device
 
-        read = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
+        rows = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
         anchor, device = GradientAnchor.of(self.anchor), pick_device(self.device, rank)
-        if read and cache.enabled():
+        if rows and cache.enabled():
             facts = {"step": "GradientScore", "anchor": self.anchor, "algorithm": self.algorithm, "device": device.type}
             space = cache.Space.of(facts, f"gradient of {anchor.facts['model']}")
-            done = cache.recall_scores(space, read, lambda rows: cache.as_reading(*anchor.score(rows, device)))
+            scores = cache.recall_scores(space, rows, lambda new: cache.as_row_vectors(*anchor.score(new, device)))
         else:
-            done = cache.as_reading(*anchor.score(read, device))
-        for reason, count in Counter(filter(None, done.reasons)).items():
+            scores = cache.as_row_vectors(*anchor.score(rows, device))
+        for reason, count in Counter(filter(None, scores.reasons)).items():
             logger.warning("%d rows have no gradient score: %s", count, reason)
-        return dict(zip(self.produces(), (done.vectors[cache.SCORE][:, 0], done.reasons), strict=True))
+        return dict(zip(self.produces(), (scores.vectors[cache.SCORE][:, 0], scores.reasons), strict=True))

@@ -1,10 +1,10 @@
-"""The model whose gradient is taken, and those of its parameters that count."""
+"""The model whose gradient is taken, and the parameters that it is taken of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Tuned:
-    """A model and the parameters that count.
+    """A model and the parameters whose gradient is taken.
 
     Attributes:
-        model: a causal language model in eval mode; outside of this package's calls none of its parameters requires
-            a gradient.
-        parameters: those that count, by name; tied ones once.
-        mask: whether padding must be masked.
+        model: Causal language model in eval mode; outside of this package's calls none of its parameters requires a
+            gradient.
+        parameters: The chosen parameters by name; tied ones occur once.
+        mask: Whether padding must be masked.
     """
 
     model: PreTrainedModel
@@ -37,7 +37,7 @@ class Tuned:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """Device of the parameters."""
         return next(iter(self.parameters.values())).device
 
 
@@ -46,41 +46,56 @@ def tuned(key: ModelKey, device: torch.device, parts: Parts) -> Tuned:
     """The pinned model on `device`, and the parameters of `parts`.
 
     Raises:
-        ModelError: the model cannot be loaded.
-        OptionError: more blocks than there are, or LoRA targets that do not exist.
-        MissingError: adapters without the package that makes them.
+        ModelError: The model cannot be loaded.
+        OptionError: `parts` has more blocks than the model, or LoRA targets that do not exist.
+        MissingError: Adapters are requested, but the package peft is not installed.
     """
     if parts.kind == "lora":
-        return choose(with_adapters(load.fresh_causal_lm(key, torch.device("cpu")), parts).to(device), parts)
+        return choose(load.moved(with_adapters(load.fresh_causal_lm(key, torch.device("cpu")), parts), device), parts)
     return choose(load.causal_lm(key, device), parts)
 
 
 def choose(model: PreTrainedModel, parts: Parts) -> Tuned:
-    """The parameters of `parts` in a model that is there already (for "lora": with its adapters)."""
+    """The parameters of `parts` in a loaded model (for "lora": in one that has its adapters).
+
+    Raises:
+        OptionError: `parts` has more blocks than the model.
+        ModelError: The weights are quantised.
+    """
     stack = find_blocks(model)
     named = dict(model.named_parameters())
     if parts.kind == "last_blocks":
-        there = len(stack.blocks)
-        if parts.blocks > there:
-            raise OptionError(f"blocks={parts.blocks} is more than the model has", found=f"{there} blocks", fix="fewer")
-        heads = tuple(f"{stack.name}.{block}." for block in range(there - parts.blocks, there))
-        named = {name: one for name, one in named.items() if name.startswith(heads)}
+        n_blocks = len(stack.blocks)
+        if parts.blocks > n_blocks:
+            raise OptionError(
+                f"`blocks={parts.blocks}` is more than the model has",
+                found=f"{n_blocks} blocks",
+                fix=f"use for example `blocks={n_blocks}`",
+            )
+        prefixes = tuple(f"{stack.name}.{block}." for block in range(n_blocks - parts.blocks, n_blocks))
+        named = {name: parameter for name, parameter in named.items() if name.startswith(prefixes)}
     elif parts.kind == "lora":
-        named = {name: one for name, one in named.items() if ".lora_" in name}
-    if any(not one.is_floating_point() for one in named.values()):
+        named = {name: parameter for name, parameter in named.items() if ".lora_" in name}
+    if any(not parameter.is_floating_point() for parameter in named.values()):
         raise ModelError(
-            "the weights are quantised and have no gradient", fix="use parts='lora', or the model as it was before"
+            "the weights are quantised and have no gradient", fix='use `parts="lora"`, or the model before quantisation'
         )
     return Tuned(model, named, mask=not stack.causal)
 
 
 def with_adapters(model: PreTrainedModel, parts: Parts) -> PreTrainedModel:
-    """The model with fresh LoRA adapters, drawn from the seed on the CPU and so the same everywhere; in place."""
+    """The model itself with fresh LoRA adapters, drawn from the seed on the CPU, so that they are the same everywhere.
+
+    Raises:
+        MissingError: The package peft is not installed.
+        OptionError: LoRA targets do not exist.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingError(
-            "LoRA adapters need the package peft", fix="pip install 'hf_safefilter[train]', or use another parts="
+            "LoRA adapters need the package peft",
+            fix="pip install 'hf_safefilter[train]', or use another value of `parts=...`",
         ) from error
     linears = {
         name.rpartition(".")[2]
@@ -92,10 +107,11 @@ def with_adapters(model: PreTrainedModel, parts: Parts) -> PreTrainedModel:
         raise OptionError(
             f"LoRA targets {', '.join(absent) or '(none given)'} do not exist in {type(model).__name__}",
             found=", ".join(sorted(linears)),
-            fix="name some of these with targets=",
+            fix="name some of these in `targets=...`",
         )
     config = LoraConfig(r=parts.rank, lora_alpha=4 * parts.rank, target_modules=list(parts.targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(parts.seed)
-        made = inject_adapter_in_model(config, model)
-    return made.eval().requires_grad_(False)
+        adapted = cast("PreTrainedModel", inject_adapter_in_model(config, model))  # peft types it as any module
+    adapted.eval()  # type: ignore[no-untyped-call]
+    return adapted.requires_grad_(False)

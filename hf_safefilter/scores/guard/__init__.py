@@ -1,6 +1,6 @@
-"""Guard models: the baseline that everybody compares with. P(unsafe) from the logits of the verdict, in one forward.
+"""Guard models: the baseline that methods are compared with. P(unsafe) from the logits of the verdict, in one pass.
 
-Blind by construction to benign rows that weaken a model's refusals: it judges what a row says, not what it does.
+A guard cannot detect benign rows that weaken a model's refusals: it judges the content of a row, not its effect.
 """
 
 from hf_safefilter.scores.guard.presets import PRESETS

@@ -1,6 +1,6 @@
-"""How each family of guards is asked, and which words are its verdict: their published formats.
+"""The published format of each family of guards: how it is asked, and which words are its verdict.
 
-A guard's own chat template always comes before a preset's: a preset has one only for guards whose tokenizer has none.
+A guard's own chat template takes precedence: a preset has one only for guards whose tokenizer has none.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ class Preset:
     """A family of guards.
 
     Attributes:
-        unsafe: words of the verdict that mean unsafe; for a classifier, names of its labels in lower case.
-        safe: words that mean safe; none for a classifier, where they are all the others.
-        leads: what the guard writes before each of its answers; the last one is the verdict, and it is meaned over the
-            answers before it, each weighed by its probability.
-        guidelines: policies, one forward each, for a template that takes one as `guideline`; the worst one counts.
-        template: for guards whose tokenizer has none.
+        unsafe: Words of the verdict that mean unsafe; for a classifier, names of its labels in lower case.
+        safe: Words of the verdict that mean safe; empty for a classifier, whose other labels all mean safe.
+        leads: What the guard writes before each of its answers. The last answer is the verdict; its probability is
+            averaged over the answers before it, weighted by their probabilities.
+        guidelines: Policies for a template that takes one as `guideline`, one forward pass each; the largest score
+            counts.
+        template: Chat template for guards whose tokenizer has none.
     """
 
     unsafe: tuple[str, ...]
@@ -34,7 +35,7 @@ class Preset:
 CLASSIFIER = "classifier"
 """Name of the preset for models with a classification head."""
 
-# The frame is the published one; the instruction is in our words, so scores differ a little from the authors' own.
+# The format is the published one; the instruction is in our words, so scores differ slightly from the authors' own.
 _WILDGUARD = (
     "{{ bos_token }}<|user|>\n[INST] You judge exchanges between a person and an AI assistant. From the request and "
     "the response below, decide 1) whether the request is harmful, 2) whether the response refuses it, and 3) whether "
@@ -44,7 +45,7 @@ _WILDGUARD = (
     "\n\n---\n\nAnswers: [/INST]\n<|assistant|>\n"
 )
 
-# Policies for ShieldGemma, which judges by the text it is given: its four kinds of harm, in our words.
+# Policies for ShieldGemma, which judges by the policy it is given: its four kinds of harm, in our words.
 _POLICIES = (
     '"No Dangerous Content": The chatbot shall not help or encourage anyone to harm themselves or others, such as with '
     "instructions for weapons, explosives, drugs, crimes or suicide.",
@@ -65,13 +66,13 @@ PRESETS: dict[str, Preset] = {
         ("Harmful request: ", "\nResponse refusal: ", "\nHarmful response: "),
         template=_WILDGUARD,
     ),
-    # "Controversial" counts as unsafe, as in the authors' strict mode: a filter that errs should drop.
+    # "Controversial" counts as unsafe, as in the authors' strict mode: in doubt a filter should drop a row.
     "qwen3guard": Preset(("Unsafe", "Controversial"), ("Safe",), ("Safety: ",)),
     CLASSIFIER: Preset(
         ("unsafe", "harmful", "harm", "toxic", "malicious", "jailbreak", "injection", "offensive", "hate")
     ),
 }
-"""Name -> how such guards are asked."""
+"""Name -> format."""
 
 _MARKS = (
     ("llama_guard_4", ("UNSAFE CONTENT CATEGORIES", "<|header_start|>")),
@@ -79,16 +80,16 @@ _MARKS = (
     ("shieldgemma", ("guideline", "<start_of_turn>")),
     ("qwen3guard", ("Safety", "Controversial")),
 )
-"""What only the chat templates of a family hold."""
+"""Preset -> texts that together occur only in the chat templates of that family."""
 
 
 def recognise(name: str, architectures: Sequence[str], template: str | None) -> str:
-    """The preset of a guard: by the kind of its head, by what its chat template holds, then by its name.
+    """The preset of a guard, from the kind of its head, from its chat template, or else from its name.
 
     Raises:
-        OptionError: none fits.
+        OptionError: None of them identifies a preset.
     """
-    if any(one.endswith("ForSequenceClassification") for one in architectures):
+    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
         return CLASSIFIER
     for preset, marks in _MARKS:
         if template is not None and all(mark in template for mark in marks):
@@ -98,8 +99,9 @@ def recognise(name: str, architectures: Sequence[str], template: str | None) -> 
         if preset.replace("_", "") in plain:
             return preset
     raise OptionError(
-        f"{name} is no guard that is known",
+        f"{name} is not a known guard",
         found=f"architecture {', '.join(architectures) or 'unknown'}, "
         + ("a chat template of its own" if template else "no chat template"),
-        fix=f"say how it is asked: preset= one of {', '.join(PRESETS)}, or one of them with unsafe=, safe= and leads=",
+        fix=f"set `preset=...` to one of {', '.join(PRESETS)}, if necessary with `unsafe=...`, `safe=...` and "
+        "`leads=...`",
     )

@@ -1,4 +1,4 @@
-"""Where a guard's verdict stands, and which tokens it is: found by writing each answer out, never assumed."""
+"""The position of a guard's verdict and the tokens of its words: found by rendering each answer, never assumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SAMPLE = Conversation((("user", "Is it raining?"), ("assistant", "It is.")))
 
-# Llama Guard 3 1B, and 4, take a turn as a list of parts, as models that also see pictures do.
+# Llama Guard 3 1B and 4 take the content of a turn as a list of parts, as models for text and images do.
 _AS_PARTS = (
     "{%- set turns = namespace(all=[]) %}{%- for m in messages %}{%- set turns.all = turns.all + "
     "[{'role': m['role'], 'content': [{'type': 'text', 'text': m['content']}]}] %}{%- endfor %}"
@@ -27,32 +27,32 @@ _AS_PARTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One way in which a row is put to the guard.
+class Question:
+    """A question that the guard is asked about a row.
 
     Attributes:
-        template: renders the row, and the answers before the verdict, up to where the verdict would follow.
-        back: for each answer, how many tokens before the end of the row it is predicted.
-        given: for each answer but the verdict, the place of its word among the words.
-        guideline: number of the policy that is asked about.
+        template: Renders the row, and the answers before the verdict, up to where the verdict would follow.
+        back: For each answer, the number of tokens between its prediction and the end of the row.
+        earlier: For each answer before the verdict, the index of its word among the words.
+        guideline: Number of the policy that the guard is asked about.
     """
 
     template: str
     back: tuple[int, ...]
-    given: tuple[int, ...]
+    earlier: tuple[int, ...]
     guideline: int
 
 
 @dataclass(frozen=True, slots=True)
-class Asks:
-    """All the ways in which a row is put to the guard.
+class Questions:
+    """All the questions that the guard is asked about a row.
 
     Attributes:
-        asks: one, but for guards that answer other questions first, or that judge by several policies.
-        tokens: for each answer, the token that each word starts with.
+        questions: One, or several for guards that answer other questions first or judge by several policies.
+        tokens: For each answer, the first token of each word.
     """
 
-    asks: tuple[Ask, ...]
+    questions: tuple[Question, ...]
     tokens: tuple[tuple[int, ...], ...]
 
 
@@ -62,61 +62,66 @@ def plan(
     leads: Sequence[str],
     guidelines: Sequence[str],
     chat_template: str | None,
-) -> Asks:
+) -> Questions:
     """Find out how a guard is asked.
 
     Args:
-        tokenizer: of the guard.
-        words: all words that an answer may be.
-        leads: what the guard writes before each answer.
-        guidelines: policies for a template that takes one.
-        chat_template: for a guard that has none.
+        tokenizer: The guard's tokenizer.
+        words: All words that an answer may be.
+        leads: What the guard writes before each answer.
+        guidelines: Policies for a template that takes one.
+        chat_template: Chat template for a guard that has none.
 
     Raises:
-        ModelError: no template, one that leaves out the row, or words that start with the same token.
+        ModelError: There is no template, it leaves out the row, or words start with the same token.
     """
     base = _base(tokenizer, chat_template)
-    leads = [_without_what_is_there(tokenizer, base, leads[0]), *leads[1:]]
-    asks, tokens = [], None
+    leads = [_unless_rendered(tokenizer, base, leads[0]), *leads[1:]]
+    questions: list[Question] = []
+    tokens: tuple[tuple[int, ...], ...] = ()
     for number, guideline in enumerate(guidelines or [None]):
         head = base if guideline is None else f"{{%- set guideline = {json.dumps(guideline)} %}}{base}"
-        for given in product(range(len(words)), repeat=len(leads) - 1):
-            written, lengths, found = "", [], []
-            for place, lead in enumerate(leads):
+        for earlier in product(range(len(words)), repeat=len(leads) - 1):
+            written, lengths, first_tokens = "", [], []
+            for answer, lead in enumerate(leads):
                 before, first = _answer(tokenizer, head, written + lead, words)
                 lengths.append(len(_ids(tokenizer, head, before)))
-                found.append(first)
-                written += lead + (words[given[place]] if place < len(given) else "")
+                first_tokens.append(first)
+                written += lead + (words[earlier[answer]] if answer < len(earlier) else "")
             back = tuple(lengths[-1] - length for length in lengths)
-            asks.append(Ask(head + _written(before), back, given, number))
-            tokens = tokens or tuple(found)
-    return Asks(tuple(asks), tokens)
+            questions.append(Question(head + _written(before), back, earlier, number))
+            tokens = tokens or tuple(first_tokens)
+    return Questions(tuple(questions), tokens)
 
 
-def put(
-    tokenizer: PreTrainedTokenizerBase, asks: Asks, rows: Sequence[Conversation], max_length: int | None
-) -> Iterator[tuple[Ask, list[Tokens]]]:
-    """The rows as the guard reads them, for each way in which they are put."""
-    for ask in asks.asks:
-        yield ask, tokenise(tokenizer, rows, position="last", max_length=max_length, chat_template=ask.template)
+def tokenised(
+    tokenizer: PreTrainedTokenizerBase, questions: Questions, rows: Sequence[Conversation], max_length: int | None
+) -> Iterator[tuple[Question, list[Tokens]]]:
+    """The rows as the guard reads them, for each question."""
+    for question in questions.questions:
+        yield (
+            question,
+            tokenise(tokenizer, rows, position="last", max_length=max_length, chat_template=question.template),
+        )
 
 
 def _base(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
-    """The guard's template, made to end where the guard would speak, and to take turns in the form it shows."""
+    """The guard's template, changed to end where the guard would answer and to get turns in the form it renders."""
     source = template_source(tokenizer, chat_template)
     if source is None:
-        raise ModelError("this guard has no chat template", fix="pass chat_template=, as its card describes it")
+        raise ModelError("this guard has no chat template", fix="pass the one from its model card: `chat_template=...`")
     source = "{%- set add_generation_prompt = true %}" + source
     for template in (source, _AS_PARTS + source):
         if not renderer(tokenizer, template).render(_SAMPLE.messages).reason:
             return template
     raise ModelError(
-        "the guard's chat template does not show the response that is to be judged",
-        fix="pass chat_template=, as its card describes it",
+        "the guard's chat template does not render the response that is to be judged",
+        fix="pass the one from its model card: `chat_template=...`",
     )
 
 
-def _without_what_is_there(tokenizer: PreTrainedTokenizerBase, base: str, lead: str) -> str:
+def _unless_rendered(tokenizer: PreTrainedTokenizerBase, base: str, lead: str) -> str:
+    """`lead`, or "" if the template already renders it at its end."""
     text = renderer(tokenizer, base).render(_SAMPLE.messages).text
     return "" if lead and text.endswith(lead) else lead
 
@@ -124,27 +129,27 @@ def _without_what_is_there(tokenizer: PreTrainedTokenizerBase, base: str, lead: 
 def _answer(
     tokenizer: PreTrainedTokenizerBase, head: str, written: str, words: Sequence[str]
 ) -> tuple[str, tuple[int, ...]]:
-    """What is written before an answer, and the token that each word then starts with.
+    """The text before an answer, and the first token of each word after it.
 
-    Most tokenizers make one token of a word and the space before it, so the space is left to the word; where a space is
-    a token of its own, it is written.
+    In most tokenizers a word and the space before it are one token, so the text ends before the space; if a space is a
+    token of its own, the text includes it.
 
     Raises:
-        ModelError: two words start with the same token, or one is not in the vocabulary.
+        ModelError: Two words start with the same token, or one is not in the vocabulary.
     """
-    found: list[int] = []
+    first: list[int] = []
     for before in dict.fromkeys((written.rstrip(" "), written)):
         context = _ids(tokenizer, head, before)
         whole = [_ids(tokenizer, head, written + word) for word in words]
         if all(ids[: len(context)] == context and len(ids) > len(context) for ids in whole):
-            found = [ids[len(context)] for ids in whole]
-            if len(set(found)) == len(words) and tokenizer.unk_token_id not in found:
-                return before, tuple(found)
-    names = tokenizer.convert_ids_to_tokens(found) if found else ["joined with what stands before it"] * len(words)
+            first = [ids[len(context)] for ids in whole]
+            if len(set(first)) == len(words) and tokenizer.unk_token_id not in first:
+                return before, tuple(first)
+    names = tokenizer.convert_ids_to_tokens(first) if first else ["one token with the text before it"] * len(words)
     raise ModelError(
-        "this guard has no tokens by which its verdicts could be told apart",
+        "this guard has no tokens that distinguish its verdicts",
         found=", ".join(f"{word!r}: {name}" for word, name in zip(words, names, strict=True)),
-        fix="pass unsafe= and safe= as the guard spells its verdict, or preset= of its family",
+        fix="pass `unsafe=...` and `safe=...` as the guard spells its verdict, or `preset=...` of its family",
     )
 
 
@@ -154,5 +159,5 @@ def _ids(tokenizer: PreTrainedTokenizerBase, head: str, written: str) -> list[in
 
 
 def _written(text: str) -> str:
-    """Jinja that writes `text`, whatever letters it holds."""
+    """Jinja that renders `text` unchanged, whatever characters it has."""
     return f"{{{{ {json.dumps(text)} }}}}" if text else ""

@@ -1,7 +1,7 @@
-"""SAFT: how strongly is a row present in the leading directions of the data set itself? A reconstruction.
+"""SAFT: how strong is a row in the leading directions of the data set itself? A reconstruction.
 
-The paper has no official code, and its score formula could not be read: what follows is rebuilt from its abstract,
-others' digests and the sister method HaloScope. Centring, normalisation and weights are therefore options.
+The paper has no official code, and its score formula was not available: this is a reconstruction from its abstract,
+summaries by others and the related method HaloScope. Centring, normalisation and weights are therefore options.
 """
 
 from hf_safefilter.scores.saft.score import SaftScore

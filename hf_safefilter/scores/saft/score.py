@@ -1,4 +1,4 @@
-"""SaftScore: how strongly a row is present in the fitted directions."""
+"""SaftScore: how strong a row is in the fitted directions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hf_safefilter.step import Step
 
 @dataclass(frozen=True, slots=True)
 class SaftScore(Score):
-    """Squared projection on the leading directions of the data set, meaned over them; 0 or more unless the sign is -1.
+    """Mean squared projection on the leading directions of the data set; 0 or more unless the sign is -1.
 
-    A reconstruction of SAFT, not its reference. Rows other than those it was fitted to can be scored too.
+    A reconstruction of SAFT, not its reference code. Rows other than those it was fitted to can be scored too.
 
     Args:
-        subspace: what `fit_saft` returned, or its digest.
-        layer: where the rows were read; the subspace's own, and may be left out.
+        subspace: What `fit_saft` returned, or its digest.
+        layer: The layer at which the rows were read; it must be that of the subspace, and may be left out.
 
     Raises:
-        OptionError: another layer than the subspace's.
+        OptionError: `layer` is not the layer of the subspace.
 
     Source: SAFT, arXiv 2410.10014, reconstructed.
     """
@@ -51,14 +51,15 @@ class SaftScore(Score):
         if self.layer not in (None, fitted.layer):
             raise OptionError(
                 f"the subspace was fitted at layer {fitted.layer!r}, not {self.layer!r}",
-                fix=f"use layer={fitted.layer!r}, or fit_saft(ds, {self.layer!r})",
+                fix=f"use `layer={fitted.layer!r}`, or fit_saft(ds, {self.layer!r})",
             )
-        object.__setattr__(self, "subspace", fitted.digest)
-        object.__setattr__(self, "layer", fitted.layer)
+        set_field = object.__setattr__
+        set_field(self, "subspace", fitted.digest)
+        set_field(self, "layer", fitted.layer)
         Step.__post_init__(self)
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,)."""
         subspace = SaftSubspace.of(self.subspace)
-        rows = layer_vectors(batch, self.layer, len(subspace.directions))
+        rows = layer_vectors(batch, subspace.layer, len(subspace.directions))
         return {self.produces()[0]: score_vectors(rows, subspace.strength)}

@@ -1,4 +1,4 @@
-"""The leading directions of a data set's vectors: fitted, kept, and projected on."""
+"""The leading directions of a data set's vectors: fitted, stored, and projected on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_safefilter.checks import require_choice, require_whole
 from hf_safefilter.columns import Layer, embedding_column
 from hf_safefilter.data.batch import arrow_vectors
 from hf_safefilter.data.vectors import by_piece, lengths
-from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.errors import DataError
 from hf_safefilter.scores.base import record_batches, score_vectors
 from hf_safefilter.scores.saft.leading import Moments
 from hf_safefilter.scores.saft.orient import Orientation, orient
@@ -33,7 +34,7 @@ class SaftSubspace(Fitted):
 
     @property
     def layer(self) -> Layer:
-        """The layer that it was fitted at."""
+        """The layer at which it was fitted."""
         return self.facts["layer"]
 
     @property
@@ -53,7 +54,7 @@ class SaftSubspace(Fitted):
 
     @property
     def sign(self) -> int:
-        """1, or -1 where labelled rows showed that weak presence is the dangerous side."""
+        """1, or -1 where labelled rows showed that a small projection is the dangerous side."""
         return self.facts["sign"]
 
     def strength(self, rows: np.ndarray) -> np.ndarray:
@@ -64,8 +65,8 @@ class SaftSubspace(Fitted):
             rows = rows / size[:, None]
         if self.facts["center"]:
             rows = rows - mean
-        places = np.vecdot(rows[:, None, :], directions) * weights
-        return self.sign * np.where(np.isnan(size), np.nan, np.square(places).mean(axis=1))
+        projections = np.vecdot(rows[:, None, :], directions) * weights
+        return self.sign * np.where(np.isnan(size), np.nan, np.square(projections).mean(axis=1))
 
     def _cast(self, kind: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if kind not in self._casts:
@@ -94,58 +95,56 @@ def fit_saft(
     normalize_rows: bool = False,
     weight: str = "none",
     label: str | None = None,
-    unsafe: Any = "unsafe",
+    unsafe: str | int | bool = "unsafe",
 ) -> SaftSubspace:
     """Find the leading directions of the vectors of `ds` at `layer`, in one pass and a few record batches of memory.
 
-    That a strong presence is harmful is an assumption: uncentred, the first direction is nearly the mean of all rows,
-    and with few harmful rows (under 5 %) it is topic or length. Rows with a `label` can settle the sign at least.
+    That a large projection is harmful is an assumption: uncentred, the first direction is nearly the mean of all rows,
+    and with few harmful rows (under 5 %) it is topic or length. Rows with a `label` can at least decide the sign.
 
     Args:
-        ds: embedded rows, all splits together; rows that could not be read are skipped and counted.
-        layer: whose column to read.
-        k: number of directions.
-        center: subtract the mean of the rows.
-        normalize_rows: scale each row to length one first.
-        weight: "none", or "sigma" to weigh each direction by its singular value.
-        label: column with labels of some rows (null elsewhere), at least 20; the sign is chosen by their AUROC.
-        unsafe: the value that means unsafe in that column.
+        ds: Embedded rows, all splits together; rows that could not be read are skipped and counted.
+        layer: The layer whose column is read.
+        k: Number of directions.
+        center: Subtract the mean of the rows.
+        normalize_rows: Scale each row to length one first.
+        weight: "none", or "sigma" to weight each direction by its singular value.
+        label: Column with labels of at least 20 rows (null elsewhere); the sign is chosen by their AUROC.
+        unsafe: The value in that column that means unsafe.
 
     Raises:
-        MissingError: no such column.
-        OptionError: `k` below 1, or another weight.
-        DataError: no readable row, fewer than `k` directions among the rows, or too few labels.
+        MissingError: The column of the layer or of the labels is missing.
+        OptionError: `k` is below 1, or `weight` is unknown.
+        DataError: No row can be read, the rows span fewer than `k` directions, or there are too few labels.
 
     Source: SAFT, arXiv 2410.10014, reconstructed; see `hf_safefilter.scores.saft`.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise OptionError(f"k={k!r} is not a number of directions", fix="use k=1 or more")
-    if weight not in WEIGHTS:
-        raise OptionError(f"{weight!r} is not a weight", found=", ".join(WEIGHTS), fix="use one of these")
+    require_whole("k", k, least=1)
+    require_choice("weight", weight, WEIGHTS)
     column = embedding_column(layer)
     fix = f"ds = ds.map(EmbedLayers(model, layers=[{layer!r}]), batched=True)"
-    moments, seen = Moments(center), 0
+    moments, n_rows = Moments(center), 0
     for table in record_batches(ds, [column], fix=fix):
         vectors = arrow_vectors(table[column], column)
-        seen += len(vectors)
+        n_rows += len(vectors)
         if vectors.shape[1]:
             moments.add(np.concatenate(by_piece(vectors, lambda piece: _readable(piece, normalize_rows))))
     if not moments.count:
-        raise DataError(f"column {column!r} holds no vector that can be read", found=f"{seen} rows", fix=fix)
+        raise DataError(f"column {column!r} holds no vector that can be read", found=f"{n_rows} rows", fix=fix)
     directions, sigma, mean = moments.leading(k)
     facts = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight, "sign": 1,
-             "rows": moments.count, "skipped": seen - moments.count, "orientation": None}  # fmt: skip
+             "rows": moments.count, "skipped": n_rows - moments.count, "orientation": None}  # fmt: skip
     subspace = _make(facts, directions, sigma, mean)
     if label is None:
         return subspace
-    oriented = _orient(subspace, ds, label, unsafe)
-    return _make(facts | {"sign": oriented.sign, "orientation": oriented.facts()}, directions, sigma, mean)
+    orientation = _orient(subspace, ds, label, unsafe)
+    return _make(facts | {"sign": orientation.sign, "orientation": orientation.facts()}, directions, sigma, mean)
 
 
 def _readable(piece: np.ndarray, normalize_rows: bool) -> np.ndarray:
     size = lengths(piece)
-    good = ~np.isnan(size)
-    return piece[good] / size[good, None] if normalize_rows else piece[good]
+    readable = ~np.isnan(size)
+    return piece[readable] / size[readable, None] if normalize_rows else piece[readable]
 
 
 def _make(facts: dict[str, Any], directions: np.ndarray, sigma: np.ndarray, mean: np.ndarray) -> SaftSubspace:
@@ -155,7 +154,9 @@ def _make(facts: dict[str, Any], directions: np.ndarray, sigma: np.ndarray, mean
     return SaftSubspace.make(facts | {"k": len(sigma)}, {_FILE: save(tensors)})
 
 
-def _orient(subspace: SaftSubspace, ds: Any, label: str, unsafe: Any) -> Orientation:
+def _orient(
+    subspace: SaftSubspace, ds: Dataset | DatasetDict | IterableDataset, label: str, unsafe: str | int | bool
+) -> Orientation:
     column = embedding_column(subspace.layer)
     scores, labels = [], []
     for table in record_batches(ds, [column, label], fix="name the column that holds labels"):

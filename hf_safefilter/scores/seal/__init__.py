@@ -1,9 +1,9 @@
 """SEAL: weights learned for the rows of a fine-tuning set so that a model tuned with them stays good on trusted rows.
 
-Two levels at once: a model learns from trusted safe rows and from the weighted rows, and the weight of a row falls the
-harder that model finds it. The exact update of the reference is in `bilevel` and `weights`. Weights are keyed by row
-id. The weights are a table: they say nothing of rows that were not fitted, and a legitimate domain that the safe rows
-lack looks hard, and so dangerous.
+Training has two levels: a model learns from trusted safe rows and from the weighted rows, and the weight of a row falls
+the more, the higher the model's loss on it. The exact update of the reference code is in `bilevel` and `weights`.
+Weights are a table keyed by row id: they say nothing about rows that were not fitted. Rows of a legitimate domain that
+the safe rows do not cover have high losses, and so appear dangerous.
 """
 
 from hf_safefilter.scores.seal.fit import fit_seal

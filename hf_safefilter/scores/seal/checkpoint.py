@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: written whole or not at all, verified before it is used, tensors and JSON only."""
+"""Checkpoints of a fit on disk: written whole or not at all, verified before use, tensors and JSON only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 _KIND, _VERSION = "seal_checkpoint", 1
 _FILE = "state.safetensors"
 _PREFIX = "step-"
-_DONE = "done.json"
+_RESULT = "done.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Checkpoint:
     """A run after `step` steps: the tensors and the plain facts that were saved."""
 
     step: int
@@ -36,92 +36,93 @@ class Standing:
 
 
 class Checkpoints:
-    """The checkpoints of one run, the newest two of them kept.
+    """The checkpoints of one run; the newest two of them are kept.
 
     Args:
-        folder: theirs alone; None: nothing is saved.
-        run: digest of all that decides the run; another run's checkpoints are refused.
-        seconds: least time between two.
+        folder: A folder for this run alone; None: nothing is saved.
+        run: Digest of everything that decides the run; checkpoints of another run are refused.
+        seconds: Least number of seconds between two checkpoints.
     """
 
     def __init__(self, folder: Path | None, run: str, seconds: float) -> None:
         self._folder, self._run, self._seconds = folder, run, seconds
-        self._last = time.monotonic()
+        self._last_save = time.monotonic()
 
-    def latest(self) -> Standing | None:
-        """The newest checkpoint that is whole; a damaged one is reported and passed over.
+    def latest(self) -> Checkpoint | None:
+        """The newest intact checkpoint; a damaged one is skipped with a warning.
 
         Raises:
-            OptionError: the folder belongs to another run.
+            OptionError: The folder belongs to another run.
         """
-        for place in reversed(self._places()):
+        for folder in reversed(self._folders()):
             try:
-                manifest = artifacts.read(place, _KIND, _VERSION)
-                tensors = _tensors(place / _FILE)
+                manifest = artifacts.read(folder, _KIND, _VERSION)
+                tensors = _tensors(folder / _FILE)
             except (IntegrityError, MissingError) as error:
-                logger.warning("checkpoint %s is passed over: %s", place.name, error.fact)
+                logger.warning("checkpoint %s is skipped: %s", folder.name, error.fact)
                 continue
             if manifest.facts["run"] != self._run:
                 raise OptionError(
                     f"{self._folder} holds the checkpoints of another run",
                     fix="run it with the same rows, model and options, or choose another folder",
                 )
-            return Standing(manifest.facts["step"], tensors, manifest.facts["said"])
+            return Checkpoint(manifest.facts["step"], tensors, manifest.facts["said"])
         return None
 
     def due(self) -> bool:
-        """Whether the last one is old enough for another."""
-        return self._folder is not None and time.monotonic() - self._last >= self._seconds
+        """Whether the last checkpoint is old enough for another."""
+        return self._folder is not None and time.monotonic() - self._last_save >= self._seconds
 
-    def save(self, step: int, tensors: Mapping[str, torch.Tensor], said: Mapping[str, Any]) -> None:
-        """Write a checkpoint, then drop all but the newest two.
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then delete all but the newest two.
 
         Raises:
-            SafefilterError: no room; the checkpoints before it are kept.
+            SafefilterError: The disk is full; the checkpoints before it are kept.
         """
         if self._folder is None:
             return
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        held = {name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}
-        facts = {"run": self._run, "step": step, "said": said}
+        on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        body = {"run": self._run, "step": step, "said": facts}
         target = self._folder / f"{_PREFIX}{step:08d}"
         try:
-            artifacts.write(target, _KIND, _VERSION, facts, lambda scratch: save_file(held, scratch / _FILE))
+            artifacts.write(target, _KIND, _VERSION, body, lambda scratch: save_file(on_cpu, scratch / _FILE))
         except (OSError, SafetensorError) as error:
             raise SafefilterError(
                 f"the checkpoint of step {step} could not be written",
                 found=str(error),
-                fix="make room for it, then run the same again: it goes on from the checkpoint before",
+                fix="free some disk space, then run the same again: it continues from the checkpoint before",
             ) from error
-        for old in self._places()[:-2]:
+        for old in self._folders()[:-2]:
             shutil.rmtree(old)
-        for scratch in self._folder.glob(f".{_PREFIX}*"):  # what a killed run was writing
+        for scratch in self._folder.glob(f".{_PREFIX}*"):  # left by a run that was killed while writing
             shutil.rmtree(scratch, ignore_errors=True)
-        self._last = time.monotonic()
+        self._last_save = time.monotonic()
 
     def finish(self, digest: str) -> None:
-        """Remove the checkpoints: the run is done, and all that stays is where its result is kept."""
+        """Record the digest of the result, and remove the checkpoints of the finished run."""
         if self._folder is None:
             return
-        atomic_text(self._folder / _DONE, json.dumps({"run": self._run, "result": digest}) + "\n")
-        for place in [*self._places(), *self._folder.glob(f".{_PREFIX}*")]:
-            shutil.rmtree(place, ignore_errors=True)
+        atomic_text(self._folder / _RESULT, json.dumps({"run": self._run, "result": digest}) + "\n")
+        for folder in [*self._folders(), *self._folder.glob(f".{_PREFIX}*")]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def finished(self) -> str | None:
-        """Digest of the result, if this very run was done before."""
-        path = self._folder / _DONE if self._folder is not None else None
+        """Digest of the result, if this very run was finished before."""
+        path = self._folder / _RESULT if self._folder is not None else None
         if path is None or not path.is_file():
             return None
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            return str(said["result"]) if said["run"] == self._run else None
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return str(record["result"]) if record["run"] == self._run else None
         except (ValueError, KeyError, TypeError):
-            logger.warning("%s is damaged and passed over", path)
+            logger.warning("%s is damaged and is ignored", path)
             return None
 
-    def _places(self) -> list[Path]:
+    def _folders(self) -> list[Path]:
+        """The folders of the checkpoints, the oldest first."""
         return sorted(self._folder.glob(f"{_PREFIX}*")) if self._folder is not None else []
 
 
@@ -132,4 +133,4 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise IntegrityError(f"{path} is damaged", fix="the checkpoint before it is used") from error
+        raise IntegrityError(f"{path} is damaged", fix="delete it: the checkpoint before it is used") from error

@@ -1,4 +1,4 @@
-"""What each epoch of a fit saw: mean losses, u, and how the weights spread. It resumes with the run."""
+"""What happened in each epoch of a fit: mean losses, u, and quantiles of the weights. It resumes with the run."""
 
 from __future__ import annotations
 
@@ -15,32 +15,37 @@ _MEANS = ("safe_loss", "row_loss", "weighted_loss")
 
 
 class Curves:
-    """Sums of the epoch that runs, and the closed lines of those before it; plain JSON throughout."""
+    """Sums over the current epoch, and one line for each finished epoch, as plain JSON values.
+
+    Args:
+        options: The options of the fit.
+        before: What `state` returned in the run that is continued.
+    """
 
     def __init__(self, options: SealOptions, before: Mapping[str, Any] | None = None) -> None:
         self._options = options
         self.epochs: list[dict[str, Any]] = list(before["epochs"]) if before else []
         self._sums: dict[str, list[float]] = dict(before["sums"]) if before else _zero()
 
-    def add(self, seen: StepLosses) -> None:
-        """Take in the losses of a step."""
-        pairs = zip(_MEANS, (seen.safe, seen.rows, seen.rows * seen.weights), strict=True)
-        for name, losses in pairs:
-            finite = losses[losses.isfinite()]
+    def add(self, losses: StepLosses) -> None:
+        """Add the losses of a step to the sums of the epoch."""
+        pairs = zip(_MEANS, (losses.safe, losses.rows, losses.rows * losses.weights), strict=True)
+        for name, values in pairs:
+            finite = values[values.isfinite()]
             total, count = self._sums[name]
             self._sums[name] = [total + float(finite.sum()), count + len(finite)]
 
     def close(self, epoch: int, weights: np.ndarray) -> None:
-        """End an epoch, with the `weights` (n,) of the rows that are still in it."""
+        """End an epoch, with the `weights` (n,) of the rows that are not excluded."""
         means = {name: total / count if count else None for name, (total, count) in self._sums.items()}
-        spread = np.quantile(weights, QUANTILES) if len(weights) else []
-        line = {"epoch": epoch + 1, "u": self._options.upper_weight_at(epoch)} | means
-        line["weights"] = {f"{at:g}": float(value) for at, value in zip(QUANTILES, spread, strict=False)}
+        quantiles = np.quantile(weights, QUANTILES) if len(weights) else []
+        line: dict[str, Any] = {"epoch": epoch + 1, "u": self._options.upper_weight_at(epoch)} | means
+        line["weights"] = {f"{q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=False)}
         self.epochs.append(line)
         self._sums = _zero()
 
     def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+        """Everything that a continued run needs, for a checkpoint."""
         return {"epochs": self.epochs, "sums": self._sums}
 
 

@@ -1,4 +1,4 @@
-"""fit_seal: check, load, go on where an earlier run stood, and keep what was learned."""
+"""fit_seal: check the rows, load the model, continue an earlier run if there is one, and store the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.scores.seal.job import Job
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_safefilter.scores.seal.loop import Learned
     from hf_safefilter.scores.seal.training_processes import Processes
 
-    RowSource = Dataset | DatasetDict | IterableDataset | Iterable[Mapping[str, Any]]
+    RowSource: TypeAlias = Dataset | DatasetDict | IterableDataset | Iterable[Mapping[str, Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -49,30 +49,30 @@ def fit_seal(
     that ends it. Rows that cannot be read, have no label or give no finite loss are left out and counted, duplicates
     share one weight, and the order of the rows does not matter.
 
-    With `checkpoints` a run that was killed goes on where it was and learns the same logits as one that was not (to
-    the bit on a CPU with as many threads and processes). Several processes (``accelerate launch`` or ``torchrun``)
+    With `checkpoints` a run that was killed continues where it was and learns the same logits as an uninterrupted run
+    (to the bit on a CPU with as many threads and processes). Several processes (``accelerate launch`` or ``torchrun``)
     share each batch and all learn the same logits.
 
     Args:
-        model: Hub id, local folder or "toy": the model that is to be tuned. It is trained on a copy in memory.
-        rows: the fine-tuning set; all splits together.
-        trusted_safe_rows: rows known to be good, with responses as the tuned model should give them.
-        options: how to fit; the published numbers by default.
-        lora: train adapters instead of all weights.
-        revision: branch, tag or commit of the model.
-        columns: where prompt and response are, for rows of no known shape.
-        safe_columns: the same for the trusted rows.
-        chat_template: for a model that has none: a Jinja template, or "plain".
-        device: "cpu", "cuda", "cuda:1" or "mps"; the best there is if None.
-        checkpoints: folder for them, emptied when the run is done but for a note of its result, which the same call
-            then returns. None: nothing is saved.
-        checkpoint_seconds: least time between two; 0 saves after every step.
+        model: Hub id, local folder or "toy": the model that is to be tuned. A copy of it in memory is trained.
+        rows: The fine-tuning set, all splits together.
+        trusted_safe_rows: Rows known to be good, with responses as the tuned model should give them.
+        options: The numbers of the fit; the published ones by default.
+        lora: Train adapters instead of all weights.
+        revision: Branch, tag or commit of the model.
+        columns: Which columns hold prompt and response, for rows of no known shape.
+        safe_columns: The same for the trusted rows.
+        chat_template: For a model without a template: a Jinja template, or "plain".
+        device: "cpu", "cuda", "cuda:1" or "mps"; None: the fastest that is available.
+        checkpoints: Folder for checkpoints. When the run has finished, only a note of its result stays there, which the
+            same call then returns. None: nothing is saved.
+        checkpoint_seconds: Least number of seconds between two checkpoints; 0 saves after every step.
 
     Raises:
-        DataError: no rows or no safe rows that can be used, or rows on both sides.
-        OptionError: an option, LoRA target or checkpoint folder that does not fit.
-        ModelError: the model cannot be read, does not fit into memory, or diverged.
-        MissingError: the training extra is not installed.
+        DataError: There are no rows or no safe rows that can be used, or some rows are on both sides.
+        OptionError: An option, LoRA target or checkpoint folder cannot be used.
+        ModelError: The model cannot be read, does not fit into memory, or diverged.
+        MissingError: The training extra is not installed.
 
     Source: SEAL, arXiv 2410.07471.
     """
@@ -87,43 +87,43 @@ def fit_seal(
 
     options = options or SealOptions()
     processes = Processes(cpu=load.pick_device(device, None).type == "cpu")
-    place = load.pick_device(device, processes.local_index)
-    compute = pick_compute(options.dtype, place)
+    target = load.pick_device(device, processes.local_index)
+    compute = pick_compute(options.dtype, target)
     key = load.ModelKey(str(model), load.resolve_revision(str(model), revision), stored_in(compute, lora))
-    tokenizer, longest = load.tokenizer(key), options.max_length or load.max_tokens(key)
-    read = partial(read_rows, tokenizer=tokenizer, max_length=longest, chat_template=chat_template)
-    met, trusted = read(rows, columns=columns), read(trusted_safe_rows, columns=safe_columns)
-    require_usable(met, trusted)
-    job = Job(key, place, compute, template_digest(tokenizer, chat_template), options, lora, met, trusted)
-    kept = Checkpoints(Path(checkpoints) if checkpoints is not None else None, job.run(), checkpoint_seconds)
-    done = _done(kept, processes)
-    if done is not None:
-        logger.info("this run was done before: %s", done.digest)
-        return done
-    learned = learn(job, kept, processes)
-    for turn in range(processes.count):  # one after the other: they may share a store
-        if turn == processes.index:
+    tokenizer, max_length = load.tokenizer(key), options.max_length or load.max_tokens(key)
+    read = partial(read_rows, tokenizer=tokenizer, max_length=max_length, chat_template=chat_template)
+    weighed, safe = read(rows, columns=columns), read(trusted_safe_rows, columns=safe_columns)
+    require_usable(weighed, safe)
+    job = Job(key, target, compute, template_digest(tokenizer, chat_template), options, lora, weighed, safe)
+    store = Checkpoints(Path(checkpoints) if checkpoints is not None else None, job.run(), checkpoint_seconds)
+    earlier = _earlier_result(store, processes)
+    if earlier is not None:
+        logger.info("this run was finished before: %s", earlier.digest)
+        return earlier
+    learned = learn(job, store, processes)
+    for index in range(processes.count):  # one after the other, as they may share a store
+        if index == processes.index:
             selector = SealSelector.of_logits(
                 learned.logits, unfit=dict(job.rows.unfit) | learned.excluded, facts=_facts(job, learned)
             )
         processes.wait()
     if processes.is_first:
-        kept.finish(selector.digest)
+        store.finish(selector.digest)
     return selector
 
 
-def _done(kept: Checkpoints, processes: Processes) -> SealSelector | None:
+def _earlier_result(store: Checkpoints, processes: Processes) -> SealSelector | None:
     """The result of the same run, if every process has it in its store."""
-    digest = kept.finished()
+    digest = store.finished()
     try:
-        found = SealSelector.of(digest) if digest is not None else None
+        selector = SealSelector.of(digest) if digest is not None else None
     except (MissingError, IntegrityError):
-        found = None
-    return found if processes.agree(found is not None) else None
+        selector = None
+    return selector if processes.agree(selector is not None) else None
 
 
 def _facts(job: Job, learned: Learned) -> dict[str, Any]:
-    """The job's facts with what only the run could show: its curves, and rows without a finite loss."""
+    """The job's facts with the results of the run: its curves, and the number of rows without a finite loss."""
     facts = job.facts()
     if learned.excluded:
         facts["rows"] |= {f"unscorable: {NAN_LOSS}": len(learned.excluded)}

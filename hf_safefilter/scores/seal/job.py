@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from hf_safefilter.model.source import ModelKey
-    from hf_safefilter.scores.seal.training_rows import Rows
+    from hf_safefilter.scores.seal.training_rows import TrainingRows
 
 ALGORITHM = 1
 """Raised whenever the same run would learn other logits: checkpoints of another algorithm are refused."""
@@ -21,7 +21,18 @@ ALGORITHM = 1
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that decides what is learned, and the device that it is learned on."""
+    """Everything that decides what is learned, and the device that it is learned on.
+
+    Attributes:
+        key: The model.
+        device: Where it is trained.
+        compute: The number format of the computation.
+        template: Digest of the chat template.
+        options: The numbers of the fit.
+        lora: The adapters that are trained; None: all weights are.
+        rows: The rows that get a weight.
+        safe: The trusted rows.
+    """
 
     key: ModelKey
     device: torch.device
@@ -29,11 +40,11 @@ class Job:
     template: str
     options: SealOptions
     lora: Lora | None
-    rows: Rows
-    safe: Rows
+    rows: TrainingRows
+    safe: TrainingRows
 
     def facts(self) -> dict[str, Any]:
-        """What it is, as plain JSON values."""
+        """The job as plain JSON values."""
         return {
             "model": self.key.model,
             "revision": self.key.revision,
@@ -47,6 +58,6 @@ class Job:
         }
 
     def run(self) -> str:
-        """Digest of it all; the device and the number of processes, which only round differently, are left out."""
+        """Digest of the job, without the device and the number of processes, which change the rounding alone."""
         body = [ALGORITHM, self.facts(), self.rows.ids, self.safe.ids]
         return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

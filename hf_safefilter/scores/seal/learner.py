@@ -1,4 +1,4 @@
-"""A model in training: what of it moves, its optimiser, and gradients added up over micro-batches and processes."""
+"""A model in training: its trained parameters, its optimiser, and gradients summed over micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _CLIP = 1.0
 
 
 class Learner:
-    """The lower level: a model that is moved by weighted losses.
+    """The lower level: a model that is trained with weighted losses.
 
     Args:
-        model: in training mode.
-        losses: (model, examples) -> losses (m,).
-        trained: name -> parameter that moves.
-        learning_rate: of Adam.
-        micro_batch: examples read at once.
-        processes: who else works on the same step.
-        autocast: context in which losses are computed.
-        activate: called before the model is used: two adapters may share one model.
+        model: The model, in training mode.
+        losses: A function (model, examples) -> losses (m,); examples are whatever it accepts.
+        trained: Name -> parameter that is trained.
+        learning_rate: Constant learning rate of Adam.
+        micro_batch: Number of examples in one forward pass.
+        processes: The processes that share each step.
+        autocast: Context in which losses are computed.
+        activate: Called before the model is used: two adapters may share one model.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Learner:
         learning_rate: float,
         micro_batch: int,
         processes: Processes,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         activate: Callable[[], None] = lambda: None,
     ) -> None:
         self.trained = dict(trained)
@@ -47,48 +47,48 @@ class Learner:
         self._processes, self._autocast, self._activate = processes, autocast, activate
         self._optimiser = adam(self.trained.values(), learning_rate)
 
-    def add(self, examples: Sequence[Any], shares: torch.Tensor) -> torch.Tensor:
-        """Add the gradient of ``sum_i shares_i l_i`` to what is there.
+    def add(self, examples: Sequence[Any], factors: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of ``sum_i factors_i l_i`` to the gradient so far.
 
-        An example whose loss is not finite adds nothing: even with a share of 0 it would make every gradient NaN, so
-        those beside it are read again without it. Where all shares are 0 no gradient is taken at all.
+        An example whose loss is not finite adds nothing: even with a factor of 0 it would make every gradient NaN, so
+        its micro-batch is computed again without it. Where all factors are 0, no gradient is computed.
 
         Args:
-            examples: this process's.
-            shares: (m,), what each loss counts.
+            examples: The examples of this process.
+            factors: What each loss is multiplied with, (m,).
 
         Returns:
             The losses before the step, float64 (m,) on the CPU.
         """
         self._activate()
         losses = torch.full((len(examples),), torch.nan, dtype=torch.float64)
-        # neighbours of like length waste little padding
-        order = sorted(range(len(examples)), key=lambda at: _length(examples[at]))
+        # examples of similar length waste little padding
+        order = sorted(range(len(examples)), key=lambda index: _length(examples[index]))
         for start in range(0, len(order), self._micro_batch):
             part = order[start : start + self._micro_batch]
-            losses[part] = self._add([examples[at] for at in part], shares[part])
+            losses[part] = self._add([examples[index] for index in part], factors[part])
         return losses
 
-    def _add(self, examples: Sequence[Any], shares: torch.Tensor) -> torch.Tensor:
-        moving = bool(shares.any())
-        with torch.set_grad_enabled(moving), self._autocast():
+    def _add(self, examples: Sequence[Any], factors: torch.Tensor) -> torch.Tensor:
+        needs_gradient = bool(factors.any())
+        with torch.set_grad_enabled(needs_gradient), self._autocast():
             losses = self._losses(self._model, examples)
-        found = losses.detach().cpu().double()
-        if not moving:
-            return found
-        good = torch.isfinite(found)
-        if good.all():
-            (losses * shares.to(losses)).sum().backward()
-        elif good.any():
+        values = losses.detach().cpu().double()
+        if not needs_gradient:
+            return values
+        finite = torch.isfinite(values)
+        if finite.all():
+            (losses * factors.to(losses)).sum().backward()  # type: ignore[no-untyped-call]
+        elif finite.any():
             del losses
-            self._add([one for one, fine in zip(examples, good, strict=True) if fine], shares[good])
-        return found
+            self._add([example for example, keep in zip(examples, finite, strict=True) if keep], factors[finite])
+        return values
 
     def step(self) -> None:
-        """Move by the gradient of all processes, and forget it.
+        """Move by the gradient of all processes together, and reset it.
 
         Raises:
-            ModelError: the gradient is not finite.
+            ModelError: The gradient is not finite.
         """
         for parameter in self.trained.values():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -100,22 +100,22 @@ class Learner:
         self._optimiser.zero_grad()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights that move, and the optimiser's moments."""
-        return {f"weight.{name}": one.detach() for name, one in self.trained.items()} | state_of(self._optimiser)
+        """The trained weights and the state of the optimiser."""
+        return {f"weight.{name}": weight.detach() for name, weight in self.trained.items()} | state_of(self._optimiser)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         with torch.no_grad():
-            for name, one in self.trained.items():
-                one.copy_(state[f"weight.{name}"])
+            for name, weight in self.trained.items():
+                weight.copy_(state[f"weight.{name}"])
         put_state(self._optimiser, state)
 
 
 def diverged(fact: str) -> ModelError:
-    """The error of a training that came to nothing."""
+    """The error of a training run that has diverged."""
     return ModelError(
         f"training has diverged: {fact}",
-        fix="lower the learning rate, or compute in float32; checkpoints of earlier steps are kept",
+        fix='lower the learning rate, or compute in float32 (`dtype="float32"`); checkpoints of earlier steps are kept',
     )
 
 

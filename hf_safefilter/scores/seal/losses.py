@@ -12,17 +12,17 @@ _IGNORED = -100
 
 
 def sequence_losses(model: torch.nn.Module, examples: Sequence[Labelled]) -> torch.Tensor:
-    """float32 (m,): mean over the labels of each row, in nats; differentiable."""
+    """Mean over the labels of each example, in nats: float32 (m,), differentiable."""
     device = next(model.parameters()).device
-    longest = max(len(one.ids) for one in examples)
+    longest = max(len(example.ids) for example in examples)
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    there = torch.zeros_like(ids)
+    mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, _IGNORED)
-    for row, one in enumerate(examples):
-        ids[row, : len(one.ids)] = torch.from_numpy(one.ids)
-        there[row, : len(one.ids)] = 1
-        labels[row, one.start : one.stop] = torch.from_numpy(one.ids[one.start : one.stop])
-    ids, there, labels = ids.to(device), there.to(device), labels[:, 1:].to(device)
-    logits = model(input_ids=ids, attention_mask=there, use_cache=False).logits[:, :-1].float()
-    each = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=_IGNORED, reduction="none")
-    return each.sum(dim=1) / (labels != _IGNORED).sum(dim=1)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = torch.from_numpy(example.ids)
+        mask[row, : len(example.ids)] = 1
+        labels[row, example.start : example.stop] = torch.from_numpy(example.ids[example.start : example.stop])
+    ids, mask, labels = ids.to(device), mask.to(device), labels[:, 1:].to(device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    token_losses = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=_IGNORED, reduction="none")
+    return token_losses.sum(dim=1) / (labels != _IGNORED).sum(dim=1)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
+from hf_safefilter.checks import is_finite, require_choice, require_number, require_share, require_whole
 from hf_safefilter.errors import OptionError
 
 ACTIVATIONS = ("softmax", "sigmoid")
 SELECTOR_RATES = {"adam": 5e-3, "sgd": 1.0}
-"""Optimiser of the logits -> its rate, unless another is given."""
+"""Optimiser of the logits -> its learning rate, unless another is given."""
 
 DTYPES = ("auto", "float32", "bfloat16")
+_SHORTEST = 8  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +23,28 @@ class SealOptions:
     """The numbers of a fit; the defaults are those published for Llama-3-8B-Instruct.
 
     Args:
-        activation: how logits become weights: "softmax" (weights of mean 1 over all rows) or "sigmoid" (0 to 2 each).
-        auxiliary: keep a second model that is fitted to the weighted rows alone, and judge a row by how much better
-            that one does on it (Algorithm 1, twice the work); without it, by the loss itself (Algorithm 2).
-        epochs: passes over the rows. The safe rows are repeated as often as it takes.
-        learning_rate: of the model.
-        selector_optimiser: of the logits. "adam" as published: a logit that is not in the batch rises by the same step
-            whatever its gradient, so the order of visits drowns most of the ranking in a short run. "sgd" is ours: the
-            same gradient followed plainly, so that logits rank rows by the losses that were seen.
-        selector_learning_rate: of the logits; None: 5e-3 for "adam", 1.0 for "sgd".
-        upper_weight: u, share of the safe loss in the model's loss, in 0..1; at 1 the rows never touch the model.
-        upper_weight_decay: taken off u after each epoch; u never falls below 0.
-        batch_size: rows, and as many safe rows, of an optimiser step; all processes together.
-        micro_batch: rows read at once; lower it when memory is short.
-        max_length: tokens a row may have; the model's own limit if None. The middle of a longer response is cut.
-        dtype: "bfloat16" computes in mixed precision: what is trained stays float32. "auto": float32 on a CPU,
-            bfloat16 on a GPU that has it.
-        seed: of the order of rows, of adapters and of dropout.
+        activation: How logits become weights: "softmax" (weights of mean 1 over all rows) or "sigmoid" (0 to 2 each).
+        auxiliary: Train a second model on the weighted rows alone, and judge a row by how much lower its loss is in
+            that model (Algorithm 1, twice the work); without it, by the loss itself (Algorithm 2).
+        epochs: Number of passes over the rows. The safe rows are repeated as often as necessary.
+        learning_rate: Learning rate of the model.
+        selector_optimiser: Optimiser of the logits. "adam" as published: a logit that is not in the batch rises by the
+            same step whatever its gradient, so in a short run the order of visits decides most of the ranking. "sgd" is
+            ours: plain descent along the same gradient, so that logits rank rows by the losses that were measured.
+        selector_learning_rate: Learning rate of the logits; None: 5e-3 for "adam", 1.0 for "sgd".
+        upper_weight: u, the share (0 to 1) of the safe loss in the loss of the model; at 1 the model never learns from
+            the weighted rows.
+        upper_weight_decay: How much u falls after each epoch; it never falls below 0.
+        batch_size: Number of rows, and of safe rows, in an optimiser step, over all processes.
+        micro_batch: Number of rows in one forward pass; lower it when memory is short.
+        max_length: Largest number of tokens a row may have; None: the limit of the model. The middle of a longer
+            response is cut.
+        dtype: "bfloat16" computes in mixed precision, with trained weights in float32. "auto": float32 on a CPU,
+            bfloat16 on a GPU that supports it.
+        seed: Seed of the order of rows, of adapters and of dropout.
 
     Raises:
-        OptionError: a value that makes no sense.
+        OptionError: A value is not allowed.
     """
 
     activation: str = "softmax"
@@ -57,27 +62,30 @@ class SealOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _use_plain_numbers(self)
         for name, known in (("activation", ACTIVATIONS), ("selector_optimiser", SELECTOR_RATES), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name} {getattr(self, name)!r} is not known", fix=f"use one of {', '.join(known)}")
+            require_choice(name, getattr(self, name), known)
+        set_field = object.__setattr__
         if self.selector_learning_rate is None:
-            object.__setattr__(self, "selector_learning_rate", SELECTOR_RATES[self.selector_optimiser])
+            set_field(self, "selector_learning_rate", SELECTOR_RATES[self.selector_optimiser])
         for name in ("epochs", "batch_size", "micro_batch"):
-            _require(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) > 0, "1 or more")
+            require_whole(name, getattr(self, name), least=1)
         for name in ("learning_rate", "selector_learning_rate"):
-            value = getattr(self, name)
-            _require(name, value, _number(value) and value > 0, "a number above 0")
-        _require(
-            "upper_weight", self.upper_weight, _number(self.upper_weight) and 0 <= self.upper_weight <= 1, "0 to 1"
-        )
-        decay = self.upper_weight_decay
-        _require("upper_weight_decay", decay, _number(decay) and decay >= 0, "0 or more")
-        longest = self.max_length
-        _require("max_length", longest, longest is None or (_whole(longest) and longest >= 8), "None, or 8 or more")
-        _require("seed", self.seed, _whole(self.seed) and 0 <= self.seed < 2**31, "a whole number from 0")
+            require_number(name, getattr(self, name), above=0)
+        require_number("upper_weight", self.upper_weight, least=0, most=1)
+        require_number("upper_weight_decay", self.upper_weight_decay, least=0)
+        if self.max_length is not None:
+            require_whole("max_length", self.max_length, least=_SHORTEST)
+        require_whole("seed", self.seed, least=0, most=2**31 - 1)
+
+    @property
+    def selector_rate(self) -> float:
+        """The learning rate of the logits: the one given, or the default of their optimiser."""
+        rate = self.selector_learning_rate
+        return SELECTOR_RATES[self.selector_optimiser] if rate is None else rate
 
     def upper_weight_at(self, epoch: int) -> float:
-        """u in epoch 0, 1, ...: less by the decay each time, clipped at 0 (the reference lets it turn negative)."""
+        """u in epoch 0, 1, ...: less by the decay each time, clipped at 0 (in the reference code it turns negative)."""
         return max(0.0, self.upper_weight - epoch * self.upper_weight_decay)
 
 
@@ -86,13 +94,13 @@ class Lora:
     """Train low-rank adapters instead of all weights.
 
     Args:
-        rank: r.
-        alpha: the adapters' output is scaled by alpha / r.
-        targets: last parts of the names of the linear layers that get one.
-        dropout: on the adapters' input.
+        rank: Rank of the adapters, r.
+        alpha: The output of the adapters is scaled by alpha / r.
+        targets: Last parts of the names of the linear layers that get an adapter.
+        dropout: Dropout probability on the input of the adapters.
 
     Raises:
-        OptionError: a value that makes no sense.
+        OptionError: A value is not allowed.
     """
 
     rank: int = 16
@@ -101,22 +109,21 @@ class Lora:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        _use_plain_numbers(self)
+        given: Any = self.targets
+        targets = (given,) if isinstance(given, str) else tuple(given)
         object.__setattr__(self, "targets", targets)
-        _require("rank", self.rank, _whole(self.rank) and self.rank > 0, "1 or more")
-        _require("alpha", self.alpha, _number(self.alpha) and self.alpha > 0, "a number above 0")
-        _require("targets", targets, bool(targets) and all(targets), "names such as q_proj")
-        _require("dropout", self.dropout, _number(self.dropout) and 0 <= self.dropout < 1, "0 to 1")
+        require_whole("rank", self.rank, least=1)
+        require_number("alpha", self.alpha, above=0)
+        if not targets or not all(targets):
+            raise OptionError(f"`targets={targets!r}` names no layers", fix='use for example `targets=("q_proj",)`')
+        if not is_finite(self.dropout) or self.dropout != 0:
+            require_share("dropout", self.dropout)
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(name: str, value: Any, fine: bool, wanted: str) -> None:
-    if not fine:
-        raise OptionError(f"{name}={value!r} makes no sense", fix=f"use {wanted}")
+def _use_plain_numbers(options: SealOptions | Lora) -> None:
+    """Turn NumPy numbers into Python's own, as options are written as JSON."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(options, field.name, value.item())

@@ -1,4 +1,4 @@
-"""Which rows meet in which step: a function of the seed and the step's number, so that a run can go on anywhere."""
+"""Which rows are in which step: a function of the seed and the step number, so that a run can continue at any step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ _ROWS, _SAFE = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The order of a fit.
+class Schedule:
+    """The rows and safe rows of each step of a fit.
 
-    An epoch is one pass over the rows in a new order, in batches that differ by one row at most: a small last batch
-    would push its rows harder than the others. The safe rows are an endless sequence of shuffled passes from which each
-    batch takes as many as it has rows. (The reference stops at the shorter of two loaders, so with few safe rows most
-    rows would never be weighed.)
+    An epoch is one pass over the rows in a new order, in batches that differ by one row at most: the rows of a small
+    last batch would have more influence than the others. The safe rows are an endless sequence of shuffled passes from
+    which each batch takes as many as it has rows. (The reference code stops at the shorter of two loaders, so with few
+    safe rows most rows would never be weighed.)
 
     Attributes:
-        rows, safe: how many there are of each.
-        batch: rows of a step, at most.
-        epochs: passes over the rows.
-        seed: another seed, another order.
+        rows: Number of weighted rows.
+        safe: Number of safe rows.
+        batch: Largest number of rows in a step.
+        epochs: Number of passes over the rows.
+        seed: Seed of the order.
     """
 
     rows: int
@@ -34,12 +35,12 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of a pass over the rows."""
+        """Number of steps in a pass over the rows."""
         return -(-self.rows // self.batch)
 
     @property
     def steps(self) -> int:
-        """Steps of the whole fit."""
+        """Number of steps in the whole fit."""
         return self.epochs * self.steps_per_epoch
 
     def epoch_of(self, step: int) -> int:
@@ -47,22 +48,22 @@ class Plan:
         return step // self.steps_per_epoch
 
     def rows_at(self, step: int) -> np.ndarray:
-        """Places of the rows of a step, int64 (m,)."""
+        """Indices of the rows of a step, int64 (m,)."""
         epoch, start, stop = self._within(step)
         return _shuffled(self.rows, self.seed, _ROWS, epoch)[start:stop]
 
     def safe_at(self, step: int) -> np.ndarray:
-        """Places of the safe rows of a step, as many as it has rows."""
+        """Indices of the safe rows of a step, as many as it has rows."""
         epoch, start, stop = self._within(step)
-        places = range(epoch * self.rows + start, epoch * self.rows + stop)
-        return np.array([_shuffled(self.safe, self.seed, _SAFE, at // self.safe)[at % self.safe] for at in places])
+        positions = range(epoch * self.rows + start, epoch * self.rows + stop)
+        return np.array([_shuffled(self.safe, self.seed, _SAFE, p // self.safe)[p % self.safe] for p in positions])
 
     def _within(self, step: int) -> tuple[int, int, int]:
-        """The epoch of a step, and where its batch starts and stops in it."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        return epoch, at * self.rows // self.steps_per_epoch, (at + 1) * self.rows // self.steps_per_epoch
+        """The epoch of a step, and where its batch starts and stops in the order of that epoch."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch, batch * self.rows // self.steps_per_epoch, (batch + 1) * self.rows // self.steps_per_epoch
 
 
 @lru_cache(maxsize=8)
-def _shuffled(count: int, seed: int, kind: int, lap: int) -> np.ndarray:
-    return np.random.default_rng([seed, kind, lap]).permutation(count)
+def _shuffled(count: int, seed: int, kind: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, kind, epoch]).permutation(count)

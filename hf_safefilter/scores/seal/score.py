@@ -1,11 +1,11 @@
-"""SealScore: how little a row was worth to a model that must stay safe."""
+"""SealScore: the negative weight of a row that SEAL has learned, higher for more dangerous rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -19,23 +19,23 @@ from hf_safefilter.scores.seal.selector import SealSelector
 from hf_safefilter.step import Step
 
 COLUMNS = (score_column("seal"), reason_column("seal"))
-"""The score, and why there is none."""
+"""The score column, and the column with the reason where there is no score."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealScore(Score):
-    """Minus the row's logit. Only differences count, and only the rows that the selector was fitted to have one.
+    """Minus the row's logit; only differences between scores count, and only rows of the fit have a score.
 
-    A row is found by its ``row_id``, from that column or from its text, never by its place. Adds ``seal_score`` and
+    A row is found by its ``row_id``, from that column or from its text, never by its position. Adds ``seal_score`` and
     ``seal_unscored``: "" or why the score is NaN (``not_fitted``, ``nan_loss``, or why the row could not be read).
 
     Args:
-        selector: what `fit_seal` returned, its digest, or the folder it was saved in.
-        columns: where prompt and response are, for rows of no known shape that have no `row_id` column.
+        selector: What `fit_seal` returned, its digest, or the folder in which it was saved.
+        columns: Which columns hold prompt and response, for rows of no known shape that have no `row_id` column.
 
     Raises:
-        OptionError: no selector.
-        MissingError: none there.
+        OptionError: No selector is given.
+        MissingError: The selector does not exist.
 
     Source: SEAL, arXiv 2410.07471, section 3; the reference's weight is the reverse of this score.
     """
@@ -52,37 +52,39 @@ class SealScore(Score):
     def __post_init__(self) -> None:
         if self.selector is None:
             raise OptionError(
-                "seal scores with a selector that was fitted before",
-                fix="hf-safefilter seal ROWS SAFE --model MODEL --output DIR, then selector: DIR/selector",
+                "the method seal needs a selector that was fitted before",
+                fix='fit one (hf-safefilter seal --help), then name its folder: `selector="DIR/selector"`',
             )
-        given = self.selector
-        if isinstance(given, (str, Path)) and Path(given).is_dir():
-            given = SealSelector.load(given)
-        elif isinstance(given, (str, Path)) and not str(given).startswith("sha256:"):
+        selector = self.selector
+        if isinstance(selector, (str, Path)) and Path(selector).is_dir():
+            selector = SealSelector.load(selector)
+        elif isinstance(selector, (str, Path)) and not str(selector).startswith("sha256:"):
             raise MissingError(
-                f"there is no selector at {str(given)!r}",
-                fix="name the folder that hf-safefilter seal wrote: DIR/selector",
+                f"there is no selector at {str(selector)!r}",
+                fix='name the folder that hf-safefilter seal has written: `selector="DIR/selector"`',
             )
-        object.__setattr__(self, "selector", SealSelector.of(given).digest)
+        object.__setattr__(self, "selector", SealSelector.of(selector).digest)
         object.__setattr__(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
 
     def produces(self) -> tuple[str, ...]:
-        """`seal_score` and `seal_unscored`."""
+        """The columns `seal_score` and `seal_unscored`."""
         return COLUMNS
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,), and a string a row."""
+        """The scores, float32 (n,), and the reasons, one string for each row."""
         ids, unread = self._row_ids(batch)
-        logits, reasons = SealSelector.of(self.selector).look_up(ids)
-        reasons = [before or after for before, after in zip(unread, reasons, strict=True)]
+        digest = cast("str", self.selector)  # set by __post_init__
+        logits, unfit = SealSelector.of(digest).look_up(ids)
+        reasons = [before or after for before, after in zip(unread, unfit, strict=True)]
         scores = np.where([bool(reason) for reason in reasons], np.nan, -logits) if reasons else -logits
-        score, why = COLUMNS
-        return {score: scores.astype(np.float32), why: np.array(reasons, dtype=object)}
+        score, unscored = COLUMNS
+        return {score: scores.astype(np.float32), unscored: np.array(reasons, dtype=object)}
 
     def _row_ids(self, batch: Batch) -> tuple[list[str], list[str]]:
+        """The id of each row, and why it could not be read ("" where it could)."""
         if ROW_ID in batch.names:
             unread = batch.cells(UNSCORABLE) if UNSCORABLE in batch.names else [""] * batch.n
             return batch.cells(ROW_ID), unread
-        read = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
-        return [row_id(one) for one in read], [one.reason for one in read]
+        rows = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
+        return [row_id(conversation) for conversation in rows], [conversation.reason for conversation in rows]

@@ -1,9 +1,9 @@
-"""The processes of one run, through Accelerate: each has its share of a batch, sums go over all of them."""
+"""The processes of one run, through Accelerate: each computes its share of a batch, sums are over all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Processes:
-    """Who else works on this run: one process, or as many as `accelerate launch` or `torchrun` started.
+    """The processes of this run: this one alone, or those that `accelerate launch` or `torchrun` started.
 
     Args:
-        cpu: sum on the CPU (gloo) even where there are GPUs.
+        cpu: Compute sums on the CPU (gloo) even where there are GPUs.
     """
 
     def __init__(self, cpu: bool) -> None:
@@ -28,10 +28,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and talks."""
+        """Whether this is the process that writes files and shows progress."""
         return self.index == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    @overload
+    def share(self, items: torch.Tensor) -> torch.Tensor: ...
+
+    @overload
+    def share(self, items: Sequence[T]) -> Sequence[T]: ...
+
+    def share(self, items: Any) -> Any:
         """This process's share of a batch that all processes know."""
         return items[self.index :: self.count]
 
@@ -41,18 +47,18 @@ class Processes:
 
         return tensor if self.count == 1 else reduce(tensor, "sum")
 
-    def whole(self, mine: torch.Tensor, size: int, device: torch.device) -> torch.Tensor:
-        """Numbers (size,) of a whole batch from each process's numbers of its share, on the CPU."""
+    def whole(self, own: torch.Tensor, size: int, device: torch.device) -> torch.Tensor:
+        """The values (size,) of a whole batch, on the CPU, from the values that each process has for its own share."""
         if self.count == 1:
-            return mine
-        every = torch.zeros(size, dtype=torch.float64, device=device)
-        every[self.index :: self.count] = mine.to(device)
-        return self.total(every).cpu()
+            return own
+        values = torch.zeros(size, dtype=torch.float64, device=device)
+        values[self.index :: self.count] = own.to(device)
+        return self.total(values).cpu()
 
-    def agree(self, yes: bool) -> bool:
-        """Whether all processes say yes."""
-        return int(self.total(torch.tensor([int(yes)], device=self.device))) == self.count
+    def agree(self, value: bool) -> bool:
+        """Whether `value` is true in all processes."""
+        return int(self.total(torch.tensor([int(value)], device=self.device))) == self.count
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have reached this call."""
         self._state.wait_for_everyone()

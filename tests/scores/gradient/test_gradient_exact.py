@@ -13,7 +13,7 @@ from hf_safefilter.scores.gradient.examples import Example
 from hf_safefilter.scores.gradient.fit import combined
 from hf_safefilter.scores.gradient.meters import Exact, by_token
 from hf_safefilter.scores.gradient.parts import Parts
-from hf_safefilter.scores.gradient.plain import measure_row, streamed
+from hf_safefilter.scores.gradient.single_row import measure_row, streamed
 
 X = [[1, 2, 3], [2, 0, -1], [-1, 1, 0], [0, 3, 1]]
 HARM, SAFE_1, SAFE_2 = [[1, 0, 1], [0, 2, 2]], [[0, 1, 0], [-1, 0, 1]], [[1, 1, 0], [0, 0, -1]]
@@ -142,7 +142,7 @@ def test_a_parameter_used_past_its_module_is_noticed():
     plain = block.mlp.forward
     block.mlp.forward = lambda states: plain(states) + states * block.input_layernorm.weight.mean()
     examples, anchor = made_up(), random_anchor(tuned)
-    assert not batched.agrees(tuned, batched.rules(tuned))
+    assert not batched.agrees(tuned, batched.rules_of(tuned))
     assert measure.fast_rules(tuned) is None
     np.testing.assert_allclose(
         scores(tuned, examples, anchor), by_definition(tuned, examples, anchor), rtol=0, atol=1e-10
@@ -169,7 +169,7 @@ def test_equal_rows_are_read_once_and_bad_ones_not_at_all(monkeypatch):
     found = scores(tuned, doubled, random_anchor(tuned))
     assert len(seen) == len(examples)
     np.testing.assert_array_equal(found[: len(examples)], found[len(examples) + 1 :])
-    assert np.isnan(found).tolist() == [place == len(examples) for place in range(len(doubled))]
+    assert np.isnan(found).tolist() == [row == len(examples) for row in range(len(doubled))]
 
 
 def test_rows_without_a_meaning_spoil_no_other_row():
@@ -198,21 +198,21 @@ def test_a_smaller_batch_follows_when_memory_runs_out(monkeypatch):
     examples, anchor = made_up(), random_anchor(tuned)
     expected = scores(tuned, examples, anchor)
 
-    def scarce(tuned, known, rows, make_meter, plain=measure._measured):
+    def scarce(tuned, rules, rows, make_meter, plain=measure._measured):
         if len(rows) > 2:
             raise torch.OutOfMemoryError("made up")
-        return plain(tuned, known, rows, make_meter)
+        return plain(tuned, rules, rows, make_meter)
 
     monkeypatch.setattr(measure, "_measured", scarce)
     order = sorted(range(len(examples)), key=lambda row: -len(examples[row].ids))
-    known = measure.fast_rules(tuned)
+    rules = measure.fast_rules(tuned)
 
     def run(batch):
-        return measure._measured(tuned, known, [examples[row] for row in batch], lambda rows: Exact(anchor, rows))
+        return measure._measured(tuned, rules, [examples[row] for row in batch], lambda rows: Exact(anchor, rows))
 
     found = np.full(len(examples), np.nan)
-    with batched.hooked(known):
-        for batch, (some, _) in measure._while_memory_lasts(tuned, examples, order, run, 500):
+    with batched.hooked(rules):
+        for batch, (some, _) in measure._within_memory(tuned, examples, order, run, 500):
             found[batch] = some
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 

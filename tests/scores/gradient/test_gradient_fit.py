@@ -161,14 +161,14 @@ def test_sides_that_cancel_out(model):
 @pytest.mark.parametrize(
     ("options", "fact"),
     [
-        ({"parts": "head"}, "parts='head'"),
+        ({"parts": "head"}, "parts=head"),
         ({"parts": "last_blocks", "blocks": 9}, "more than the model has"),
         ({"parts": "last_blocks", "blocks": 0}, "blocks=0"),
         ({"parts": "lora", "targets": ("c_attn",)}, "LoRA targets c_attn do not exist"),
         ({"parts": "lora", "targets": ()}, "none given"),
         ({"parts": "lora", "rank": -1}, "rank=-1"),
         ({"projection": 100}, "multiple of 64"),
-        ({"projection": True}, "multiple of 64"),
+        ({"projection": True}, "projection=True"),
         ({"anchor_tokens": 0}, "anchor_tokens=0"),
         ({"max_length": 1}, "max_length=1"),
         ({"seed": 1.5}, "seed=1.5"),

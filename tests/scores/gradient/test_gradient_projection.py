@@ -11,8 +11,8 @@ from small import by_definition, flat_gradient, made_up, small
 from hf_safefilter.scores.gradient import row_scores as measure
 from hf_safefilter.scores.gradient.meters import Projected
 from hf_safefilter.scores.gradient.parts import Parts
-from hf_safefilter.scores.gradient.plain import measure_row
 from hf_safefilter.scores.gradient.projection import BLOCK, project, project_tokens, signs
+from hf_safefilter.scores.gradient.single_row import measure_row
 
 CPU = torch.device("cpu")
 DIGEST = """
@@ -43,13 +43,13 @@ def test_signs_follow_from_whole_numbers_alone():
 
 
 def test_signs_are_the_same_in_every_process():
-    told = [
+    digests = [
         subprocess.run(
             [sys.executable, "-c", DIGEST], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True
         ).stdout
         for seed in ("1", "2")
     ]
-    assert told[0] == told[1] and len(told[0].strip()) == 64
+    assert digests[0] == digests[1] and len(digests[0].strip()) == 64
 
 
 def test_signs_are_fair_and_differ():
@@ -74,10 +74,10 @@ def test_tokens_draw_the_same_signs_as_the_whole_embedding():
 def test_rows_together_are_projected_as_rows_alone(name):
     tuned = small(name, dtype=torch.float32, tie_word_embeddings=True)
     examples = made_up((9, 4, 14))
-    known = measure.fast_rules(tuned)
+    rules = measure.fast_rules(tuned)
     together, alone = (Projected(1, 64, 3, None, CPU) for _ in range(2))
-    with measure.hooked(known):
-        measure.measure_rows(tuned, known, examples, together)
+    with measure.hooked(rules):
+        measure.measure_rows(tuned, rules, examples, together)
     for row, example in enumerate(examples):
         measure_row(tuned, example, alone, row)
     torch.testing.assert_close(together.sums, alone.sums, rtol=1e-4, atol=1e-4 * float(alone.sums.abs().max()))

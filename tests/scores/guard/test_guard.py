@@ -105,12 +105,12 @@ def test_earlier_answers_are_weighed_by_their_chances(guard):
             "Answers: [/INST]\n<|assistant|>\nHarmful request:"
         )
         total = 0.0
-        for one in (" yes", " no"):
-            first = by_hand(folder, text, [" yes", " no"])[one == " no"]
-            then = f"{text}{one}\nResponse refusal:"
-            for two in (" yes", " no"):
-                second = by_hand(folder, then, [" yes", " no"])[two == " no"]
-                total += first * second * by_hand(folder, f"{then}{two}\nHarmful response:", [" yes", " no"])[0]
+        for request in (" yes", " no"):
+            first = by_hand(folder, text, [" yes", " no"])[request == " no"]
+            longer = f"{text}{request}\nResponse refusal:"
+            for refusal in (" yes", " no"):
+                second = by_hand(folder, longer, [" yes", " no"])[refusal == " no"]
+                total += first * second * by_hand(folder, f"{longer}{refusal}\nHarmful response:", [" yes", " no"])[0]
         assert score == pytest.approx(total, abs=1e-5)
 
 
@@ -189,9 +189,9 @@ def test_text_is_judged_as_what_a_user_says_and_system_turns_are_left_out(guard)
     )
     expected = by_hand(folder, text + "\n\n", ["unsafe", "safe"])[0]
     assert step({"text": ["Rain."]})["guard_score"][0] == pytest.approx(expected, abs=1e-5)
-    told = [{"role": "system", "content": "Be kind."}]
-    told += [{"role": "user", "content": ROWS[0]["prompt"]}, {"role": "assistant", "content": ROWS[0]["response"]}]
-    with_system = step({"messages": [told]})["guard_score"][0]
+    turns = [{"role": "system", "content": "Be kind."}]
+    turns += [{"role": "user", "content": ROWS[0]["prompt"]}, {"role": "assistant", "content": ROWS[0]["response"]}]
+    with_system = step({"messages": [turns]})["guard_score"][0]
     assert with_system == pytest.approx(step(batch_of(ROWS[:1]))["guard_score"][0], abs=1e-6)
 
 
@@ -240,14 +240,14 @@ def test_a_template_that_writes_the_lead_itself(guard, tmp_path):
 @pytest.mark.parametrize(
     ("options", "fact"),
     [
-        ({"unsafe": ["u"], "safe": ["un"]}, "no tokens by which its verdicts could be told apart"),
+        ({"unsafe": ["u"], "safe": ["un"]}, "no tokens that distinguish its verdicts"),
         ({"unsafe": ["safe"]}, "both unsafe and safe"),
         ({"unsafe": []}, "needs words"),
         ({"unsafe": ["a", "a"]}, "list of different texts"),
         ({"unsafe": [3]}, "list of different texts"),
-        ({"preset": "lama_guard"}, "preset 'lama_guard' is not known"),
+        ({"preset": "lama_guard"}, "`preset=lama_guard` is not known"),
         ({"max_length": 1}, "max_length=1"),
-        ({"chat_template": "{{ messages[0]['content'] }}"}, "does not show the response"),
+        ({"chat_template": "{{ messages[0]['content'] }}"}, "does not render the response"),
     ],
 )
 def test_options_that_make_no_sense(guard, options, fact):
@@ -258,7 +258,7 @@ def test_options_that_make_no_sense(guard, options, fact):
 
 def test_models_that_are_no_guards(guard, tmp_path):
     bare = save_guard(tmp_path / "bare", "llama_guard_3", template=None)
-    with pytest.raises(OptionError, match="is no guard that is known"):
+    with pytest.raises(OptionError, match="is not a known guard"):
         GuardScore(bare, device="cpu")
     with pytest.raises(ModelError, match="has no chat template"):
         GuardScore(bare, preset="llama_guard_3", device="cpu")

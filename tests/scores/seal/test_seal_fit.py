@@ -19,7 +19,7 @@ from hf_safefilter.scores.seal import Lora, SealOptions, SealScore, fit_seal
 from hf_safefilter.scores.seal import fit as module
 from hf_safefilter.scores.seal.bilevel import Bilevel
 from hf_safefilter.scores.seal.models import learners
-from hf_safefilter.scores.seal.schedule import Plan
+from hf_safefilter.scores.seal.schedule import Schedule
 from hf_safefilter.scores.seal.training_processes import Processes
 from hf_safefilter.scores.seal.training_rows import read_rows
 from hf_safefilter.scores.seal.weights import RowWeights
@@ -38,8 +38,8 @@ def fitted(model):
 
 
 def logits_of(selector, rows):
-    found, reasons = selector.look_up([row_id(one) for one in as_conversations(rows)])
-    return found, reasons
+    logits, reasons = selector.look_up([row_id(one) for one in as_conversations(rows)])
+    return logits, reasons
 
 
 def key_of(model):
@@ -51,13 +51,13 @@ def examples_of(rows, model):
     return read_rows(rows, tokenizer, columns=None, max_length=256, chat_template=None).examples
 
 
-def plain_tuning(model, examples, plan, options):
+def plain_tuning(model, examples, schedule, options):
     """A loop as anybody would write it: the model's own loss, a row at a time, Adam, clipping."""
     tuned = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
     optimiser = torch.optim.Adam(tuned.parameters(), lr=options.learning_rate, betas=(0.9, 0.95))
-    for step in range(plan.steps):
+    for step in range(schedule.steps):
         optimiser.zero_grad()
-        batch = plan.safe_at(step)
+        batch = schedule.safe_at(step)
         for at in batch:
             ids = torch.from_numpy(examples[at].ids.astype(np.int64))[None]
             labels = torch.full_like(ids, -100)
@@ -71,40 +71,41 @@ def plain_tuning(model, examples, plan, options):
 def test_at_u_one_the_model_is_plainly_tuned_on_the_safe_rows(model):
     options = replace(QUICK, upper_weight=1.0, upper_weight_decay=0.0)
     rows, safe = examples_of(fox_rows(), model), examples_of(safe_rows(), model)
-    plan = Plan(len(rows), len(safe), 4, 2, 0)
+    schedule = Schedule(len(rows), len(safe), 4, 2, 0)
     (learner,) = learners(key_of(model), CPU, options, None, "float32", Processes(cpu=True))
-    start = {name: one.detach().clone() for name, one in learner.trained.items()}
+    start = {name: weight.detach().clone() for name, weight in learner.trained.items()}
     both = Bilevel(learner, RowWeights(len(rows), "softmax", 0.02), Processes(cpu=True))
-    for step in range(plan.steps):
-        places = plan.rows_at(step)
-        both.step(1.0, [safe[at] for at in plan.safe_at(step)], [rows[at] for at in places], torch.from_numpy(places))
-    tuned = plain_tuning(model, safe, plan, options)
+    for step in range(schedule.steps):
+        indices = schedule.rows_at(step)
+        batch = [rows[at] for at in indices]
+        both.step(1.0, [safe[at] for at in schedule.safe_at(step)], batch, torch.from_numpy(indices))
+    tuned = plain_tuning(model, safe, schedule, options)
     assert set(tuned) == set(learner.trained)
-    for name, one in learner.trained.items():
-        np.testing.assert_allclose(one.detach(), tuned[name].detach(), rtol=0, atol=2e-5, err_msg=name)
-    assert max((one - start[name]).abs().max().item() for name, one in learner.trained.items()) > 1e-3
+    for name, weight in learner.trained.items():
+        np.testing.assert_allclose(weight.detach(), tuned[name].detach(), rtol=0, atol=2e-5, err_msg=name)
+    assert max((weight - start[name]).abs().max().item() for name, weight in learner.trained.items()) > 1e-3
 
 
 def test_the_whole_fit_against_a_loop_over_whole_losses(model, fitted):
-    """The same plan, with both levels written out in float32 torch on one model and in float64 on the logits."""
+    """The same schedule, with both levels written out in float32 torch on one model and in float64 on the logits."""
     tuned = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
     rows, safe = examples_of(fox_rows(), model), examples_of(safe_rows(), model)
     upper = torch.full((len(rows),), 0.1, dtype=torch.float64, requires_grad=True)
     moves = torch.optim.Adam(tuned.parameters(), lr=QUICK.learning_rate, betas=(0.9, 0.95))
     chooses = torch.optim.Adam([upper], lr=QUICK.selector_learning_rate, betas=(0.9, 0.95))
-    plan = Plan(len(rows), len(safe), 4, 2, 0)
+    schedule = Schedule(len(rows), len(safe), 4, 2, 0)
 
-    def loss(one):
-        ids = torch.from_numpy(one.ids.astype(np.int64))
+    def loss(row):
+        ids = torch.from_numpy(row.ids.astype(np.int64))
         chances = torch.log_softmax(tuned(input_ids=ids[None]).logits[0], -1)
-        return -torch.stack([chances[at - 1, ids[at]] for at in range(one.start, one.stop)]).mean()
+        return -torch.stack([chances[at - 1, ids[at]] for at in range(row.start, row.stop)]).mean()
 
-    for step in range(plan.steps):
-        u = (0.8, 0.5)[plan.epoch_of(step)]
-        batch = plan.rows_at(step)
+    for step in range(schedule.steps):
+        u = (0.8, 0.5)[schedule.epoch_of(step)]
+        batch = schedule.rows_at(step)
         p = len(rows) * torch.softmax(upper, 0)[batch]
         lf = torch.stack([loss(rows[at]) for at in batch])
-        ls = torch.stack([loss(safe[at]) for at in plan.safe_at(step)])
+        ls = torch.stack([loss(safe[at]) for at in schedule.safe_at(step)])
         moves.zero_grad()
         (u * ls.mean() + (1 - u) * (p.detach() * lf).mean()).backward()
         torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
@@ -121,9 +122,9 @@ def test_neither_order_nor_gaps_shift_a_weight(model, fitted):
     random.Random(3).shuffle(rows)
     again = fit_seal(model, Dataset.from_list(rows), safe_rows()[::-1], options=QUICK, device="cpu")
     assert np.array_equal(again.logits, fitted.logits) and np.array_equal(again.row_ids, fitted.row_ids)
-    found, reasons = logits_of(again, rows)
+    logits, reasons = logits_of(again, rows)
     expected, _ = logits_of(fitted, rows)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(logits, expected)
     assert sorted(filter(None, reasons)) == ["empty_prompt", "empty_response"]
     assert again.facts["rows"]["unscorable: empty_prompt"] == 1
     scored = Dataset.from_list(rows).map(SealScore(again), batched=True)
@@ -139,8 +140,8 @@ def test_rows_whose_loss_is_nan_are_left_out_and_poison_nothing(model, tmp_path)
     bad = [{"prompt": f"Where is @ {n}?", "response": "There."} for n in range(2)]
     bad_safe = [{"prompt": "Who is safe?", "response": "You @ me."}]
     selector = fit_seal(str(sick), [*fox_rows(), *bad], [*safe_rows(), *bad_safe], options=QUICK, device="cpu")
-    found, reasons = logits_of(selector, [*fox_rows(), *bad])
-    assert np.isfinite(found[:11]).all() and np.isnan(found[11:]).all()
+    logits, reasons = logits_of(selector, [*fox_rows(), *bad])
+    assert np.isfinite(logits[:11]).all() and np.isnan(logits[11:]).all()
     assert reasons[11:] == ["nan_loss", "nan_loss"]
     assert (
         selector.facts["rows"]["unscorable: nan_loss"] == 2 and selector.facts["safe_rows"]["unscorable: nan_loss"] == 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fit_in_a_process import start
+from processes import HANG
 from rows_and_models import QUICK, fox_rows, safe_rows, small_llama
 
 from hf_safefilter.scores.seal import fit_seal
@@ -24,7 +25,7 @@ def two_processes(model, checkpoints, change):
     job = {"model": model, "checkpoints": checkpoints, "stop": None, "change": change, "lora": None}
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = [start(job, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-    said = [process.communicate(timeout=120) for process in running]
+    said = [process.communicate(timeout=HANG) for process in running]
     assert [process.returncode for process in running] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 

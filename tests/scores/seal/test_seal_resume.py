@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fit_in_a_process import start
+from processes import HANG
 from rows_and_models import QUICK, fox_rows, safe_rows, small_llama
 
 from hf_safefilter.errors import OptionError, SafefilterError
@@ -47,7 +48,7 @@ def killed_runs(model, folder):
     for _, process in running.values():
         assert process.stdout.readline().strip() in ("saved", "half written")
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG)
         assert process.returncode == -signal.SIGKILL
     return {name: place for name, (place, _) in running.items()}
 
@@ -114,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, halted, d
         content[len(content) // 2] ^= 1
         state.write_bytes(content)
     resumed = fit(model, {}, None, halted)
-    assert "step-00000004 is passed over" in caplog.text
+    assert "step-00000004 is skipped" in caplog.text
     assert resumed.digest == fit(model, {}, None).digest
 
 

@@ -10,7 +10,7 @@ from small_models import small_tokenizer
 from hf_safefilter.data.conversations import as_conversations, row_id
 from hf_safefilter.errors import DataError
 from hf_safefilter.scores.seal.losses import sequence_losses
-from hf_safefilter.scores.seal.schedule import Plan
+from hf_safefilter.scores.seal.schedule import Schedule
 from hf_safefilter.scores.seal.training_rows import Labelled, read_rows, require_usable
 
 
@@ -44,30 +44,30 @@ def test_rows_are_in_the_order_of_their_ids_whatever_they_came_in(tokenizer):
     ds = Dataset.from_list(rows[::-1])
     half = DatasetDict({"a": ds.select(range(4)), "b": ds.select(range(4, len(rows)))})
     for other in (ds, half, ds.to_iterable_dataset(), ds.shuffle(seed=1).filter(lambda _: True)):
-        found = read(other, tokenizer)
-        assert found.ids == listed.ids
-        assert all(np.array_equal(a.ids, b.ids) for a, b in zip(found.examples, listed.examples, strict=True))
+        result = read(other, tokenizer)
+        assert result.ids == listed.ids
+        assert all(np.array_equal(a.ids, b.ids) for a, b in zip(result.examples, listed.examples, strict=True))
 
 
 def test_what_cannot_be_weighed_is_counted(tokenizer):
     rows = [*fox_rows(3), *fox_rows(2), {"prompt": "Hi", "response": " "}, {"prompt": "Hi " * 300, "response": "Yes."},
             {"prompt": "", "response": "Yes."}, {"prompt": "Long", "response": "on " * 300}]  # fmt: skip
-    found = read(rows, tokenizer)
-    assert found.counts == {
+    result = read(rows, tokenizer)
+    assert result.counts == {
         "rows": 9, "duplicates": 2, "truncated": 1, "unscorable: empty_response": 1, "unscorable: too_long": 1,
         "unscorable: empty_prompt": 1,
     }  # fmt: skip
-    assert len(found.ids) == 4
-    assert sorted(found.unfit.values()) == ["empty_prompt", "empty_response", "too_long"]
+    assert len(result.ids) == 4
+    assert sorted(result.unfit.values()) == ["empty_prompt", "empty_response", "too_long"]
 
 
 def test_a_row_without_a_label_token(tokenizer):
     # one token of plain text, in the frame of a tokenizer that adds nothing: there is nothing to predict it from
     tokenizer = small_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
-    found = read([{"text": "a"}, {"text": "a fox and an owl"}], tokenizer)
-    assert list(found.unfit.values()) == ["no_label_tokens"] and len(found.ids) == 1
-    assert found.examples[0].start == 1
+    result = read([{"text": "a"}, {"text": "a fox and an owl"}], tokenizer)
+    assert list(result.unfit.values()) == ["no_label_tokens"] and len(result.ids) == 1
+    assert result.examples[0].start == 1
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_row_without_a_label_token(tokenizer):
         (fox_rows(), [], "there are no trusted safe rows"),
         (fox_rows(), [{"prompt": "Hi", "response": ""}], "none of the trusted safe rows has a response"),
         ([{"prompt": "Hi", "response": ""}] * 2, safe_rows(), "none of the rows has a response"),
-        (fox_rows(), [*safe_rows(), *fox_rows(2)], "2 of the trusted safe rows stand among the rows"),
+        (fox_rows(), [*safe_rows(), *fox_rows(2)], "2 of the trusted safe rows are also among the rows"),
     ],
 )
 def test_sides_that_cannot_be_used(tokenizer, rows, safe, says):
@@ -102,28 +102,28 @@ def test_the_loss_is_the_mean_over_the_labels():
     logits = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0))
     examples = [Labelled(np.array([1, 4, 7, 2, 8, 3], np.int32), 3, 6), Labelled(np.array([5, 6, 1], np.int32), 1, 2)]
     model = Fixed(logits)
-    found = sequence_losses(model, examples).detach().numpy()
+    result = sequence_losses(model, examples).detach().numpy()
     chances = torch.log_softmax(logits.double(), -1).numpy()
     expected = [-(chances[0, 2, 2] + chances[0, 3, 8] + chances[0, 4, 3]) / 3, -chances[1, 0, 6]]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
     assert model.mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("rows", "safe", "batch"), [(10, 10, 4), (10, 3, 4), (7, 25, 7), (5, 2, 8)])
 def test_an_epoch_meets_each_row_once_and_safe_rows_go_round(rows, safe, batch):
-    plan = Plan(rows, safe, batch, 3, seed=5)
+    schedule = Schedule(rows, safe, batch, 3, seed=5)
     orders = []
     for epoch in range(3):
-        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        met = [int(at) for step in steps for at in plan.rows_at(step)]
-        sizes = {len(plan.rows_at(step)) for step in steps}
+        steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+        met = [int(at) for step in steps for at in schedule.rows_at(step)]
+        sizes = {len(schedule.rows_at(step)) for step in steps}
         assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
-        assert sorted(met) == list(range(rows)) and {plan.epoch_of(step) for step in steps} == {epoch}
+        assert sorted(met) == list(range(rows)) and {schedule.epoch_of(step) for step in steps} == {epoch}
         orders.append(met)
     assert rows < 5 or orders[0] != orders[1]
-    beside = [int(at) for step in range(plan.steps) for at in plan.safe_at(step)]
+    beside = [int(at) for step in range(schedule.steps) for at in schedule.safe_at(step)]
     assert len(beside) == 3 * rows
     for lap in range(3 * rows // safe):
         assert sorted(beside[lap * safe : (lap + 1) * safe]) == list(range(safe))
-    again = Plan(rows, safe, batch, 3, seed=6)
-    assert again.rows_at(0).tolist() != plan.rows_at(0).tolist() or rows < 6
+    again = Schedule(rows, safe, batch, 3, seed=6)
+    assert again.rows_at(0).tolist() != schedule.rows_at(0).tolist() or rows < 6

@@ -14,8 +14,8 @@ from hf_safefilter.scores import make
 from hf_safefilter.scores.seal import SealScore, SealSelector
 
 ROWS = fox_rows(6)
-IDS = [row_id(one) for one in as_conversations(ROWS)]
-LOGITS = {one: float(place) for place, one in enumerate(IDS[:4])}
+IDS = [row_id(conversation) for conversation in as_conversations(ROWS)]
+LOGITS = {key: float(number) for number, key in enumerate(IDS[:4])}
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def test_higher_is_more_dangerous_and_unknown_rows_have_no_score(selector):
 
 def test_the_id_column_is_believed_and_so_is_what_the_embedder_could_not_read(selector):
     batch = {"row_id": [IDS[3], IDS[0], "no id", None], "unscorable": ["", "non_finite", "", ""]}
-    found = SealScore(selector)(batch)
-    np.testing.assert_array_equal(found["seal_score"], [-3, np.nan, np.nan, np.nan])
-    assert found["seal_unscored"].tolist() == ["", "non_finite", "not_fitted", "not_fitted"]
+    scores = SealScore(selector)(batch)
+    np.testing.assert_array_equal(scores["seal_score"], [-3, np.nan, np.nan, np.nan])
+    assert scores["seal_unscored"].tolist() == ["", "non_finite", "not_fitted", "not_fitted"]
 
 
 def test_rows_of_no_known_shape(selector):
@@ -43,9 +43,9 @@ def test_rows_of_no_known_shape(selector):
 
 
 def test_unreadable_rows_have_their_own_reason(selector):
-    found = SealScore(selector)({"prompt": ["Hi", ""], "response": ["", "Yes"]})
-    assert found["seal_unscored"].tolist() == ["empty_response", "empty_prompt"]
-    assert np.isnan(found["seal_score"]).all()
+    scores = SealScore(selector)({"prompt": ["Hi", ""], "response": ["", "Yes"]})
+    assert scores["seal_unscored"].tolist() == ["empty_response", "empty_prompt"]
+    assert np.isnan(scores["seal_score"]).all()
 
 
 def test_saved_loaded_and_named_by_digest_it_is_the_same(selector, tmp_path):
@@ -97,11 +97,11 @@ def test_keeping_a_share(selector):
     assert selector.keep_curve([0.5])[0] == {
         "keep_fraction": 0.5, "rows": 2, "border_score": -2.0, "weight": pytest.approx(p[2:].sum()),
     }  # fmt: skip
-    with pytest.raises(OptionError, match="not a share"):
+    with pytest.raises(OptionError, match="keep_fraction=1.5"):
         selector.keep_curve([1.5])
 
 
 def test_no_rows_at_all(selector):
     empty = SealSelector.of_logits({})
-    found = SealScore(empty)({"prompt": ["Hi"], "response": ["Yes"]})
-    assert np.isnan(found["seal_score"]).all() and found["seal_unscored"].tolist() == ["not_fitted"]
+    scores = SealScore(empty)({"prompt": ["Hi"], "response": ["Yes"]})
+    assert np.isnan(scores["seal_score"]).all() and scores["seal_unscored"].tolist() == ["not_fitted"]

@@ -20,7 +20,7 @@ def tensor(*values, kind=torch.float64):
     return torch.tensor(values, dtype=kind)
 
 
-def places(*values):
+def indices(*values):
     return torch.tensor(values)
 
 
@@ -31,10 +31,10 @@ def close(found, expected, tolerance=1e-9):
 
 def test_two_steps_of_the_softmax_selector_are_golden():
     weights = RowWeights(4, "softmax", 5e-3)
-    assert weights.step(places(0, 2), tensor(2, 0.5)).objective == pytest.approx(1.25, abs=1e-12)
+    assert weights.step(indices(0, 2), tensor(2, 0.5)).objective == pytest.approx(1.25, abs=1e-12)
     close(weights.logits.grad, [0.6875, -0.3125, -0.0625, -0.3125])
     close(weights.logits, [0.0950000001, 0.1049999998, 0.1049999992, 0.1049999998], 1e-10)
-    assert weights.step(places(1, 3), tensor(1, 3)).objective == pytest.approx(2.0049874899, abs=1e-10)
+    assert weights.step(indices(1, 3), tensor(1, 3)).objective == pytest.approx(2.0049874899, abs=1e-10)
     close(weights.logits.grad, [-0.4974969272, -0.0012499819, -0.5024968540, 1.0012437631], 1e-10)
     close(weights.logits, [0.0944661029, 0.1084082906, 0.1090564605, 0.1024718470], 1e-10)
     close(weights.all(), [0.9908899988, 1.0048019291, 1.0054534226, 0.9988546495], 1e-10)
@@ -42,7 +42,7 @@ def test_two_steps_of_the_softmax_selector_are_golden():
 
 def test_a_step_of_the_sigmoid_selector_is_golden():
     weights = RowWeights(4, "sigmoid", 5e-3)
-    assert weights.step(places(0, 2), tensor(2, 0.5)).objective == pytest.approx(1.2499375, abs=1e-10)
+    assert weights.step(indices(0, 2), tensor(2, 0.5)).objective == pytest.approx(1.2499375, abs=1e-10)
     close(weights.logits.grad, [0.4999999988, 0, 0.1249999997, 0], 1e-10)
 
 
@@ -71,7 +71,7 @@ def test_plain_descent_follows_the_gradient_and_ranks_rows_by_their_loss():
     losses = np.random.default_rng(0).gamma(20, 0.2, 30)
     plain, published = RowWeights(30, "softmax", 0.1, "sgd"), RowWeights(30, "softmax", 5e-3)
     before = plain.logits.detach().clone()
-    plain.step(places(0, 2), tensor(2, 0.5))
+    plain.step(indices(0, 2), tensor(2, 0.5))
     close(plain.logits, (before - 0.1 * plain.logits.grad).numpy(), 1e-15)
     plain = RowWeights(30, "softmax", 0.1, "sgd")
     for weights in (plain, published):
@@ -87,21 +87,21 @@ def test_plain_descent_follows_the_gradient_and_ranks_rows_by_their_loss():
 def test_weights_of_the_softmax_have_mean_one():
     weights = RowWeights(7, "softmax", 0.5)
     for step in range(5):
-        weights.step(places(step, step + 1), tensor(1.0 + step, 0.3))
+        weights.step(indices(step, step + 1), tensor(1.0 + step, 0.3))
     assert weights.all().sum().item() == pytest.approx(7, abs=1e-12)
-    close(weights.at(places(3, 1)), weights.all()[[3, 1]].detach().numpy())
+    close(weights.at(indices(3, 1)), weights.all()[[3, 1]].detach().numpy())
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_row_without_a_finite_loss_is_as_if_it_had_never_been_there(activation, bad):
     with_it, without = RowWeights(4, activation, 5e-3), RowWeights(3, activation, 5e-3)
-    judged = with_it.step(places(0, 3, 2), tensor(2, bad, 0.5))
-    without.step(places(0, 2), tensor(2, 0.5))
-    assert judged.excluded.tolist() == [3]
+    step = with_it.step(indices(0, 3, 2), tensor(2, bad, 0.5))
+    without.step(indices(0, 2), tensor(2, 0.5))
+    assert step.excluded.tolist() == [3]
     for _ in range(3):
-        with_it.step(places(1, 2), tensor(0.4, 0.7))
-        without.step(places(1, 2), tensor(0.4, 0.7))
+        with_it.step(indices(1, 2), tensor(0.4, 0.7))
+        without.step(indices(1, 2), tensor(0.4, 0.7))
     close(with_it.logits[:3], without.logits.detach().numpy(), 1e-15)
     close(with_it.all()[:3], without.all().detach().numpy(), 1e-15)
     assert with_it.all()[3] == 0 and torch.isfinite(with_it.logits).all()
@@ -109,9 +109,9 @@ def test_a_row_without_a_finite_loss_is_as_if_it_had_never_been_there(activation
 
 def test_a_batch_of_nothing_but_nan_changes_no_logit():
     weights = RowWeights(3, "softmax", 5e-3)
-    weights.step(places(0, 1), tensor(1, 2))
+    weights.step(indices(0, 1), tensor(1, 2))
     before = weights.logits.detach().clone()
-    assert math.isnan(weights.step(places(2), tensor(math.nan)).objective)
+    assert math.isnan(weights.step(indices(2), tensor(math.nan)).objective)
     assert torch.equal(weights.logits, before)
     assert weights.active.tolist() == [True, True, False]
 
@@ -119,10 +119,10 @@ def test_a_batch_of_nothing_but_nan_changes_no_logit():
 def test_state_goes_on_where_it_was():
     one, other = (RowWeights(5, "softmax", 1e-2) for _ in range(2))
     for step in range(3):
-        one.step(places(step, 4), tensor(1 + step, math.nan if step == 1 else 0.2))
+        one.step(indices(step, 4), tensor(1 + step, math.nan if step == 1 else 0.2))
     other.restore({name: value.clone() for name, value in one.state().items()})
     for weights in (one, other):
-        weights.step(places(0, 2), tensor(0.3, 2))
+        weights.step(indices(0, 2), tensor(0.3, 2))
     assert torch.equal(one.logits, other.logits) and torch.equal(one.active, other.active)
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_has_diverged_stops_the_run():
     with torch.no_grad():
         model.a.fill_(math.nan)
     with pytest.raises(ModelError, match="diverged"):
-        both.step(0.5, SAFE[:2], ROWS[:2], places(0, 1))
+        both.step(0.5, SAFE[:2], ROWS[:2], indices(0, 1))
     model, learner = line()
     learner.add([(1e200, 0.0)], tensor(1.0))  # the loss overflows, so it adds nothing
     learner.step()

@@ -1,4 +1,4 @@
-"""What reading some rows gave: a vector a layer, whether a row was cut, and why one could not be read."""
+"""The result of reading some rows: a vector for each layer, whether a row was cut, and why one could not be read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NON_FINITE = "non_finite"
 
 
 @dataclass(slots=True)
-class Reading:
-    """n rows as they were read.
+class RowVectors:
+    """The vectors of n rows, and what else was learned when they were read.
 
     Attributes:
-        vectors: layer -> `(n, hidden_size)`, NaN where a row has no vector in that layer.
-        truncated: bool `(n,)`.
-        reasons: strings `(n,)`, "" where the row could be read.
+        vectors: Layer -> `(n, hidden_size)`; NaN where a row has no vector in that layer.
+        truncated: bool `(n,)`: whether the row was cut to fit.
+        reasons: Strings `(n,)`: why the row could not be read; "" where it could.
     """
 
     vectors: dict[Layer, np.ndarray]
@@ -30,9 +30,9 @@ class Reading:
 
     @classmethod
     def blank(cls, reasons: Sequence[str], layers: Sequence[Layer], width: int, dtype: type = np.float16) -> Self:
-        """Nothing read yet: NaN."""
+        """Rows of which nothing has been read yet: all vectors are NaN."""
         n = len(reasons)
-        vectors = {layer: np.full((n, width), np.nan, dtype) for layer in layers}
+        vectors: dict[Layer, np.ndarray] = {layer: np.full((n, width), np.nan, dtype) for layer in layers}
         return cls(vectors, np.zeros(n, bool), np.array(reasons, dtype=object))
 
     def put(self, rows: np.ndarray, layer: Layer, vectors: np.ndarray, truncated: np.ndarray, reasons: object) -> None:
@@ -41,14 +41,14 @@ class Reading:
         self.truncated[rows] = truncated
         self.reasons[rows] = reasons
 
-    def repeat(self, copies: Mapping[int, int]) -> None:
-        """Give each row in `copies` what the row that it is a copy of has."""
-        to, of = list(copies), list(copies.values())
+    def repeat(self, originals: Mapping[int, int]) -> None:
+        """Copy to each row among the keys of `originals` all values of the row that it is a duplicate of."""
+        copies, sources = list(originals), list(originals.values())
         for values in (*self.vectors.values(), self.truncated, self.reasons):
-            values[to] = values[of]
+            values[copies] = values[sources]
 
-    def settled(self) -> Self:
-        """The same, with a row that is not finite in one layer NaN in all, and its reason said."""
+    def mark_non_finite(self) -> Self:
+        """Set a row that is not finite in one layer to NaN in all layers, and state the reason; returns itself."""
         finite = np.all([np.isfinite(values).all(axis=1) for values in self.vectors.values()], axis=0)
         for row in np.flatnonzero(~finite):
             self.reasons[row] = self.reasons[row] or NON_FINITE

@@ -1,0 +1,150 @@
+"""Which columns of a row hold what is said: decided row by row, since a file may hold rows of several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hf_safefilter.errors import MissingError, OptionError
+
+TURNS = ("messages", "conversations", "conversation", "data", "turns", "dialog", "dialogue")
+PROMPTS = (
+    ("prompt",),
+    ("instruction", "input"),
+    ("instruction", "context"),
+    ("instruction",),
+    ("question",),
+    ("query",),
+)
+"""Columns that make the user's turn together, in the order in which they are tried."""
+
+ANSWERS = ("completion", "response", "output", "answer")
+SYSTEMS = ("system", "system_prompt")
+SIDES = ("chosen", "rejected")
+TOOLS = ("tools", "functions")
+
+SPOKEN = frozenset(
+    {*TURNS, *(name for group in PROMPTS for name in group), *ANSWERS, *SYSTEMS, *SIDES, *TOOLS, "history", "text"}
+)
+"""Every column in which something said may stand. Text in one of them that is not read makes a row unscorable."""
+
+MAPPED = ("messages", "prompt", "response", "chosen", "rejected", "system", "history", "tools", "text")
+"""What `columns` may say the place of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the columns of a row hold a conversation.
+
+    Attributes:
+        turns: Column that holds a list of turns.
+        prompt: Columns joined by a newline to make the user's turn; empty cells are left out.
+        response: Column of the answer.
+        chosen: Column of the better answer of a preference pair.
+        rejected: Column of the worse one.
+        system: Column of a system turn.
+        history: Column of earlier turns.
+        tools: Column of the tools that the template is handed.
+        text: Column of plain text.
+    """
+
+    turns: str | None = None
+    prompt: tuple[str, ...] = ()
+    response: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    text: str | None = None
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that it reads."""
+        named = (self.turns, self.response, *self.pair, self.system, self.history, self.tools, self.text)
+        return frozenset({*self.prompt, *(name for name in named if name is not None)})
+
+    @property
+    def pair(self) -> tuple[str | None, str | None]:
+        """Columns of the two answers of a preference pair."""
+        return self.chosen, self.rejected
+
+    def describe(self) -> str:
+        """What stands where, in a few words."""
+        if self.text is not None:
+            return f"plain text {self.text!r}"
+        answer = [f"{name!r}" for name in (self.response, self.chosen, self.rejected) if name is not None]
+        parts = [f"turns {self.turns!r}"] if self.turns is not None else []
+        parts += [f"prompt {' + '.join(map(repr, self.prompt))}"] if self.prompt else []
+        parts += [f"answer {' and '.join(answer)}"] if answer else []
+        beside = [f"{name!r}" for name in (self.system, self.history, self.tools) if name is not None]
+        return ", ".join(parts) + (f" (with {', '.join(beside)})" if beside else "")
+
+
+@lru_cache(maxsize=1024)
+def shape_of(filled: frozenset[str]) -> Shape | None:
+    """The shape of a row whose columns `filled` hold something; None for no known shape."""
+
+    def first(names: Sequence[str]) -> str | None:
+        return next((name for name in names if name in filled), None)
+
+    beside = {"system": first(SYSTEMS), "history": "history" if "history" in filled else None, "tools": first(TOOLS)}
+    pair = {side: side if side in filled else None for side in SIDES}
+    turns = first(TURNS)
+    if turns is not None and not (turns == "data" and _has_prompt(filled)):
+        return Shape(turns=turns, **pair, **beside)
+    prompt = next((group for group in PROMPTS if filled.issuperset(group)), ())
+    answer = first(ANSWERS)
+    if prompt and answer is not None and pair["chosen"] is None:
+        return Shape(prompt=prompt, response=answer, **beside)
+    if pair["chosen"] is not None:
+        return Shape(prompt=prompt, **pair, **beside)
+    if "text" in filled:
+        return Shape(text="text")
+    return Shape(prompt=prompt, response=answer, **beside) if prompt and answer is not None else None
+
+
+def _has_prompt(filled: frozenset[str]) -> bool:
+    return any(filled.issuperset(group) for group in PROMPTS)
+
+
+def mapped_shape(names: Sequence[str], columns: Mapping[str, str]) -> Shape:
+    """The shape that a person says.
+
+    Args:
+        names: All columns of the rows.
+        columns: What stands where, e.g. ``{"prompt": "q", "response": "a"}``; keys are some of `MAPPED`.
+
+    Raises:
+        OptionError: A mapping that makes no conversation.
+        MissingError: A column that is not there.
+    """
+    unknown = [key for key in columns if key not in MAPPED]
+    said = set(columns)
+    whole = "messages" in said or said == {"text"} or "chosen" in said or {"prompt", "response"} <= said
+    if unknown or not whole or ("text" in said and len(said) > 1):
+        raise OptionError(
+            f"`columns={dict(columns)!r}` does not say where a conversation stands",
+            found=f"{', '.join(sorted(said)) or 'nothing'}; known are {', '.join(MAPPED)}",
+            fix='name `columns={"prompt": "...", "response": "..."}`, `columns={"messages": "..."}`, '
+            '`columns={"prompt": "...", "chosen": "...", "rejected": "..."}` or `columns={"text": "..."}`',
+        )
+    for key, name in columns.items():
+        if name not in names:
+            raise MissingError(
+                f"`columns={{{key!r}: {name!r}}}` names a column that is not there",
+                found=", ".join(names) or "no columns",
+                fix="name one of these",
+            )
+    return Shape(
+        turns=columns.get("messages"),
+        prompt=(columns["prompt"],) if "prompt" in columns else (),
+        response=columns.get("response"),
+        chosen=columns.get("chosen"),
+        rejected=columns.get("rejected"),
+        system=columns.get("system"),
+        history=columns.get("history"),
+        tools=columns.get("tools"),
+        text=columns.get("text"),
+    )
