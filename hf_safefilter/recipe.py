@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.locate.search_prompts import ASKED, KINDS
 from hf_safefilter.model.reading_options import ReadingOptions, option_names
+from hf_safefilter.storage.paths import is_file, is_there, shortened
 
 EXAMPLE = """\
 data:
@@ -248,18 +250,20 @@ class Recipe(_Part):
             return source
         if isinstance(source, Mapping):
             return cls._checked(source, "the recipe")
-        path = Path(source)
-        if not path.is_file():
-            raise MissingError(f"there is no recipe {path}", fix="print an example: hf-safefilter run --example")
-        return cls.parse(path.read_text(encoding="utf-8"), path.name)
+        if not is_file(source):
+            raise MissingError(
+                f"there is no recipe {shortened(str(source))}", fix="print an example: hf-safefilter run --example"
+            )
+        path = Path(source).expanduser()
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), path.name)
+        except UnicodeDecodeError as error:
+            raise OptionError(f"{path.name} is not UTF-8 text", fix="save it as UTF-8") from error
 
     @classmethod
     def parse(cls, text: str, name: str = "the recipe") -> Recipe:
         """A recipe from YAML text; raises as `read` does."""
-        try:
-            body = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (derived from SafeLoader)
-        except yaml.YAMLError as error:
-            raise OptionError(f"{name} is not YAML", found=str(error), fix="correct the line named above") from error
+        body = load_yaml(text, name)
         if not isinstance(body, Mapping):
             raise OptionError(f"{name} is not a mapping", fix="start it with the keys data, model and select")
         return cls._checked(body, name)
@@ -267,9 +271,14 @@ class Recipe(_Part):
     @classmethod
     def _checked(cls, body: Mapping[str, Any], name: str) -> Recipe:
         try:
-            return cls.model_validate(body)
+            recipe = cls.model_validate(body)
+            recipe.to_dict()  # what the card will hold: options that hold themselves, say, end here
         except ValidationError as error:
             raise OptionError(f"{name} is not valid", found="\n       ".join(_sentences(error))) from error
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise OptionError(f"{name} holds a value that cannot be written down", found=reason) from error
+        return recipe
 
     @classmethod
     def from_card(cls, repo: str, *, revision: str | None = None, token: str | None = None) -> Recipe:
@@ -315,7 +324,7 @@ class Recipe(_Part):
                           ("references", "safe"), ("select", "known_good"), ("locate", "normal"),
                           ("locate", "malicious"), ("locate", "over_refusal")):  # fmt: skip
             value = body.get(part, {}).get(key)
-            if value is not None and (Path(value).exists() or Path(value).is_absolute()):
+            if value is not None and (is_there(value) or Path(value).is_absolute()):
                 body[part][key] = Path(value).resolve().name
         return body
 
@@ -323,18 +332,6 @@ class Recipe(_Part):
     def schema_json(cls) -> str:  # type: ignore[override]  # pydantic's own is deprecated
         """The JSON schema of a recipe."""
         return json.dumps(cls.model_json_schema(), indent=2)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error; PyYAML silently uses the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _sentences(error: ValidationError) -> list[str]:

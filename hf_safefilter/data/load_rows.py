@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hf_safefilter.errors import DataError, MissingError, OptionError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.storage.paths import is_there, shortened
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -59,8 +60,9 @@ def load_rows(
         MissingError: There is no such source, or it has no such split.
         DataError: A file cannot be read as rows, or holds none.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(source)
+    if is_there(path):
+        path = path.expanduser()
         if revision is not None or config is not None:
             raise OptionError(f"{path.name} is local, so it has no revision or config", fix="leave them out")
         rows = _local(path, split, streaming)
@@ -69,7 +71,7 @@ def load_rows(
         rows, pinned = _hub(str(source), config, split, revision, streaming)
         name = str(source)
     else:
-        raise MissingError(f"there is no file, folder or Hub data set {str(source)!r}", fix="check the path")
+        raise MissingError(f"there is no file, folder or Hub data set {shortened(str(source))!r}", fix="check the path")
     return Loaded(_unwrap(rows, name), name, pinned)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hf_safefilter.errors import MissingError, OptionError
@@ -14,6 +14,7 @@ PROMPTS = (
     ("instruction", "input"),
     ("instruction", "context"),
     ("instruction",),
+    ("question", "context"),
     ("question",),
     ("query",),
 )
@@ -89,24 +90,17 @@ def shape_of(filled: frozenset[str]) -> Shape | None:
     def first(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in filled), None)
 
-    beside = {"system": first(SYSTEMS), "history": "history" if "history" in filled else None, "tools": first(TOOLS)}
-    pair = {side: side if side in filled else None for side in SIDES}
-    turns = first(TURNS)
-    if turns is not None and not (turns == "data" and _has_prompt(filled)):
-        return Shape(turns=turns, **pair, **beside)
+    beside = Shape(system=first(SYSTEMS), history=first(("history",)), tools=first(TOOLS))
+    chosen, rejected = (first((side,)) for side in SIDES)
     prompt = next((group for group in PROMPTS if filled.issuperset(group)), ())
-    answer = first(ANSWERS)
-    if prompt and answer is not None and pair["chosen"] is None:
-        return Shape(prompt=prompt, response=answer, **beside)
-    if pair["chosen"] is not None:
-        return Shape(prompt=prompt, **pair, **beside)
-    if "text" in filled:
-        return Shape(text="text")
-    return Shape(prompt=prompt, response=answer, **beside) if prompt and answer is not None else None
-
-
-def _has_prompt(filled: frozenset[str]) -> bool:
-    return any(filled.issuperset(group) for group in PROMPTS)
+    turns, answer = first(TURNS), first(ANSWERS)
+    if turns is not None and not (turns == "data" and prompt):
+        return replace(beside, turns=turns, chosen=chosen, rejected=rejected)
+    if chosen is not None:
+        return replace(beside, prompt=prompt, chosen=chosen, rejected=rejected)
+    if prompt and answer is not None:
+        return replace(beside, prompt=prompt, response=answer)
+    return Shape(text="text") if "text" in filled else None
 
 
 def mapped_shape(names: Sequence[str], columns: Mapping[str, str]) -> Shape:

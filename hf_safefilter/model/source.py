@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from hf_safefilter.errors import IntegrityError, ModelError, OptionError, SafefilterError
 from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.storage.paths import is_folder, is_there, shortened
 
 TOY = "toy"
 """Reserved name of the tiny model that is part of the package."""
@@ -97,13 +98,14 @@ def local_folder(model: str) -> Path | None:
         from hf_safefilter.toy import toy_model_path
 
         return Path(toy_model_path())
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    if is_folder(model):
+        return Path(model).expanduser()
+    if is_there(model):
         raise ModelError(f"{model} is a file, not a model", fix="pass the folder that contains config.json")
     if not _REPO_ID.fullmatch(model):
-        raise ModelError(f"{model!r} is neither a local folder nor a Hub id", fix="check the spelling of the path")
+        raise ModelError(
+            f"{shortened(model)!r} is neither a local folder nor a Hub id", fix="check the spelling of the path"
+        )
     return None
 
 

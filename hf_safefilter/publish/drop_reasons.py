@@ -46,7 +46,11 @@ def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str
 
 
 def by_split(ds: Dataset | DatasetDict) -> dict[str, Any]:
-    """Split name -> rows; a data set without a split name is called train, as on the Hub."""
+    """Split name -> rows; a data set without a split name is called train, as on the Hub.
+
+    A part of a split (``train[:40]``) is published under the split's own name, several splits joined under train.
+    """
     if isinstance(ds, Mapping):
         return dict(ds)
-    return {str(ds.split) if ds.split is not None else "train": ds}
+    name = str(ds.split or "train")
+    return {"train" if "+" in name else name.partition("[")[0]: ds}

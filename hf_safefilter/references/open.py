@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import DataError
 from hf_safefilter.references.index import ReferenceIndex
+from hf_safefilter.storage.paths import is_folder
 
 if TYPE_CHECKING:
     from hf_safefilter.embed import EmbedLayers
@@ -16,7 +17,7 @@ _MUST_AGREE = ("model", "revision", "dtype", "position", "max_length", "chat_tem
 
 def open_references(source: str | Path, revision: str | None = None) -> ReferenceIndex:
     """A reference index from a local folder or the Hub."""
-    return ReferenceIndex.load(source) if Path(source).is_dir() else ReferenceIndex.from_hub(str(source), revision)
+    return ReferenceIndex.load(source) if is_folder(source) else ReferenceIndex.from_hub(str(source), revision)
 
 
 def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:

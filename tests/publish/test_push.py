@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCard, HfApi
 
 from hf_safefilter.decide.select import IsSafe, split
 from hf_safefilter.errors import MissingError, PublishError
+from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.push import push_card, push_filtered, push_folder
@@ -177,3 +178,36 @@ def test_the_dropped_list_reads_back(hub, name, folder):
     push_folder(folder, name)
     table = pq.read_table(io.BytesIO(hub.repo(name).files()["dropped.parquet"]))
     assert table.num_rows == 10
+
+
+@pytest.mark.parametrize(("split", "name"), [("train[:40]", "train"), ("test[:9]+train", "train"), ("test", "test")])
+def test_a_part_of_a_split_is_published_under_the_splits_name(tmp_path, split, name):
+    for file in ("train", "test"):
+        (tmp_path / f"{file}.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 60)
+    files = {file: str(tmp_path / f"{file}.jsonl") for file in ("train", "test")}
+    assert list(by_split(load_dataset("json", data_files=files, split=split))) == [name]
+
+
+def test_own_words_and_metadata_are_left_as_they_are(hub, name, folder):
+    """A card of a person's own: the word REPOSITORY, and a value that ends in three dashes."""
+    own = "---\npretty_name: Best of ---\nnote: 'a --- b ---'\n---\n# REPOSITORY\n\nSee REPOSITORY.md ---\n"
+    HfApi().create_repo(name, repo_type="dataset", private=True)
+    HfApi().upload_file(path_or_fileobj=own.encode(), path_in_repo="README.md", repo_id=name, repo_type="dataset")
+    push_folder(folder, name)
+    text = hub.repo(name).files("main")["README.md"].decode()
+    assert "# REPOSITORY\n\nSee REPOSITORY.md ---\n" in text
+    head = DatasetCard(text).data.to_dict()
+    assert (head["pretty_name"], head["note"]) == ("Best of ---", "a --- b ---")
+    assert f"Recipe.from_card('{name}')" in text
+
+
+def test_a_local_fault_is_not_called_a_broken_connection(hub, name, folder, monkeypatch):
+    slept = []
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", "/data/x.parquet")
+
+    monkeypatch.setattr(HfApi, "create_commit", refused)
+    with pytest.raises(PublishError, match="a file on this machine") as error:
+        push_folder(folder, name, sleep=slept.append)
+    assert "Permission denied: /data/x.parquet" in error.value.found and not slept
