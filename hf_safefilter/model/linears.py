@@ -56,7 +56,11 @@ def prepack_if_faster(model: nn.Module) -> bool:
 def _pays(linear: nn.Linear) -> bool:
     with torch.inference_mode():
         x = torch.randn(_ROWS, linear.in_features, dtype=linear.weight.dtype)
-        packed = PrepackedLinear(linear)
+        try:
+            packed = PrepackedLinear(linear)
+        except RuntimeError as reason:  # a processor without the instructions for this number format
+            logger.debug("oneDNN cannot lay out %s weights here: %s", linear.weight.dtype, reason)
+            return False
         gain = _gain(lambda: linear(x), lambda: packed(x))
     logger.debug("oneDNN's prepacked linear layers run at %.2f times the default's speed", gain)
     return gain >= _WORTH

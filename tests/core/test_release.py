@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -40,8 +41,13 @@ def closure(requirements: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a build leaves files beside its source
+    no_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "hf_safefilter", source / "hf_safefilter", ignore=no_caches)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, cwd=folder)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, cwd=folder)
     (found,) = folder.glob("*.whl")
     return found
 

@@ -304,6 +304,14 @@ def test_prepacked_linear_layers_give_the_same(name, folders):
     load._trunks.clear()
 
 
+def test_a_processor_that_cannot_lay_weights_out_keeps_the_default(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    monkeypatch.setattr(linears, "PrepackedLinear", refuse)
+    assert linears._pays(torch.nn.Linear(8, 8)) is False
+
+
 @needs_onednn
 @pytest.mark.parametrize("gain", [0.9, 3.0])
 def test_prepacking_is_decided_by_measurement(gain, monkeypatch, tmp_path):
