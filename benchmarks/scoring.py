@@ -39,6 +39,7 @@ def write_rows(path: Path, n: int, width: int, seed: int = 0, text: bool = False
     """An Arrow stream of `n` rows: ids and float16 vectors, or ids, scores and text."""
     from hf_safefilter.columns import embedding_column
     from hf_safefilter.data.batch import to_arrow
+    from hf_safefilter.data.ragged import Ragged
 
     draw = np.random.default_rng(seed)
     mean = draw.normal(size=width).astype(np.float32)
@@ -55,7 +56,7 @@ def write_rows(path: Path, n: int, width: int, seed: int = 0, text: bool = False
                 }
             else:
                 vectors = (draw.standard_normal((count, width), np.float32) + mean).astype(np.float16)
-                columns = {"row_id": ids, embedding_column(LAYER): to_arrow(vectors)}
+                columns = {"row_id": ids, embedding_column(LAYER): to_arrow(Ragged.one_each(vectors))}
             table = pa.table(columns)
             writer = writer or pa.ipc.new_stream(file, table.schema)
             writer.write_table(table)
@@ -66,15 +67,22 @@ class RandomReader:
     """Reads every row as random numbers: scores ask only for vectors."""
 
     def __init__(self, width: int) -> None:
-        self.width = width
+        self.width, self.layers = width, (LAYER,)
 
-    def vectors(self, rows: list[dict[str, str]]) -> tuple[dict[int, np.ndarray], list[Any], list[str]]:
-        """One layer, the conversations, no reasons."""
+    def vectors(self, rows: list[dict[str, str]]) -> tuple[Any, list[Any]]:
+        """One vector a row, and the conversations."""
+        from hf_safefilter.cache import RowVectors
         from hf_safefilter.data.conversations import as_conversations
+        from hf_safefilter.data.ragged import offsets_of
+        from hf_safefilter.data.spans import SPAN
 
+        count = len(rows)
         seed = 1 if rows[0]["prompt"].startswith("unsafe") else 2
-        drawn = np.random.default_rng(seed).standard_normal((len(rows), self.width)).astype(np.float32)
-        return {LAYER: drawn}, as_conversations(rows), [""] * len(rows)
+        drawn = np.random.default_rng(seed).standard_normal((count, self.width)).astype(np.float32)
+        offsets, spans = offsets_of(np.ones(count, np.int64)), np.zeros(count, SPAN)
+        return RowVectors(offsets, spans, {LAYER: drawn}, np.zeros(count, bool), np.full(count, "", object)), (
+            as_conversations(rows)
+        )
 
     def describe(self) -> dict[str, str]:
         """As `EmbedLayers.describe`."""
@@ -108,7 +116,7 @@ def limit(path: Path) -> None:
     ds = opened(path)
     against = None
     for batch in ds.data.table.to_batches(_CHUNK):
-        vectors = torch.from_numpy(arrow_vectors(batch[embedding_column(LAYER)])).float()
+        vectors = torch.from_numpy(arrow_vectors(batch[embedding_column(LAYER)]).values).float()
         if against is None:
             against = torch.randn(vectors.shape[1], 2 * REFERENCES)
         vectors @ against
@@ -120,7 +128,7 @@ def scored(name: str, path: Path) -> Callable[[], Any]:
     from hf_safefilter.scores import method
 
     ds = opened(path)
-    width = ds.features[next(column for column in ds.column_names if column.startswith("emb"))].length
+    width = ds.features[next(column for column in ds.column_names if column.startswith("emb"))].feature.length
     step = method(name)(references(width), LAYER)
     score_rows(ds.select(range(1)), step)  # indexes are opened once a process
     return lambda: score_rows(ds, step)
@@ -139,7 +147,7 @@ def whole_svd(path: Path) -> None:
     from hf_safefilter.data.batch import arrow_vectors
 
     column = embedding_column(LAYER)
-    matrix = arrow_vectors(opened(path).with_format("arrow")[:][column]).astype(np.float32)
+    matrix = arrow_vectors(opened(path).with_format("arrow")[:][column]).values.astype(np.float32)
     np.linalg.svd(matrix, full_matrices=False)
 
 

@@ -21,6 +21,7 @@ from hf_safefilter import (  # fmt: skip
     split,
     threshold_for,
 )
+from hf_safefilter.data.conversations import prompt_of
 from hf_safefilter.demo import mixed_rows
 from hf_safefilter.toy.corpus import reference_rows
 
@@ -43,7 +44,7 @@ def main() -> None:
     threshold = threshold_for(rows, "larf_score", drop_fraction=0.1)
     parts = split(rows, IsSafe("larf_score", threshold))
     print(f"{len(parts.kept)} rows kept, {len(parts.dropped)} dropped: {threshold.rule}")
-    texts = {row.row_id: row.messages[0][1] for row in references.rows("unsafe")}
+    texts = {row.row_id: prompt_of(row.conversation) for row in references.rows("unsafe")}
     print(f"the first dropped row stands nearest to a reference about: {texts[parts.dropped[0]['nearest_unsafe'][0]]}")
 
 

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 
+import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from hf_safefilter import FrozenBlocks, freeze_safety_blocks
@@ -36,9 +37,9 @@ def tuned(frozen: tuple[int, int] | None, seed: int, steps: int, learning_rate: 
     folder = str(local_folder("toy"))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     conversations = as_conversations(degrading_rows(200, seed))
-    read = tokenise(tokenizer, conversations, position="mean_response", max_length=None)  # start: where responses start
     rows = [
-        {"input_ids": row.ids.tolist(), "labels": [-100] * row.start + row.ids[row.start :].tolist()} for row in read
+        {"input_ids": row.ids.tolist(), "labels": np.where(row.labelled(), row.ids, -100).tolist()}
+        for row in tokenise(tokenizer, conversations)
     ]
     with tempfile.TemporaryDirectory() as scratch, fit_threads(model):
         arguments = TrainingArguments(

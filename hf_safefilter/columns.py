@@ -8,7 +8,11 @@ ROW_ID = "row_id"
 """Hash of the canonical messages (string); duplicates share it."""
 
 TRUNCATED = "truncated"
-"""True where the middle of the response was cut to fit `max_length` (bool)."""
+"""True where the end of a row was cut to fit `max_length` (bool)."""
+
+SPANS = "spans"
+"""What of a row was read: a list of structs with `turn` (index among the messages), `rejected` (of a preference pair,
+whether it is in the rejected side), and `start` and `stop` (its tokens)."""
 
 UNSCORABLE = "unscorable"
 """Why a row could not be read (string); "" where it could. The embeddings and scores of such a row are NaN."""
@@ -18,19 +22,47 @@ SCORE_SUFFIX = "_score"
 FLOAT16_MAX = 65504.0
 
 Layer = int | str
-"""What is read: `hidden_states[k]` for an int k in 0..L, or "norm" for the state after the final norm."""
+"""What is read: `hidden_states[k]` for an int k in 0..L, or "norm" for the state after the final norm. Where a row is
+read at several positions, the ones after the first are written behind it: "12_last_prompt", "norm_last"."""
 
 
 def embedding_column(layer: Layer) -> str:
-    """Name of the column that holds the vectors of `layer`, e.g. ``emb_layer_12`` or ``emb_layer_norm``."""
-    if layer != "norm" and (isinstance(layer, (bool, str)) or layer < 0):
+    """Name of the column that holds the vectors of `layer`, e.g. ``emb_layer_12`` or ``emb_layer_12_last_prompt``."""
+    if not _is_layer(layer):
         raise OptionError(f"{layer!r} is not a layer", fix="use an integer from 0 to the number of blocks, or 'norm'")
     return f"{EMBEDDING_PREFIX}{layer}"
+
+
+def _is_layer(layer: Layer) -> bool:
+    if not isinstance(layer, str):
+        return not isinstance(layer, bool) and layer >= 0
+    block, _, position = layer.partition("_")
+    return layer == "norm" or bool(position and (block == "norm" or block.isdecimal()))
+
+
+def reading_key(layer: Layer, position: str, main: str) -> Layer:
+    """What the vectors of `layer` at `position` are called, where `main` is the first position that is read."""
+    return layer if position == main else f"{layer}_{position}"
 
 
 def score_column(method: str) -> str:
     """Name of the column that holds the scores of `method`, e.g. ``larf_score``."""
     return f"{method}{SCORE_SUFFIX}"
+
+
+def span_column(method: str) -> str:
+    """Name of the column that holds, for each row, the index in `spans` of the span that has the largest score."""
+    return f"{method}_span"
+
+
+def rejected_column(method: str) -> str:
+    """Name of the column that holds the scores of the rejected side of preference pairs."""
+    return f"{method}_rejected{SCORE_SUFFIX}"
+
+
+def shift_column(method: str) -> str:
+    """Name of the column that holds score(chosen) - score(rejected) of preference pairs."""
+    return f"{method}_pair_shift"
 
 
 def reason_column(method: str) -> str:

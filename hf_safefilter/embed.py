@@ -1,4 +1,4 @@
-"""`EmbedLayers`: rows in, the model's own hidden states out, one fixed-size float16 column a layer.
+"""`EmbedLayers`: rows in, the model's own hidden states out, one column of vectors a layer.
 
 Rows that were read once are not read again: see `hf_safefilter.cache`.
 """
@@ -6,6 +6,7 @@ Rows that were read once are not read again: see `hf_safefilter.cache`.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
@@ -15,12 +16,25 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from hf_safefilter import cache
-from hf_safefilter.cache import RowVectors
-from hf_safefilter.checks import require_choice, require_whole
-from hf_safefilter.columns import FLOAT16_MAX, ROW_ID, TRUNCATED, UNSCORABLE, Layer, embedding_column
-from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import Conversation, as_conversations, conversations, row_id
-from hf_safefilter.model.reading_options import POSITIONS, ReadingOptions
+from hf_safefilter.cache import Gathering, RowVectors
+from hf_safefilter.columns import (
+    FLOAT16_MAX,
+    ROW_ID,
+    SPANS,
+    TRUNCATED,
+    UNSCORABLE,
+    Layer,
+    embedding_column,
+    reading_key,
+)
+from hf_safefilter.data.batch import Batch, Column
+from hf_safefilter.data.conversations import Conversation, as_conversations, conversations
+from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.data.reasons import advice
+from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.data.shapes import with_ignored
+from hf_safefilter.data.spans import SPAN
+from hf_safefilter.model.reading_options import WINDOW, ReadingOptions, checked_reading
 from hf_safefilter.step import Step
 
 if TYPE_CHECKING:
@@ -28,12 +42,13 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from hf_safefilter.model.reading_options import Attention, Dtype, Position
+    from hf_safefilter.model.reading_options import Attention, Dtype, Spans, TooLong
     from hf_safefilter.model.source import ModelKey
-    from hf_safefilter.model.tokens import Tokens
+    from hf_safefilter.model.windows import RowReads
 
 logger = logging.getLogger(__name__)
 
+_warned: set[str] = set()
 _TOKENISED_AT_ONCE = 256  # rows: they are tokenised while the rows before them are read
 
 Part = TypeVar("Part")
@@ -44,9 +59,11 @@ Result = TypeVar("Result")
 class EmbedLayers(ReadingOptions, Step):
     """Reads chosen layers of the model that is to be fine-tuned.
 
-    Adds ``row_id``, ``truncated``, ``unscorable`` and, for each layer, ``emb_layer_<k>``: the mean state over the
-    positions read, computed in float32 and stored as float16 (values beyond 65504 are clamped and counted in the log).
-    A row that cannot be read has NaN vectors, and the reason in ``unscorable``.
+    Each answer that a trainer would learn (its text, reasoning and tool calls) is a span; a long one is read in
+    windows. Adds ``row_id``, ``truncated``, ``unscorable``, ``spans`` (what was read of the row), and for each layer
+    ``emb_layer_<k>``: a list with one vector for each span, computed in float32 and stored as float16 (values beyond
+    65504 are clamped and counted in the log). Further positions have columns of their own, such as
+    ``emb_layer_12_last_prompt``. A row that cannot be read whole has no spans, and the reason in ``unscorable``.
 
     Construction pins what decides the vectors: the revision becomes a commit, or a digest of a local folder's files,
     and "auto" becomes a number format. Weights are loaded at the first call and never held by the step.
@@ -57,13 +74,18 @@ class EmbedLayers(ReadingOptions, Step):
             block); "norm" is the state after the final norm.
         revision: Branch, tag or commit of the model; the default branch if None.
         dtype: "auto" (float32; on CUDA the checkpoint's own 16-bit format), "float32", "bfloat16" or "float16".
-        position: "last", "last_content", "mean_response" or "last_prompt".
-        max_length: Largest number of tokens a row may have; the model's own limit if None. The middle of a longer
-            response is cut.
+        position: Where a span is read: "mean", "last", "last_content", "last_prompt" or "first_<n>"; several are comma
+            separated, and the first is the one that scores read by default.
+        spans: "trained" reads the answers that a trainer learns, "all" the turns of system, user and tools as well.
+        window: Tokens that a mean is taken over at most; None for whole spans.
+        max_length: Largest number of tokens the model reads at once; the model's own limit if None.
+        too_long: What becomes of longer rows: "windows" reads all of them, piece by piece, "drop" leaves them
+            unscorable, "cut" leaves their end away, as trainers do.
+        ignore: What may go unread: columns, keys of a message, "trailing_turn" for turns after the last answer.
         columns: ``{"prompt": ..., "response": ...}`` for rows of no known shape.
         device: "cpu", "cuda", "cuda:1" or "mps"; the best available device if None. With ``with_rank=True`` each
             worker process uses its own GPU.
-        chat_template: Jinja template, or "plain", for a model that has no template.
+        chat_template: Jinja template, name of one of the model's own, "plain" or "raw".
         attn: "auto" packs rows without padding where the model supports it (on a GPU with torch's own variable-length
             flash attention). The name of an implementation of transformers pads rows: "sdpa", "eager",
             "flash_attention_2", "flash_attention_3" or "flex_attention". It decides the speed, not the vectors.
@@ -76,7 +98,7 @@ class EmbedLayers(ReadingOptions, Step):
     layers: tuple[Layer, ...]
     _: KW_ONLY
     columns: tuple[tuple[str, str], ...] | None = None
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     if TYPE_CHECKING:  # the types that may be passed are wider than those that are stored
 
@@ -89,8 +111,12 @@ class EmbedLayers(ReadingOptions, Step):
             dtype: Dtype = "auto",
             device: str | None = None,
             chat_template: str | None = None,
-            position: Position = "last",
+            position: str = "mean",
+            spans: Spans = "trained",
+            window: int | None = WINDOW,
             max_length: int | None = None,
+            too_long: TooLong = "windows",
+            ignore: Sequence[str] = (),
             attn: Attention = "auto",
             columns: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         ) -> None: ...
@@ -99,10 +125,9 @@ class EmbedLayers(ReadingOptions, Step):
         from hf_safefilter.model import load
         from hf_safefilter.model.source import ModelKey
 
-        require_choice("position", self.position, POSITIONS)
-        if self.max_length is not None:
-            require_whole("max_length", self.max_length, least=2)
         set_field = object.__setattr__
+        for name, value in checked_reading(self).items():
+            set_field(self, name, value)
         set_field(self, "model", str(self.model))
         layers = cast("Layer | Sequence[Layer]", self.layers)  # as passed
         set_field(self, "layers", (layers,) if isinstance(layers, (int, str)) else tuple(layers))
@@ -123,34 +148,50 @@ class EmbedLayers(ReadingOptions, Step):
         """The step that reads `layers` with these `options`, for rows with these `columns`."""
         return cls(layers=tuple(layers), columns=columns, **options.values())
 
-    def produces(self) -> tuple[str, ...]:
-        """``row_id``, ``truncated``, ``unscorable`` and one column for each layer."""
-        return (ROW_ID, TRUNCATED, UNSCORABLE, *(embedding_column(layer) for layer in self.layers))
+    @property
+    def keys(self) -> tuple[Layer, ...]:
+        """What the vectors of each layer and position are called (see `columns.Layer`)."""
+        main = self.positions[0]
+        return tuple(reading_key(layer, position, main) for layer in self.layers for position in self.positions)
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """The new columns: strings, bools, strings, and float16 `(n, hidden_size)` for each layer."""
-        rows = conversations(batch, self._mapping()) if batch.n else []
+    @property
+    def mapping(self) -> dict[str, str] | None:
+        """Where things stand in a row, and what may go unread, as `data.conversations` takes it."""
+        return with_ignored(dict(self.columns) if self.columns is not None else None, self.ignored)
+
+    def produces(self) -> tuple[str, ...]:
+        """``row_id``, ``truncated``, ``unscorable``, ``spans``, and one column for each layer and position."""
+        return (ROW_ID, TRUNCATED, UNSCORABLE, SPANS, *map(embedding_column, self.keys))
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
+        """The new columns: strings, bools, strings, `SPAN` and float16 `(hidden_size,)` for each span of a row."""
+        rows = conversations(batch, self.mapping) if batch.n else []
         ids = [row_id(row) for row in rows]
         if rows and cache.enabled():
             read = self._recall(rows, ids, rank)
         else:
             read = self._halved(self._read(rows, self.layers, rank))
-        read.mark_non_finite()
-        columns = {ROW_ID: np.array(ids, dtype=object), TRUNCATED: read.truncated, UNSCORABLE: read.reasons}
-        return columns | {embedding_column(layer): read.vectors[layer] for layer in self.layers}
+        read = read.finite()
+        _warn_once(read.reasons)
+        columns: dict[str, Column] = {
+            ROW_ID: np.array(ids, dtype=object),
+            TRUNCATED: read.truncated,
+            UNSCORABLE: read.reasons,
+            SPANS: Ragged(read.spans, read.offsets),
+        }
+        return columns | {embedding_column(key): read.of(key) for key in self.keys}
 
-    def vectors(
-        self, rows: Dataset | Iterable[Mapping[str, Any]]
-    ) -> tuple[dict[Layer, np.ndarray], list[Conversation], list[str]]:
-        """The same vectors for rows in memory, such as references, without the rounding to float16.
+    def vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
+        """The same vectors for rows in memory, such as references, in float32, and the rows as conversations."""
+        parsed = as_conversations(rows, self.mapping)
+        return self._read(parsed, self.layers, None).finite(), parsed
 
-        Returns:
-            float32 `(n, hidden_size)` for each layer, the rows as conversations, and a reason for each row ("" where
-            it could be read).
-        """
-        parsed = as_conversations(rows, self._mapping())
-        read = self._read(parsed, self.layers, None).mark_non_finite()
-        return read.vectors, parsed, list(read.reasons)
+    def reads(self, rows: Sequence[Conversation]) -> list[RowReads]:
+        """Where each row is read."""
+        from hf_safefilter.model import load
+        from hf_safefilter.model.windows import plan_reads
+
+        return plan_reads(rows, load.tokenizer(self._key()), self, load.max_tokens(self._key()))
 
     def all_layers(self) -> list[int]:
         """Layers 1..L of this model: the outputs of its blocks."""
@@ -160,8 +201,8 @@ class EmbedLayers(ReadingOptions, Step):
 
     def describe(self) -> dict[str, Any]:
         """`record()` and what else a reader must know: digest of the chat template, hidden size, number of blocks."""
+        from hf_safefilter.model.chat_template import template_digest
         from hf_safefilter.model.load import model_config, tokenizer
-        from hf_safefilter.model.tokens import template_digest
 
         config = model_config(self._key()).get_text_config()
         return self.record() | {
@@ -175,68 +216,88 @@ class EmbedLayers(ReadingOptions, Step):
 
         return ModelKey(self.model, cast("str", self.revision), self.dtype)  # pinned at construction
 
-    def _mapping(self) -> dict[str, str] | None:
-        return dict(self.columns) if self.columns is not None else None
+    def _width(self) -> int:
+        from hf_safefilter.model.load import model_config
+
+        return cast("int", model_config(self._key()).get_text_config().hidden_size)
 
     def _recall(self, rows: list[Conversation], ids: list[str], rank: int | None) -> RowVectors:
         """Vectors from the cache for rows that were read before, from the model for the others, piece by piece."""
-        from hf_safefilter.model.load import model_config, pick_device
+        from hf_safefilter.model.load import pick_device
 
-        width = model_config(self._key()).get_text_config().hidden_size
+        # In the cache a position has the same name whether or not it is the main one.
+        stored = {f"{layer}-{position}": (layer, position) for layer in self.layers for position in self.positions}
+
+        def read(missing: list[int], names: list[Layer]) -> RowVectors:
+            layers = list(dict.fromkeys(stored[str(name)][0] for name in names))
+            found = self._halved(self._read([rows[index] for index in missing], layers, rank))
+            main = self.positions[0]
+            found.vectors = {name: found.vectors[reading_key(*stored[str(name)], main)] for name in names}
+            return found
+
         # Unreadable rows are not cached: their ids do not tell the reasons (the number 5 and the text "5" share an id).
-        read = RowVectors.blank([row.reason for row in rows], self.layers, width)
+        target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()))
         space = _space(self, pick_device(self.device, rank).type)
-        sizes = [sum(len(content) for _, content in row.messages) for row in rows]
-        cache.recall(
-            space, read, ids, sizes,
-            lambda missing, layers: self._halved(self._read([rows[index] for index in missing], layers, rank)),
-        )  # fmt: skip
-        return read
+        found = cache.recall(space, target, ids, [row.size for row in rows], read)
+        found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
+        return found
 
     def _read(self, rows: Sequence[Conversation], layers: Sequence[Layer], rank: int | None) -> RowVectors:
         """Float32 vectors as the model gives them."""
         from hf_safefilter.model import load
         from hf_safefilter.model.forward import read_layers
 
-        key = self._key()
-        if not rows:
-            empty = np.empty((0, load.model_config(key).get_text_config().hidden_size), np.float32)
-            return RowVectors(dict.fromkeys(layers, empty), np.empty(0, bool), np.empty(0, object))
-        depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, tuple(layers))
-        trunk = load.trunk(key, depth, load.pick_device(self.device, rank), attn=self.attn)
+        key, main = self._key(), self.positions[0]
+        places = list(enumerate(self.positions))
+        names = [(reading_key(layer, position, main), layer, at) for layer in layers for at, position in places]
+        found: dict[Layer, list[np.ndarray]] = {name: [np.empty((0, self._width()), np.float32)] for name, *_ in names}
+        reads: list[RowReads] = []
+        if rows:
+            depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, tuple(layers))
+            trunk = load.trunk(key, depth, load.pick_device(self.device, rank), attn=self.attn)
         step = _TOKENISED_AT_ONCE
-        parts: list[dict[Layer, np.ndarray]] = []
-        tokens: list[Tokens] = []
-        for part in _ahead([rows[start : start + step] for start in range(0, len(rows), step)], self._tokenise):
-            parts.append(read_layers(trunk, part, tuple(layers)))
-            tokens += part
+        for part in _ahead([rows[start : start + step] for start in range(0, len(rows), step)], self.reads):
+            sequences = [one for row in part for one in row.sequences]
+            vectors = read_layers(trunk, sequences, tuple(layers))
+            picks = _joined_picks(part)
+            for name, layer, at in names:
+                found[name].append(vectors[layer][picks[:, at]])
+            reads += part
         return RowVectors(
-            {layer: np.concatenate([vectors[layer] for vectors in parts]) for layer in layers},
-            np.array([row.truncated for row in tokens], dtype=bool),
-            np.array([row.reason for row in tokens], dtype=object),
-        )
-
-    def _tokenise(self, rows: Sequence[Conversation]) -> list[Tokens]:
-        from hf_safefilter.model import load
-        from hf_safefilter.model.tokens import tokenise
-
-        key = self._key()
-        return tokenise(
-            load.tokenizer(key),
-            rows,
-            position=self.position,
-            max_length=self.max_length or load.max_tokens(key),
-            chat_template=self.chat_template,
+            offsets_of(np.array([len(row.spans) for row in reads], dtype=np.int64)),
+            np.concatenate([np.empty(0, SPAN), *(row.spans for row in reads)]),
+            {name: np.concatenate(parts) for name, parts in found.items()},
+            np.array([row.truncated for row in reads], dtype=bool),
+            np.array([row.reason for row in reads], dtype=object),
         )
 
     def _halved(self, read: RowVectors) -> RowVectors:
-        return RowVectors({layer: _half(layer, v) for layer, v in read.vectors.items()}, read.truncated, read.reasons)
+        read.vectors = {layer: _half(layer, values) for layer, values in read.vectors.items()}
+        return read
+
+
+def _warn_once(reasons: np.ndarray) -> None:
+    """Say why rows cannot be scored, each reason once a process: they are never kept."""
+    for reason, count in Counter(filter(None, reasons)).items():
+        if reason not in _warned:
+            _warned.add(reason)
+            logger.warning("%d of %d rows cannot be scored: %s (%s)", count, len(reasons), reason, advice(reason))
+
+
+def _joined_picks(rows: Sequence[RowReads]) -> np.ndarray:
+    """The reads of each span among those of all rows together, int64 `(spans, positions)`."""
+    first = 0
+    picks = []
+    for row in rows:
+        picks.append(row.picks + first)
+        first += sum(len(one.reads) for one in row.sequences)
+    return np.concatenate(picks)
 
 
 def _ahead(parts: Sequence[Part], work: Callable[[Part], Result]) -> Iterator[Result]:
     """The results of `work` on each part; the next one is computed in a thread while the caller uses this one."""
-    if len(parts) == 1:
-        yield work(parts[0])
+    if len(parts) <= 1:
+        yield from map(work, parts)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="safefilter") as executor:
         following = executor.submit(work, parts[0])
@@ -259,11 +320,11 @@ def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _space(step: EmbedLayers, device: str) -> cache.Space:
-    """Everything that decides a row's vectors, except the layer; kinds of device differ in rounding."""
+    """Everything that decides a row's vectors, except layer and position; kinds of device differ in rounding."""
     from hf_safefilter.model.load import max_tokens
 
     description = step.describe()
-    names = ("revision", "dtype", "position", "chat_template_digest", "algorithm")
+    names = ("revision", "dtype", "spans", "window", "too_long", "ignore", "chat_template_digest", "algorithm")
     limit = step.max_length or max_tokens(step._key())
     facts = {name: description[name] for name in names} | {"max_length": limit, "device": device}
     return cache.Space.of(facts, step.model)

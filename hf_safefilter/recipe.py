@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.locate.search_prompts import ASKED, KINDS
-from hf_safefilter.model.reading_options import ReadingOptions, option_names
+from hf_safefilter.model.reading_options import ReadingOptions, described, option_names
 from hf_safefilter.storage.paths import is_file, is_there, shortened
 
 EXAMPLE = """\
@@ -343,6 +343,9 @@ def _sentences(error: ValidationError) -> list[str]:
             similar = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {similar[0]!r}?" if similar else f"known here: {', '.join(known)}"
             sentences.append(f"{key}: there is no such key; {hint}")
+        elif item["type"] == "string_pattern_mismatch":
+            meaning = described(ReadingOptions)[str(item["loc"][-1])]
+            sentences.append(f"{key}: {item['input']!r} is not known; {meaning}")
         else:
             sentences.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
     return sentences

@@ -7,13 +7,14 @@ code gives other values: a plain class attribute, or an edited method, would be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
 import numpy as np
 
 from hf_safefilter.columns import embedding_column
-from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.errors import MissingError
 
 ROWS_PER_CALL = 1024
@@ -48,7 +49,7 @@ class Step:
         view = Batch(batch)
         return view.emit(self.compute(view, rank))
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+    def compute(self, batch: Batch, rank: int | None) -> Mapping[str, Column]:
         """The new columns, each with `batch.n` values along its first dimension."""
         raise NotImplementedError
 
@@ -64,8 +65,11 @@ class Step:
     def record(self) -> dict[str, Any]:
         """Class name and every field, as plain JSON values: what the card states and what is needed to run it again."""
         values = {option.name: getattr(self, option.name) for option in fields_of(self)}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"step": type(self).__name__} | plain
+        return {"step": type(self).__name__} | {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
 
 
 def fields_of(step: Step | type[Step]) -> tuple[Field[Any], ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import conversations, row_id
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.step import Step
 
 

@@ -5,6 +5,9 @@ import json
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.data.messages import Message
+
 TEXTS = [
     "Zelda rides through the rain and Link follows her home.",
     "Who is the hero of the kingdom? The user asks, the assistant answers.",
@@ -132,6 +135,11 @@ def _finished(backend: Tokenizer, template: str | None) -> PreTrainedTokenizerFa
     return made
 
 
-def turns(messages: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
-    """(role, content) pairs in the form that `apply_chat_template` takes."""
-    return [{"role": role, "content": content} for role, content in messages]
+def talk(*said: tuple[str, str]) -> Conversation:
+    """A conversation of (role, content) pairs."""
+    return Conversation(tuple(Message(role, content) for role, content in said))
+
+
+def turns(conversation: Conversation) -> list[dict[str, str]]:
+    """A conversation in the form that `apply_chat_template` takes."""
+    return [said.to_dict() for said in conversation.messages]

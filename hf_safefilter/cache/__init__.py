@@ -5,7 +5,7 @@
 results; ``HF_SAFEFILTER_ROW_CACHE=off`` turns it off.
 
     rows/<space>/space.json           everything that decides the vectors, except row and layer
-    rows/<space>/<layer>/<hash>.arrow some thousand rows; the name is the checksum of the bytes
+    rows/<space>/<layer>/<hash>.arrow some thousand rows at a layer and position; named by the checksum of the bytes
     rows/<space>/score/<hash>.arrow   the same for scores
 """
 
@@ -14,13 +14,24 @@ from __future__ import annotations
 import os
 
 from hf_safefilter.cache.lookup import recall
-from hf_safefilter.cache.row_vectors import RowVectors
-from hf_safefilter.cache.scores import SCORE, as_row_vectors, recall_scores
+from hf_safefilter.cache.row_vectors import Gathering, RowVectors
+from hf_safefilter.cache.scores import SCORE, one_score_each, recall_scores
 from hf_safefilter.cache.space import Space
 from hf_safefilter.cache.store import flush
 from hf_safefilter.errors import OptionError
 
-__all__ = ["SCORE", "SWITCH", "RowVectors", "Space", "as_row_vectors", "enabled", "flush", "recall", "recall_scores"]
+__all__ = [
+    "SCORE",
+    "SWITCH",
+    "Gathering",
+    "RowVectors",
+    "Space",
+    "enabled",
+    "flush",
+    "one_score_each",
+    "recall",
+    "recall_scores",
+]
 
 SWITCH = "HF_SAFEFILTER_ROW_CACHE"
 """Environment variable: the workers of `Dataset.map` inherit it, and it does not change the hash of a step."""

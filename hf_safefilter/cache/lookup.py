@@ -1,4 +1,4 @@
-"""Fill in the vectors that are cached, have the others read piece by piece, and cache them."""
+"""Gather the vectors that are cached, have the others read piece by piece, and cache them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import numpy as np
 
 from hf_safefilter.cache.pace import Pace
 from hf_safefilter.cache.part import StoredRows, packed
-from hf_safefilter.cache.row_vectors import RowVectors
+from hf_safefilter.cache.row_vectors import Gathering, RowVectors
 from hf_safefilter.cache.space import Space
 from hf_safefilter.cache.store import SECONDS, open_layer
 from hf_safefilter.columns import Layer
+from hf_safefilter.data.ragged import Ragged
 
 Read = Callable[[list[int], list[Layer]], RowVectors]
 
 
-def recall(space: Space, target: RowVectors, ids: Sequence[str], sizes: Sequence[int], read: Read) -> None:
-    """Fill in the vectors of rows that have no reason: each distinct row is looked up in the cache, or read once.
+def recall(space: Space, target: Gathering, ids: Sequence[str], sizes: Sequence[int], read: Read) -> RowVectors:
+    """The vectors of all rows: each distinct row without a reason is looked up in the cache, or read once.
 
     Args:
         space: Everything that decides the vectors, except row and layer.
-        target: Blank except for the reasons known so far; it is filled in.
+        target: Where they are gathered; it knows the rows that cannot be read.
         ids: `row_id` of each row.
         sizes: How long each row is, in any unit.
         read: Reads the rows at these positions, in these layers.
@@ -37,7 +38,7 @@ def recall(space: Space, target: RowVectors, ids: Sequence[str], sizes: Sequence
         if not reason and first.setdefault(row_id, row) != row:
             originals[row] = first[row_id]
     rows, keys = np.fromiter(first.values(), int, len(first)), packed(list(first))
-    stores = {layer: open_layer(space, layer, v.shape[1], v.dtype.type) for layer, v in target.vectors.items()}
+    stores = {layer: open_layer(space, layer, width, target.dtype) for layer, width in target.widths.items()}
     known = {layer: store.fetch(keys, target, rows) for layer, store in stores.items()}
     incomplete = {layer: store for layer, store in stores.items() if not known[layer].all()}
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))
@@ -45,15 +46,21 @@ def recall(space: Space, target: RowVectors, ids: Sequence[str], sizes: Sequence
         at = missing[piece]
         began = time.monotonic()
         fresh = read(rows[at].tolist(), list(incomplete))
+        spans = Ragged(fresh.spans, fresh.offsets)
         for layer, store in incomplete.items():
-            vectors = fresh.vectors[layer]
-            target.put(rows[at], layer, vectors, fresh.truncated, fresh.reasons)
-            new = ~known[layer][at]
-            store.add(StoredRows(keys[at][new], vectors[new], fresh.truncated[new], fresh.reasons[new]), began)
+            new = np.flatnonzero(~known[layer][at])
+            vectors = fresh.of(layer)
+            if len(new) < len(at):
+                vectors, own = vectors.take(new), spans.take(new)
+            else:
+                own = spans
+            rest = StoredRows(keys[at][new], own, vectors, fresh.truncated[new], fresh.reasons[new])
+            target.put(rows[at][new], layer, vectors, own, rest.truncated, rest.reasons)
+            store.add(rest, began)
             store.write_if_due()
     for store in incomplete.values():
         store.write_if_due(call_ends=True)
-    target.repeat(originals)
+    return target.joined(originals)
 
 
 @lru_cache(maxsize=8)

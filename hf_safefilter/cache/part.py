@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from hf_safefilter.data.batch import arrow_vectors, to_arrow
+from hf_safefilter.data.ragged import Ragged, ragged_from_arrow, ragged_to_arrow
+from hf_safefilter.data.spans import SPANS_TYPE, spans_from_arrow, spans_to_arrow
 from hf_safefilter.errors import IntegrityError
 from hf_safefilter.storage.atomic import atomic_bytes
 
@@ -41,20 +42,28 @@ class StoredRows:
 
     Attributes:
         ids: Row ids as `packed` returns them, uint64 `(n, 2)`.
-        vectors: float16 `(n, hidden_size)`; scores have another dtype and width.
+        spans: What was read of each row.
+        vectors: A vector for each span, float16 `(hidden_size,)`; scores have another dtype and width.
         truncated: bool `(n,)`: whether the row was cut to fit.
         reasons: Strings `(n,)`: why the row could not be read; "" where it could.
     """
 
     ids: np.ndarray
-    vectors: np.ndarray
+    spans: Ragged
+    vectors: Ragged
     truncated: np.ndarray
     reasons: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence[StoredRows]) -> StoredRows:
         """All rows of `parts`, in order."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            Ragged.joined([part.spans for part in parts]),
+            Ragged.joined([part.vectors for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            np.concatenate([part.reasons for part in parts]),
+        )
 
 
 def write(folder: Path, mark: str, rows: StoredRows) -> Path:
@@ -71,8 +80,14 @@ def write(folder: Path, mark: str, rows: StoredRows) -> Path:
     ids = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(_ID), len(rows.ids), [None, pa.py_buffer(np.ascontiguousarray(rows.ids))]
     )
-    columns = [ids, to_arrow(rows.vectors), to_arrow(rows.truncated), to_arrow(rows.reasons)]
-    table = pa.table(columns, names=["row_id", "vector", "truncated", "unscorable"])
+    columns = {
+        "row_id": ids,
+        "spans": spans_to_arrow(rows.spans),
+        "vectors": ragged_to_arrow(rows.vectors),
+        "truncated": pa.array(rows.truncated),
+        "unscorable": pa.array(rows.reasons, pa.string()),
+    }
+    table = pa.table(columns)
     table = table.replace_schema_metadata({_MARK: mark})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -125,17 +140,19 @@ def verify(path: Path) -> None:
 
 
 def _parsed(content: pa.Buffer, path: Path, mark: str, width: int, dtype: type) -> StoredRows:
-    kind = pa.list_(pa.from_numpy_dtype(dtype), width)
+    kind = pa.list_(pa.list_(pa.from_numpy_dtype(dtype), width))
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         recorded = (table.schema.metadata or {}).get(_MARK)
-        if recorded != mark.encode() or table.schema.field("vector").type != kind:
+        types = table.schema.field("vectors").type, table.schema.field("spans").type
+        if recorded != mark.encode() or types != (kind, SPANS_TYPE):
             raise IntegrityError(f"{path} is not a part of this space and layer", found=str(recorded))
         table.validate()
         ids = table["row_id"].chunk(0)
         return StoredRows(
             np.frombuffer(ids.buffers()[1], np.uint64, 2 * len(ids)).reshape(-1, 2),
-            arrow_vectors(table["vector"]),
+            spans_from_arrow(table["spans"]),
+            ragged_from_arrow(table["vectors"]),
             table["truncated"].to_numpy(),
             cast("np.ndarray", _LazyStrings(table["unscorable"].chunk(0))),  # indexing is all a reader does with it
         )

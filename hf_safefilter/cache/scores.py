@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_safefilter.cache.lookup import recall
-from hf_safefilter.cache.row_vectors import RowVectors
+from hf_safefilter.cache.row_vectors import Gathering, RowVectors
 from hf_safefilter.cache.space import Space
-from hf_safefilter.data.conversations import Conversation, row_id
+from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.data.row_ids import row_id
 
 SCORE = "score"
 """The layer under which scores are stored."""
@@ -23,16 +24,14 @@ def recall_scores(
     Args:
         space: Everything that decides a score, except the row.
         rows: The rows; one that has a reason is not scored.
-        score: Scores rows without a reason: the one layer `SCORE`, float32 `(n, 1)`.
+        score: Scores rows without a reason: the one layer `SCORE`, float32 `(scores, 1)`.
     """
-    scores = RowVectors.blank([row.reason for row in rows], [SCORE], 1, np.float32)
-    ids = [row_id(row) for row in rows]
-    sizes = [sum(len(content) for _, content in row.messages) for row in rows]
-    recall(space, scores, ids, sizes, lambda missing, _: score([rows[index] for index in missing]))
-    return scores
+    target = Gathering([row.reason for row in rows], {SCORE: 1}, np.float32)
+    ids, sizes = [row_id(row) for row in rows], [row.size for row in rows]
+    return recall(space, target, ids, sizes, lambda missing, _: score([rows[index] for index in missing]))
 
 
-def as_row_vectors(scores: np.ndarray, reasons: Sequence[str], truncated: np.ndarray | None = None) -> RowVectors:
+def one_score_each(scores: np.ndarray, reasons: Sequence[str], truncated: np.ndarray | None = None) -> RowVectors:
     """Scores `(n,)` in the form of `recall_scores`."""
     cut = np.zeros(len(scores), bool) if truncated is None else truncated
-    return RowVectors({SCORE: scores.astype(np.float32)[:, None]}, cut, np.array(reasons, dtype=object))
+    return RowVectors.one_each(SCORE, scores.astype(np.float32), reasons, cut)

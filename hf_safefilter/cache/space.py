@@ -14,7 +14,7 @@ from hf_safefilter.errors import IntegrityError
 from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.storage.atomic import atomic_text
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file format: part of the name of a space, so that other versions do not read or change its files."""
 
 FACTS = "space.json"

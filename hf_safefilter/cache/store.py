@@ -17,7 +17,7 @@ import numpy as np
 
 from hf_safefilter.cache import part
 from hf_safefilter.cache.row_index import UNKNOWN, RowIndex, part_of, row_of
-from hf_safefilter.cache.row_vectors import RowVectors
+from hf_safefilter.cache.row_vectors import Gathering
 from hf_safefilter.cache.space import Space
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import IntegrityError, SafefilterError
@@ -51,12 +51,12 @@ class LayerStore:
         self._pending_since = self._scanned_at = -np.inf
         self._read_only = False
 
-    def fetch(self, ids: np.ndarray, target: RowVectors, rows: np.ndarray) -> np.ndarray:
-        """Fill in the rows that are cached.
+    def fetch(self, ids: np.ndarray, target: Gathering, rows: np.ndarray) -> np.ndarray:
+        """Put the rows that are cached.
 
         Args:
             ids: Packed row ids, uint64 `(n, 2)`.
-            target: The vectors that are filled in.
+            target: Where they are put.
             rows: Row of `target` that belongs to each id, int `(n,)`.
 
         Returns:
@@ -73,7 +73,7 @@ class LayerStore:
             self._fetch_from_parts(ids, target, rows, known)
         return known
 
-    def _fetch_from_parts(self, ids: np.ndarray, target: RowVectors, rows: np.ndarray, known: np.ndarray) -> None:
+    def _fetch_from_parts(self, ids: np.ndarray, target: Gathering, rows: np.ndarray, known: np.ndarray) -> None:
         wanted = np.flatnonzero(~known)
         locations = self._index.find(ids[wanted])
         wanted, locations = wanted[locations != UNKNOWN], locations[locations != UNKNOWN]
@@ -88,8 +88,9 @@ class LayerStore:
             self._copy(stored, row[match], target, rows[at[match]])
             known[at[match]] = True
 
-    def _copy(self, stored: part.StoredRows, row: np.ndarray, target: RowVectors, to: np.ndarray) -> None:
-        target.put(to, self._layer, stored.vectors[row], stored.truncated[row], stored.reasons[row])
+    def _copy(self, stored: part.StoredRows, row: np.ndarray, target: Gathering, to: np.ndarray) -> None:
+        vectors, spans = stored.vectors.take(row), stored.spans.take(row)
+        target.put(to, self._layer, vectors, spans, stored.truncated[row], stored.reasons[row])
 
     def _part(self, number: int) -> part.StoredRows | None:
         """The verified part, or None where it is missing or damaged and was removed from the index."""

@@ -26,8 +26,8 @@ class SpaceUsage:
     Attributes:
         space: Name of its folder.
         model: Name of the model when the first row was cached; "unknown" where the description is damaged.
-        revision, position, dtype: Some of the facts that decide its vectors.
-        layers: Layers with cached rows.
+        revision, spans, dtype: Some of the facts that decide its vectors.
+        layers: Layers and positions with cached rows.
         parts, damaged: Number of whole and of damaged files.
         size: Bytes of all files together.
         current_format: Whether this version of the format wrote it.
@@ -36,7 +36,7 @@ class SpaceUsage:
     space: str
     model: str
     revision: str
-    position: str
+    spans: str
     dtype: str
     layers: tuple[str, ...]
     parts: int
@@ -70,7 +70,7 @@ def _usage(folder: Path) -> SpaceUsage:
         space=folder.name,
         model=label,
         revision=str(facts.get("revision", "")),
-        position=str(facts.get("position", "")),
+        spans=str(facts.get("spans", "")),
         dtype=str(facts.get("dtype", "")),
         layers=tuple(sorted({path.parent.name for path in parts}, key=lambda name: (len(name), name))),
         parts=len(parts),

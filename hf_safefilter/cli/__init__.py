@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -47,6 +48,28 @@ def _options(
     ] = False,
 ) -> None:
     context.obj = Printer(format)
+    _show_log(context.obj)
+
+
+def _show_log(printer: Printer) -> None:
+    """Print what the package logs to stderr: how rows were read, and what was not; for a program warnings alone."""
+    logger = logging.getLogger("hf_safefilter")
+    for handler in [one for one in logger.handlers if isinstance(one, _Shown)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_Shown(printer))
+    logger.setLevel(logging.INFO if printer.format is Format.HUMAN else logging.WARNING)
+    logger.propagate = False
+
+
+class _Shown(logging.Handler):
+    """Prints records in the language of the shell."""
+
+    def __init__(self, printer: Printer) -> None:
+        super().__init__()
+        self._printer = printer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._printer.note(_translation()(record.getMessage()), warning=record.levelno >= logging.WARNING)
 
 
 _COMMANDS = (

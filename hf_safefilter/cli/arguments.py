@@ -65,7 +65,8 @@ def reads_a_model(
 
         @functools.wraps(command)
         def call(**values: Any) -> None:
-            command(**{slot: kind(**{name: values.pop(name) for name in names})}, **values)
+            given = {name: values.pop(name) for name in names}
+            command(**{slot: kind(**{name: _as_field(kind, name, value) for name, value in given.items()})}, **values)
 
         # typer reads signature and annotations; parameters without defaults come first, as Python requires
         parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
@@ -91,6 +92,8 @@ def _model_parameters(
             shell = typer.Argument(help=helps[field.name], show_default=False) if argument else None
         else:
             shell = None
+        if isinstance(default, tuple):
+            default = ",".join(default)
         shell = shell or typer.Option(help=helps[field.name], show_default=bool(default))
         plain = str if hints[field.name] not in (int | None, str | None) else hints[field.name]
         parameters.append(
@@ -99,6 +102,12 @@ def _model_parameters(
             )
         )
     return parameters
+
+
+def _as_field(kind: type[ModelOptions], name: str, value: Any) -> Any:
+    """A value of the command line as the field holds it: of several names, a tuple."""
+    default = next(field.default for field in fields(kind) if field.name == name)
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(default, tuple) else value
 
 
 def layers_of(text: str) -> list[Layer]:

@@ -21,7 +21,7 @@ def ls(context: typer.Context) -> None:
             "space": space.space[:12],
             "model": space.model,
             "revision": space.revision.removeprefix("sha256:")[:12],
-            "position": space.position,
+            "spans": space.spans,
             "dtype": space.dtype,
             "layers": ",".join(space.layers),
             "parts": space.parts,

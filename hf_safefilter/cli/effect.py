@@ -100,7 +100,7 @@ def effect(
         known_prompts=_reference_prompts(saved),
         judge=judge,
         max_new_tokens=reply_tokens,
-        columns=pairs_of(column, "--column") or dict(getattr(reader, "columns", None) or ()) or None,
+        columns=pairs_of(column, "--column") or saved.mapping,
     )
     report = measure_effect(saved.rows, is_safe, study, output, on_run=_progress(context.obj))
     printer = context.obj
@@ -181,12 +181,12 @@ def _questions(model: str, harmful: str | None, over_refusal: str | None, benign
 
 def _reference_prompts(saved: Saved) -> list[str]:
     """Prompts of the references: they must not be asked, because the score has used them."""
-    from hf_safefilter.data.conversations import Conversation, prompt_of
+    from hf_safefilter.data.conversations import prompt_of
     from hf_safefilter.references import references
 
     digests = dict.fromkeys(filter(None, map(_compared_with, saved.steps)))
     rows = (row for digest in digests for side in ("unsafe", "safe") for row in references(digest).rows(side))
-    return [prompt_of(Conversation(row.messages)) for row in rows]
+    return [prompt_of(row.conversation) for row in rows]
 
 
 def _compared_with(step: Step) -> str | None:

@@ -39,7 +39,7 @@ def embed(
     """
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.engine.local import reading_counts
+    from hf_safefilter.engine.local import reading_counts, warn_of_unscorable
     from hf_safefilter.engine.local_processes import embed_in_processes
     from hf_safefilter.saved.saved_rows import TRAIL, save_rows
     from hf_safefilter.saved.shards import Shard
@@ -59,6 +59,7 @@ def embed(
     save_rows(embedded, output, [step], name=loaded.name, revision=loaded.revision)
     facts = {"output": str(output), "layers": list(step.layers), "revision": step.revision} | reading_counts(embedded)
     first = step.layers[0]
+    warn_of_unscorable(embedded)
     context.obj.report(
         facts,
         ids=[str(output)],

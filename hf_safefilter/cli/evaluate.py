@@ -22,6 +22,7 @@ def evaluate(
     from hf_safefilter.decide.evaluate import evaluate as measure
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
-    evaluation = measure(load_rows_with_steps(scored).rows, label, unsafe=unsafe)
+    saved = load_rows_with_steps(scored)
+    evaluation = measure(saved.rows, label, unsafe=unsafe, columns=saved.mapping)
     context.obj.table("How well each score separates the labels", evaluation.table())
     context.obj.report({"evaluation": evaluation.to_json()}, ids=[json.dumps(line) for line in evaluation.table()])

@@ -40,6 +40,13 @@ class Printer:
         if self.format is Format.HUMAN:
             self._stderr.print(escape(text))
 
+    def note(self, text: str, *, warning: bool = False) -> None:
+        """Print what happens beside the work to stderr, in any format."""
+        if self.format is Format.HUMAN:
+            self._stderr.print(f"[yellow]{escape(text)}[/yellow]" if warning else escape(text), soft_wrap=True)
+        else:
+            sys.stderr.write(text + "\n")
+
     def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print rows with the same keys as a table, for a person only; other formats have them in `report`."""
         if self.format is not Format.HUMAN or not rows:

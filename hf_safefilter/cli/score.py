@@ -55,7 +55,7 @@ def score(
         values_of(option, "--option"),
         references=index,
         layer=layer_used,
-        columns=dict(reader.columns or ()) or None if reader is not None else None,
+        columns=saved.mapping,
         rows=saved.rows,
     )
     scored = score_rows(saved.rows, step)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_safefilter.cli.arguments import Column, Output, Rows, Split, pairs_of, reads_a_model
+from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.data.splits import require_free
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
@@ -24,7 +25,7 @@ EXAMPLE = "hf-safefilter seal rows.jsonl trusted.jsonl --model toy --epochs 2 --
 _QUANTILES = ("0", "0.5", "1")
 
 
-@reads_a_model(without=("position", "attn"))
+@reads_a_model(without=("position", "spans", "window", "too_long", "attn"))
 def seal(
     context: typer.Context,
     rows: Rows,
@@ -74,12 +75,13 @@ def seal(
         upper_weight_decay=upper_weight_decay, batch_size=batch_size, micro_batch=micro_batch,
         max_length=reading.max_length, dtype=reading.dtype, seed=seed,
     )  # fmt: skip
-    loaded, columns = load_rows(rows, split=split), pairs_of(column, "--column")
+    loaded, columns = load_rows(rows, split=split), with_ignored(pairs_of(column, "--column"), reading.ignore)
+    safe_columns = with_ignored(pairs_of(safe_column, "--safe-column"), reading.ignore)
     _require_outputs(output, loaded.rows)
     selector = fit_seal(
         reading.model, loaded.rows, load_rows(safe).rows, options=options,
         lora=_lora(lora_rank, lora_alpha, lora_target),
-        revision=reading.revision, columns=columns, safe_columns=pairs_of(safe_column, "--safe-column"),
+        revision=reading.revision, columns=columns, safe_columns=safe_columns,
         chat_template=reading.chat_template, device=reading.device, checkpoints=output / "checkpoints",
         checkpoint_seconds=checkpoint_seconds,
     )  # fmt: skip

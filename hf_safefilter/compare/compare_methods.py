@@ -99,7 +99,7 @@ def compare_methods(
         embed = replace(embed, layers=tuple(dict.fromkeys(layers.values())))
         scored = embed_rows(ds, embed)
         embed_seconds = _embed_seconds(embed, _sample(ds, cost_rows, seed))
-    columns = dict(embed.columns) if embed.columns else None
+    columns = embed.mapping
     methods_used: list[_ScoredMethod] = []
     for choice in choices:
         if choice.name in skipped:

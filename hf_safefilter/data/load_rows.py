@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from hf_safefilter.errors import DataError, MissingError, OptionError, is_disk_full
+from hf_safefilter.data.local_files import KINDS, kind_of, root_cause, rows_in
+from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.paths import is_there, shortened
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     AnyRows: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -49,8 +47,8 @@ def load_rows(
     """Load rows; a single split is returned as a plain data set.
 
     Args:
-        source: Hub id, ``.jsonl``/``.json``/``.csv``/``.parquet``/``.arrow`` file, folder of such files, or folder
-            written by `save_to_disk`.
+        source: Hub id, ``.jsonl``/``.json``/``.csv``/``.parquet``/``.arrow`` file (compressed or not), folder of such
+            files, or folder written by `save_to_disk`. A local name is that of a file, never a pattern.
         config: Name of the configuration of a Hub data set.
         split: Load only this split.
         revision: Branch, tag or commit of a Hub data set; it is resolved to a commit.
@@ -67,7 +65,7 @@ def load_rows(
             raise OptionError(f"{path.name} is local, so it has no revision or config", fix="leave them out")
         rows = _local(path, split, streaming)
         name, pinned = path.resolve().name, _content_digest(path)
-    elif _HUB_ID.fullmatch(str(source)) and path.suffix not in _READERS:
+    elif _HUB_ID.fullmatch(str(source)) and kind_of(path) is None:
         rows, pinned = _hub(str(source), config, split, revision, streaming)
         name = str(source)
     else:
@@ -76,7 +74,7 @@ def load_rows(
 
 
 def _local(path: Path, split: str | None, streaming: bool) -> AnyRows:
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         rows = load_from_disk(str(path))
@@ -85,49 +83,9 @@ def _local(path: Path, split: str | None, streaming: bool) -> AnyRows:
                 raise OptionError(f"{path.name} has no splits", fix=f"leave out `split='{split}'`")
             rows = _take(rows, split)
         return rows.to_iterable_dataset() if streaming and not isinstance(rows, DatasetDict) else rows
-    if path.is_dir():
-        if not any(file.suffix in _READERS for file in path.rglob("*")):
-            raise DataError(f"folder {path.name} holds no rows", fix=f"expected files ending in {', '.join(_READERS)}")
-        return _guarded(path, lambda: load_dataset(str(path), split=split, streaming=streaming))
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise DataError(f"{path.name} is not a file of rows", fix=f"expected one of {', '.join(_READERS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path.name} is empty", fix="check how it was written")
-    return _guarded(path, lambda: load_dataset(reader, data_files=str(path), split=split, streaming=streaming))
-
-
-def _guarded(path: Path, load: Callable[[], AnyRows]) -> AnyRows:
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        return load()
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        if is_disk_full(error):
-            raise
-        raise DataError(
-            f"{path.name} cannot be read as rows", found=_bad_line(path) or _root_cause(error), fix="correct the file"
-        ) from error
-
-
-def _bad_line(path: Path) -> str | None:
-    """What is wrong with the first line of a JSON-lines file that is not a JSON object; its text is not repeated."""
-    if path.suffix != ".jsonl":
-        return None
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    return f"line {number} is JSON but not an object"
-            except ValueError:
-                return f"line {number} is not JSON"
-    return None
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
+    if path.is_file() and kind_of(path) is None:
+        raise DataError(f"{path.name} is not a file of rows", fix=f"expected one of {', '.join(KINDS)}")
+    return rows_in(path, split, streaming)
 
 
 def _hub(
@@ -153,7 +111,7 @@ def _hub(
     try:
         return load_dataset(source, config, split=split, revision=pinned, streaming=streaming), pinned
     except (ValueError, OSError) as error:
-        raise DataError(f"{source} cannot be loaded", found=_root_cause(error), fix="check config and split") from error
+        raise DataError(f"{source} cannot be loaded", found=root_cause(error), fix="check config and split") from error
 
 
 def _take(rows: DatasetDict, split: str) -> Dataset:

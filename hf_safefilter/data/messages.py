@@ -1,7 +1,7 @@
 """A message as a chat template is handed it: role, content, and every other key that a template may render.
 
 What is said is kept whole: reasoning, tool calls, names, parts that are no text. Only keys that are None are left out,
-as transformers leaves them out.
+at any depth, as TRL's `remove_none_values` leaves them out.
 """
 
 from __future__ import annotations
@@ -63,16 +63,6 @@ class Message:
         """The other keys."""
         return dict(json.loads(self.more)) if self.more else {}
 
-    def identity(self) -> list[Any]:
-        """What the row's id is made of: what is said and whether it is trained, in canonical form."""
-        body: list[Any] = [self.role, self.content]
-        extras = {key: _said(value) for key, value in self.extras().items() if _says_something(value)}
-        if extras or not self.trained:
-            body.append(extras or {})
-        if not self.trained:
-            body.append(0)
-        return body
-
 
 def message(turn: Any) -> Message:
     """A message from a turn in either spelling: ``role`` and ``content``, or ``from`` and ``value``.
@@ -89,9 +79,9 @@ def message(turn: Any) -> Message:
     extras = {str(key): value for key, value in turn.items() if key not in {*used, *TRAINED_KEYS} and value is not None}
     if parts is not None:
         extras["content"] = parts
-    if content is None and not any(map(_says_something, extras.values())):
+    if content is None and not any(map(says_something, extras.values())):
         fault = fault or "not_text"
-    return Message(role, content, _json(extras) if extras else "", _is_trained(turn), fault)
+    return Message(role, content, json_of(extras) if extras else "", _is_trained(turn), fault)
 
 
 def messages_in(cell: Any, alone: str = "assistant") -> list[Message]:
@@ -101,7 +91,7 @@ def messages_in(cell: Any, alone: str = "assistant") -> list[Message]:
         cell: A plain value (see `data.plain`).
         alone: Role of plain text.
     """
-    cell = as_turns(_parsed(cell))
+    cell = as_turns(_turns_in(cell))
     if isinstance(cell, Mapping):
         return [message(cell)]
     if isinstance(cell, Sequence) and not isinstance(cell, (str, bytes)):
@@ -119,6 +109,11 @@ def as_text(value: Any) -> str:
         return json.dumps(value, default=_named, sort_keys=True, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):  # keys of several types, or a cell that contains itself
         return f"unreadable {type(value).__name__}"
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no letter that one sees: whitespace and marks of zero width alone."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
 def strings_in(value: Any) -> list[str]:
@@ -153,7 +148,7 @@ def _content(given: Any) -> tuple[str | None, Any]:
     texts = [_text_of(part) for part in given]
     if all(text is not None for text in texts):
         return "".join(text for text in texts if text is not None), None
-    return None, [_without_empty(part) for part in given]
+    return None, list(given)
 
 
 def _text_of(part: Any) -> str | None:
@@ -162,13 +157,9 @@ def _text_of(part: Any) -> str | None:
         return part
     if not isinstance(part, Mapping):
         return None
-    body = {key: value for key, value in part.items() if _says_something(value) or key == "text"}
+    body = {key: value for key, value in part.items() if says_something(value) or key == "text"}
     text = body.pop("text", None)
     return text if isinstance(text, str) and body == {"type": "text"} else None
-
-
-def _without_empty(part: Any) -> Any:
-    return {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
 
 
 def _is_trained(turn: Mapping[str, Any]) -> bool:
@@ -179,28 +170,25 @@ def _is_trained(turn: Mapping[str, Any]) -> bool:
     return True
 
 
-def _says_something(value: Any) -> bool:
+def says_something(value: Any) -> bool:
+    """Whether a cell or a key holds anything: None, "", [] and {} do not."""
     return value is not None and value != [] and value != {} and value != ""
 
 
-def _said(value: Any) -> Any:
-    """Without what is None at any depth: Arrow gives every struct the keys of all others."""
-    if isinstance(value, Mapping):
-        return {key: _said(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, (list, tuple)):
-        return [_said(inner) for inner in value]
-    return value
-
-
-def _parsed(cell: Any) -> Any:
+def _turns_in(cell: Any) -> Any:
     """A cell that is JSON text of turns as these turns; any other as it is."""
     if not isinstance(cell, str) or not re.match(r"\s*[\[{]\s*[\[{\"]", cell):
         return cell
-    try:
-        value = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
+    value = parsed(cell)
     return value if is_turns(value) else cell
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text; a text that is none, as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def is_turns(value: Any) -> bool:
@@ -210,11 +198,19 @@ def is_turns(value: Any) -> bool:
     return bool(turns) and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in turns)
 
 
-def _json(value: Any) -> str:
+def json_of(value: Any) -> str:
+    """JSON of a value in its own order of keys, without those that are None; what JSON does not know is named."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=_named, separators=(",", ":"))
+        return json.dumps(without_none(value), ensure_ascii=False, default=_named, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
         return json.dumps({"unreadable": type(value).__name__})
+
+
+def without_none(value: Any) -> Any:
+    """A value without the keys that are None, at any depth: Arrow gives every struct the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _named(value: Any) -> str:

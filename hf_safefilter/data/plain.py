@@ -22,9 +22,9 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, Mapping):
         return {plain(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(inner) for inner in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    if hasattr(value, "tolist") and not isinstance(value, (bytes, bytearray)):  # tensors, jax arrays, series
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist") and not isinstance(value, (bytes, bytearray)):  # arrays, also those of one number
         return plain(value.tolist())
     if hasattr(value, "as_py"):  # Arrow scalars
         return plain(value.as_py())

@@ -75,17 +75,19 @@ class Ragged:
     def largest(self) -> tuple[np.ndarray, np.ndarray]:
         """The largest entry of each row, `(n,)`, and its place among the row's, int32 `(n,)`.
 
+        Entries are numbers, `(m,)`, or vectors of one number, `(m, 1)`, as the row cache keeps scores.
         NaN and -1 for a row without entries, or with one that is NaN: what could not be scored whole has no score.
         Of equal entries the first counts.
         """
-        top = np.full(len(self), np.nan, dtype=np.result_type(self.values, np.float32))
+        values = self.values.reshape(len(self.values))
+        top = np.full(len(self), np.nan, dtype=np.result_type(values, np.float32))
         place = np.full(len(self), -1, dtype=np.int32)
         filled = np.flatnonzero(self.counts)
         if len(filled):
             starts = self.offsets[:-1][filled]
-            largest = np.maximum.reduceat(self.values, starts)  # NaN wins
+            largest = np.maximum.reduceat(values, starts)  # NaN wins
             top[filled] = largest
-            hit = self.values == np.repeat(largest, self.counts[filled])
+            hit = values == np.repeat(largest, self.counts[filled])
             first = np.flatnonzero(hit)
             owners = self.owners[first]
             rows, at = np.unique(owners, return_index=True)

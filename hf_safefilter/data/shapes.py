@@ -22,11 +22,27 @@ PROMPTS = (
 
 ANSWERS = ("completion", "response", "output", "answer")
 SYSTEMS = ("system", "system_prompt")
-SIDES = ("chosen", "rejected")
 TOOLS = ("tools", "functions")
+TEMPLATE_OPTIONS = ("chat_template_kwargs",)
+IGNORE = "ignore"
+"""Key of a `columns` mapping under which stands what may go unread."""
+
+TRAILING = "trailing_turn"
+"""What `IGNORE` calls turns after the last answer that is trained on."""
 
 SPOKEN = frozenset(
-    {*TURNS, *(name for group in PROMPTS for name in group), *ANSWERS, *SYSTEMS, *SIDES, *TOOLS, "history", "text"}
+    {
+        *TURNS,
+        *(name for group in PROMPTS for name in group),
+        *ANSWERS,
+        *SYSTEMS,
+        "chosen",
+        "rejected",
+        *TOOLS,
+        *TEMPLATE_OPTIONS,
+        "history",
+        "text",
+    }
 )
 """Every column in which something said may stand. Text in one of them that is not read makes a row unscorable."""
 
@@ -47,6 +63,7 @@ class Shape:
         system: Column of a system turn.
         history: Column of earlier turns.
         tools: Column of the tools that the template is handed.
+        template_options: Column of further variables for the template, as TRL passes them to it.
         text: Column of plain text.
     """
 
@@ -58,18 +75,15 @@ class Shape:
     system: str | None = None
     history: str | None = None
     tools: str | None = None
+    template_options: str | None = None
     text: str | None = None
 
     @property
     def columns(self) -> frozenset[str]:
         """All columns that it reads."""
-        named = (self.turns, self.response, *self.pair, self.system, self.history, self.tools, self.text)
+        answers = (self.response, self.chosen, self.rejected, self.text)
+        named = (self.turns, *answers, self.system, self.history, self.tools, self.template_options)
         return frozenset({*self.prompt, *(name for name in named if name is not None)})
-
-    @property
-    def pair(self) -> tuple[str | None, str | None]:
-        """Columns of the two answers of a preference pair."""
-        return self.chosen, self.rejected
 
     def describe(self) -> str:
         """What stands where, in a few words."""
@@ -90,8 +104,10 @@ def shape_of(filled: frozenset[str]) -> Shape | None:
     def first(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in filled), None)
 
-    beside = Shape(system=first(SYSTEMS), history=first(("history",)), tools=first(TOOLS))
-    chosen, rejected = (first((side,)) for side in SIDES)
+    beside = Shape(
+        system=first(SYSTEMS), history=first(("history",)), tools=first(TOOLS), template_options=first(TEMPLATE_OPTIONS)
+    )
+    chosen, rejected = (first((side,)) for side in ("chosen", "rejected"))
     prompt = next((group for group in PROMPTS if filled.issuperset(group)), ())
     turns, answer = first(TURNS), first(ANSWERS)
     if turns is not None and not (turns == "data" and prompt):
@@ -101,6 +117,18 @@ def shape_of(filled: frozenset[str]) -> Shape | None:
     if prompt and answer is not None:
         return replace(beside, prompt=prompt, response=answer)
     return Shape(text="text") if "text" in filled else None
+
+
+def with_ignored(columns: Mapping[str, str] | None, ignored: Sequence[str]) -> dict[str, str] | None:
+    """`columns` with more that may go unread; None if nothing is said."""
+    both = dict.fromkeys([*ignored_in(columns), *ignored])
+    named = {key: name for key, name in (columns or {}).items() if key != IGNORE}
+    return (named | ({IGNORE: ",".join(both)} if both else {})) or None
+
+
+def ignored_in(columns: Mapping[str, str] | None) -> tuple[str, ...]:
+    """What may go unread according to `columns`."""
+    return tuple(name.strip() for name in (columns or {}).get(IGNORE, "").split(",") if name.strip())
 
 
 def mapped_shape(names: Sequence[str], columns: Mapping[str, str]) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -37,6 +38,19 @@ def load_yaml(text: str, name: str) -> Any:
     except (ValueError, OverflowError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(f"{name} holds a value that is no value", found=reason, fix="correct it") from error
+
+
+def front_matter(path: Path) -> dict[str, Any]:
+    """What stands between the lines of dashes at the top of a README; empty where there are none.
+
+    Raises:
+        OptionError: See `load_yaml`.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n"):
+        return {}
+    body = load_yaml(text[4:].split("\n---", 1)[0], path.name)
+    return body if isinstance(body, dict) else {}
 
 
 def _require_plain(text: str, name: str) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from hf_safefilter.checks import is_whole, require_choice, require_number, require_share
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.labels import truth_of
+from hf_safefilter.data.labels import names_of, truth_of
+from hf_safefilter.data.reasons import listed, next_step, reasons_in
 from hf_safefilter.decide.conformal import conformal_threshold
 from hf_safefilter.errors import DataError, OptionError
 
@@ -99,6 +100,13 @@ def threshold_for(
             f"at most {max_loss:g} of rows like the {len(good)} known-good ones are lost, at confidence {confidence:g}",
         )
     scores = numbers_of(ds, column)
+    if not np.isfinite(scores).any():
+        reasons = reasons_in(ds)
+        raise DataError(
+            f"0 of {len(scores)} rows could be scored",
+            found=listed(reasons) or f"column {column!r} holds no number",
+            fix=next_step(reasons, "score the rows again"),
+        )
     if label is not None:
         return _labelled(scores, labels_of(ds, label, unsafe), rule, max_fpr)
     return _ranked(scores[np.isfinite(scores)], drop_fraction, drop_count)
@@ -194,4 +202,6 @@ def labels_of(ds: ScoredRows, label: str, unsafe: str | int | bool) -> np.ndarra
         DataError: There are not labels of both kinds.
         MissingError: There is no such column.
     """
-    return truth_of([cell for view in views_of(ds, label) for cell in view.cells(label)], label, unsafe)
+    parts = ds.values() if isinstance(ds, Mapping) else [ds]
+    names = next((found for part in parts if (found := names_of(part, label))), [])
+    return truth_of([cell for view in views_of(ds, label) for cell in view.cells(label)], label, unsafe, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +11,9 @@ import numpy as np
 
 from hf_safefilter.columns import EMBEDDING_PREFIX
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import Conversation, conversations, prompt_of, row_id
+from hf_safefilter.data.conversations import Conversation, conversations, prompt_of
+from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.data.shapes import ignored_in
 from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ class Material:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Number of tokens from the start of the response on, int (n,)."""
-        return np.array([len(row.ids) - row.start for row in self.tokens])
+        """Number of tokens that are learned, int (n,)."""
+        return np.array([int(row.labelled().sum()) for row in self.tokens])
 
     def hold_out(self, count: int) -> tuple[Material, tuple[Conversation, ...]]:
         """The material without up to `count` kept rows (at most a tenth of the kept ones), and these rows.
@@ -107,7 +109,7 @@ def read_material(
             batch = Batch(table)
             kept.append(is_safe.mask(batch))
             rows += conversations(batch, columns)
-    tokens = tokens_of(rows, key, max_length, chat_template)
+    tokens = tokens_of(rows, key, max_length, chat_template, ignored_in(columns))
     readable = [index for index, row in enumerate(tokens) if not row.reason]
     if not readable:
         raise DataError("no row can be tuned on", found=f"{len(rows)} rows, none readable", fix="check the columns")
@@ -120,14 +122,16 @@ def read_material(
 
 
 def tokens_of(
-    rows: Sequence[Conversation], key: ModelKey, max_length: int | None, chat_template: str | None
+    rows: Sequence[Conversation],
+    key: ModelKey,
+    max_length: int | None,
+    chat_template: str | None,
+    ignore: Collection[str] = (),
 ) -> list[Tokens]:
-    """Tokens of conversations as the model reads them; `start` is where the response begins."""
+    """Tokens of conversations as the model learns them; the end of longer rows is cut, as trainers cut it."""
     from hf_safefilter.model import load
     from hf_safefilter.model.tokens import tokenise
 
     limits = [limit for limit in (max_length, load.max_tokens(key)) if limit is not None]
-    return tokenise(
-        load.tokenizer(key), rows, position="mean_response", max_length=min(limits, default=None),
-        chat_template=chat_template,
-    )  # fmt: skip
+    tokens = tokenise(load.tokenizer(key), rows, chat_template=chat_template, ignore=ignore)
+    return [row.cut(min(limits)) if limits else row for row in tokens]

@@ -91,11 +91,11 @@ def replies_to(
 
 
 def mean_loss(model: PreTrainedModel, rows: Sequence[Tokens]) -> float:
-    """Mean negative log-likelihood, in nats, of the tokens from the start of each response on; NaN without rows.
+    """Mean negative log-likelihood, in nats, of the tokens of all answers; NaN without rows.
 
     Args:
         model: Causal language model; its training mode is restored afterwards.
-        rows: Rows tokenised with the position "mean_response".
+        rows: Readable rows.
     """
     import torch
 
@@ -111,7 +111,7 @@ def mean_loss(model: PreTrainedModel, rows: Sequence[Tokens]) -> float:
             for index, row in enumerate(batch):
                 ids[index, : len(row.ids)] = torch.from_numpy(row.ids.astype("int64"))
                 mask[index, : len(row.ids)] = 1
-                learned[index, max(1, row.start) : len(row.ids)] = True
+                learned[index, : len(row.ids)] = torch.from_numpy(row.labelled())
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             losses = torch.nn.functional.cross_entropy(
                 logits[:, :-1].float().transpose(1, 2), ids[:, 1:].to(model.device), reduction="none"

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_safefilter.data.conversations import Conversation, as_conversations, row_id
+from hf_safefilter.data.conversations import Conversation, as_conversations
 from hf_safefilter.data.prompts import prompts_in
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import DataError
 
 _TOY_PROMPTS = 200

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.effect.arms import ARMS, Arm, arms_of, choose_rows
 from hf_safefilter.effect.effect_plot import draw
 from hf_safefilter.effect.effect_report import EffectReport
@@ -218,7 +219,7 @@ def _inputs(
 ) -> dict[str, Any]:
     """Plain values of everything that results depend on, to identify runs and for the report."""
     from hf_safefilter.model import load
-    from hf_safefilter.model.template import template_digest
+    from hf_safefilter.model.chat_template import template_digest
 
     return {
         "algorithm": ALGORITHM,
@@ -238,7 +239,7 @@ def _inputs(
             "source": questions.source,
             "harmful": digest_of(questions.harmful),
             "over_refusal": digest_of(questions.over_refusal),
-            "benign": digest_of([row.messages for row in questions.benign]),
+            "benign": digest_of([row_id(row) for row in questions.benign]),
         },
         "judge": judge.record() if hasattr(judge, "record") else type(judge).__qualname__,
         "replies": {"max_new_tokens": study.max_new_tokens},

@@ -112,12 +112,12 @@ def tune(
     frozen: tuple[int, int] | None = None,
     title: str = "Tune",
 ) -> tuple[PreTrainedModel, list[float]]:
-    """Tune `model`, in place, on ``rows[order]``; only responses and the tokens that end them are learned.
+    """Tune `model`, in place, on ``rows[order]``; only answers and the tokens that end them are learned.
 
     Args:
         model: Whole model, which nothing else uses.
         tokenizer: Tokenizer of the model; it is not changed.
-        rows: Rows tokenised with the position "mean_response".
+        rows: Readable rows.
         order: ``steps * batch`` indices of `rows`, in training order.
         options: Options, the same for all arms.
         seed: Seed of the adapters and of dropout.
@@ -162,8 +162,7 @@ def _dataset(rows: Sequence[Tokens], order: np.ndarray) -> Dataset:
     dataset = Dataset.from_dict(
         {
             "input_ids": [rows[row].ids.tolist() for row in used],
-            # from the response on, including the token that ends the turn
-            "labels": [[_IGNORED] * rows[row].start + rows[row].ids[rows[row].start :].tolist() for row in used],
+            "labels": [np.where(rows[row].labelled(), rows[row].ids, _IGNORED).tolist() for row in used],
         }
     )
     return dataset.select(np.searchsorted(used, order))

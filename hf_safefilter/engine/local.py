@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_safefilter.columns import EMBEDDING_PREFIX, TRUNCATED, UNSCORABLE
+import pyarrow.compute as pc
+
+from hf_safefilter.columns import EMBEDDING_PREFIX, SPANS, TRUNCATED
 from hf_safefilter.data.arrow_files import materialise
-from hf_safefilter.data.splits import each_split, parts_of, require_free
+from hf_safefilter.data.reasons import listed, reasons_in
+from hf_safefilter.data.splits import count_rows, each_split, parts_of, require_free
 from hf_safefilter.step import ROWS_PER_CALL, Step
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.embed import EmbedLayers
+
+logger = logging.getLogger(__name__)
+
+_FEW = 0.01  # share of rows that may be lost without a word
 
 
 def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers, *, num_proc: int | None = None) -> Dataset | DatasetDict:
@@ -71,14 +79,21 @@ def score_stream_locally(
     return materialise(rows.remove_columns(vectors))
 
 
+def warn_of_unscorable(ds: Dataset | DatasetDict) -> None:
+    """Log a warning if more than a hundredth of the rows cannot be scored; `EmbedLayers` says what to do about each."""
+    reasons, rows = reasons_in(ds), count_rows(ds)
+    lost = sum(reasons.values())
+    if lost > _FEW * rows:
+        logger.warning("%d of %d rows cannot be scored and are not kept: %s", lost, rows, listed(reasons))
+
+
 def reading_counts(ds: Dataset | DatasetDict) -> dict[str, int]:
-    """Number of rows, of truncated rows, and of rows that could not be read for each reason."""
-    counts = {"rows": 0, "truncated": 0}
+    """Number of rows, of spans read in them, of truncated rows, and of rows that cannot be scored for each reason."""
+    counts = {"rows": 0, "spans": 0, "truncated": 0}
     for part in parts_of(ds):
         counts["rows"] += len(part)
         if len(part):
-            counts["truncated"] += sum(part.with_format("arrow")[TRUNCATED].to_pylist())
-            for reason in part.with_format("arrow")[UNSCORABLE].to_pylist():
-                if reason:
-                    counts[f"unscorable: {reason}"] = counts.get(f"unscorable: {reason}", 0) + 1
-    return counts
+            table = part.select_columns([SPANS, TRUNCATED]).with_format("arrow")[:]
+            counts["spans"] += pc.sum(pc.list_value_length(table[SPANS])).as_py() or 0
+            counts["truncated"] += pc.sum(table[TRUNCATED]).as_py() or 0
+    return counts | {f"unscorable: {reason}": count for reason, count in reasons_in(ds).most_common()}

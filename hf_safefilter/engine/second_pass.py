@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from hf_safefilter.columns import ROW_ID
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import conversations, row_id
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.engine.ordered import Piece, cut
 from hf_safefilter.errors import DataError
 

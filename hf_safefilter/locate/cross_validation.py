@@ -10,8 +10,10 @@ import numpy as np
 
 from hf_safefilter.checks import require_whole
 from hf_safefilter.columns import Layer
-from hf_safefilter.data.conversations import Conversation, response_of
+from hf_safefilter.data.conversations import answered_text
+from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import METHODS
 from hf_safefilter.scores import method as method_class
 from hf_safefilter.scores.base import ReferenceScore
@@ -117,18 +119,19 @@ def choose_layer(
             found=", ".join(known),
             fix="use some of these",
         )
-    scorers = {name: cast(type[ReferenceScore], method_class(name)).against for name in methods}
+    scorers = {name: _standardised(cast(type[ReferenceScore], method_class(name)).against) for name in methods}
     require_whole("folds", folds, least=2)
-    n_unsafe, n_safe = (len(side) for side in references.vectors(references.layers[0]))
+    n_unsafe, n_safe = references.counts["unsafe"], references.counts["safe"]
     if min(n_unsafe, n_safe) < 2 * folds:
         raise DataError(
             f"{n_unsafe} unsafe and {n_safe} safe references are too few for {folds} folds",
             fix=f"give at least {2 * folds} on each side, or name the layer, for example `layer=12`",
         )
     unsafe_folds, safe_folds = _folds(n_unsafe, n_safe, folds, seed)
+    owners = references.owners("unsafe"), references.owners("safe")
     candidates = []
     for layer in references.layers:
-        unsafe, safe = references.vectors(layer)
+        unsafe, safe = map(_by_row, references.vectors(layer), owners)
         for method in methods:
             high, low = _held_out(scorers[method], unsafe, safe, unsafe_folds, safe_folds)
             candidates.append(_candidate(layer, method, high, low))
@@ -138,7 +141,7 @@ def choose_layer(
 
 
 def _response_lengths(references: ReferenceIndex, side: str) -> np.ndarray:
-    return np.array([len(response_of(Conversation(row.messages))) for row in references.rows(side)], dtype=float)
+    return np.array([len(answered_text(row.conversation)) for row in references.rows(side)], dtype=float)
 
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -156,17 +159,35 @@ def _folds(n_unsafe: int, n_safe: int, folds: int, seed: int) -> tuple[np.ndarra
     return unsafe, unsafe if n_safe == n_unsafe else draw.permutation(np.arange(n_safe) % folds)
 
 
+def _standardised(scorer: Scorer) -> Scorer:
+    """The same in coordinates of mean 0 and deviation 1, as scores compare by default."""
+
+    def score(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+        both = Coordinates.of(unsafe, safe, True)
+        return scorer(both(rows), both.unsafe, both.safe)
+
+    return score
+
+
+def _by_row(vectors: np.ndarray, owners: np.ndarray) -> Ragged:
+    return Ragged(vectors, offsets_of(np.bincount(owners)))
+
+
 def _held_out(
-    scorer: Scorer, unsafe: np.ndarray, safe: np.ndarray, unsafe_folds: np.ndarray, safe_folds: np.ndarray
+    scorer: Scorer, unsafe: Ragged, safe: Ragged, unsafe_folds: np.ndarray, safe_folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score every reference by those of the other folds, centred fold by fold so that the folds can be pooled."""
     high, low = np.empty(len(unsafe)), np.empty(len(safe))
     for fold in range(int(unsafe_folds.max()) + 1):
-        out_unsafe, out_safe = unsafe_folds == fold, safe_folds == fold
-        train = unsafe[~out_unsafe], safe[~out_safe]
-        both = scorer(np.concatenate([unsafe[out_unsafe], safe[out_safe]]), *train).astype(np.float64)
+        out_unsafe, out_safe = np.flatnonzero(unsafe_folds == fold), np.flatnonzero(safe_folds == fold)
+        train = [
+            unsafe.take(np.flatnonzero(unsafe_folds != fold)).values,
+            safe.take(np.flatnonzero(safe_folds != fold)).values,
+        ]
+        held = Ragged.joined([unsafe.take(out_unsafe), safe.take(out_safe)])
+        scores = Ragged(scorer(held.values, *train).astype(np.float64), held.offsets).largest()[0]
         middle = scorer(np.concatenate(train), *train).astype(np.float64).mean()
-        high[out_unsafe], low[out_safe] = both[: out_unsafe.sum()] - middle, both[out_unsafe.sum() :] - middle
+        high[out_unsafe], low[out_safe] = scores[: len(out_unsafe)] - middle, scores[len(out_unsafe) :] - middle
     return high, low
 
 

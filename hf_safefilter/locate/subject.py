@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from hf_safefilter.errors import OptionError
+from hf_safefilter.model.chat_template import template_digest
 from hf_safefilter.model.source import ModelKey
-from hf_safefilter.model.tokens import Tokens, template_digest, tokenise_prompts
+from hf_safefilter.model.tokens import tokenise_prompts
+from hf_safefilter.model.windows import TokenSequence
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +93,7 @@ class Subject:
         from hf_safefilter.model.forward import read_layers
 
         ids = tokenise_prompts(self.tokenizer, prompts, chat_template=self.chat_template)
-        rows = [Tokens(row_ids, len(row_ids) - 1, len(row_ids)) for row_ids in ids]
+        rows = [TokenSequence(row_ids, ((len(row_ids) - 1, len(row_ids)),)) for row_ids in ids]
         layers = list(range(1, self.n_blocks() + 1))
         states = read_layers(self._trunk(), rows, layers)
         return np.stack([states[layer] for layer in layers], axis=1)

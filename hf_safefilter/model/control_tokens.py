@@ -54,13 +54,18 @@ class Controls:
         self._normalises = tokenizer.backend_tokenizer.normalizer is not None
         self._joins = any(self._completes(before, after) for before, after in set(seams))
 
-    def mark(self, text: str) -> str:
-        """`text` with marks around the control tokens that it spells."""
+    def mark(self, text: str, apart: bool = True) -> str:
+        """`text` with marks around the control tokens that it spells, and where needed at its two ends.
+
+        Args:
+            text: Words of a row.
+            apart: Whether its ends may be marked; not for words that a template compares with its own.
+        """
         if OPEN in text or CLOSE in text:
             text = text.replace(OPEN, "").replace(CLOSE, "")
         marked = self._pattern.sub(f"{OPEN}\\g<0>{CLOSE}", text)
         # A lone mark is dropped by the encoding, but keeps its two sides apart.
-        return f"{CLOSE}{marked}{CLOSE}" if self._joins else marked
+        return f"{CLOSE}{marked}{CLOSE}" if apart and self._joins else marked
 
     def smuggled(self, ids: Sequence[int], offsets: Offsets, text: str) -> bool:
         """Whether a control token among `ids` came of other letters than its own, such as full-width ones."""

@@ -1,9 +1,9 @@
-"""Token rows -> vectors: batches under a token budget, only the blocks needed, only the positions asked for."""
+"""Token sequences -> vectors: batches under a token budget, only the blocks needed, only the reads asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +15,11 @@ from hf_safefilter.model import budget
 from hf_safefilter.model import prefix_tree as tree
 from hf_safefilter.model.load import Trunk, depth_for
 from hf_safefilter.model.packed import can_pack, read_packed
-from hf_safefilter.model.padded import read_padded
+from hf_safefilter.model.padded import can_pad, read_padded, words_of
 from hf_safefilter.model.threads import pick_threads, threads
 
 if TYPE_CHECKING:
-    from hf_safefilter.model.tokens import Tokens
+    from hf_safefilter.model.windows import Read, TokenSequence
 
 _WAITING = 2**26  # bytes of vectors that wait on the device: fetching each batch's would make the device wait
 
@@ -27,25 +27,26 @@ Batch = tuple[list[int], dict[Layer, torch.Tensor]]
 
 
 def read_layers(
-    trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer], token_budget: int | None = None
+    trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequence[Layer], token_budget: int | None = None
 ) -> dict[Layer, np.ndarray]:
-    """Mean state over each row's read positions, for several layers in one pass.
+    """Mean state over each read of each sequence, for several layers in one pass.
 
     Layer k is the input of block k (so the output of block k-1), layer L the raw output of the last block, "norm" the
-    state after the final norm. The mean is taken in float32. Equal rows are computed once.
+    state after the final norm. The mean is taken in float32. Equal sequences are computed once.
 
     Args:
-        trunk: at least as deep as the deepest layer asks for.
-        tokens: one entry a row; a row with a reason is not read.
-        layers: what to read.
-        token_budget: tokens a batch may hold, padding included; at least one row always goes in.
+        trunk: At least as deep as the deepest layer asks for.
+        sequences: What is read.
+        layers: Where it is read.
+        token_budget: Tokens a batch may hold, padding included; at least one sequence always goes in.
 
     Returns:
-        For each layer float32 `(n, hidden_size)`, in the rows' order; NaN for rows with a reason.
+        For each layer float32 `(reads, hidden_size)`: the reads of the first sequence, then those of the second, ...
 
     Raises:
-        OptionError: a layer out of range.
-        ModelError: "norm" of a model that has no final norm, or a single row that does not fit in memory.
+        OptionError: A layer out of range.
+        ModelError: "norm" of a model that has no final norm, a token that the model has no embedding for, or a single
+            sequence that does not fit in memory.
     """
     if "norm" in layers and trunk.stack.final_norm is None:
         raise ModelError(
@@ -55,50 +56,71 @@ def read_layers(
         raise ModelError(
             f"{trunk.depth} blocks are loaded and layer {layers} needs {needed}", fix="load a deeper trunk"
         )
-    vectors = {layer: np.full((len(tokens), trunk.hidden_size), np.nan, np.float32) for layer in layers}
-    copies = _copies(tokens)
+    starts = np.concatenate([[0], np.cumsum([len(one.reads) for one in sequences])]).astype(np.int64)
+    vectors = {layer: np.full((int(starts[-1]), trunk.hidden_size), np.nan, np.float32) for layer in layers}
+    copies = _copies(sequences)
     first = [rows[0] for rows in copies]
     most = torch.get_num_threads()
     count = pick_threads(trunk.hidden_size, most) if trunk.device.type == "cpu" else most
     with trunk.busy, threads(count):
-        way = PACKED if first and can_pack(trunk, max(len(tokens[row].ids) for row in first)) else PADDED
-        batches = _batches_that_fit(trunk, tokens, first, tuple(layers), way, token_budget)
+        way = _way(trunk, [sequences[row].ids for row in first])
+        batches = _batches_that_fit(trunk, sequences, first, tuple(layers), way, token_budget)
         for numbers, found in _fetched(batches, 0 if trunk.device.type == "cpu" else _WAITING):
+            places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in numbers])
             for layer in layers:
-                vectors[layer][numbers] = found[layer]
-    for rows in copies:
-        for layer in layers:
-            vectors[layer][rows[1:]] = vectors[layer][rows[0]]
+                vectors[layer][places] = found[layer]
+    for original, *others in copies:
+        for other in others:
+            for values in vectors.values():
+                values[starts[other] : starts[other + 1]] = values[starts[original] : starts[original + 1]]
     return vectors
 
 
-def _copies(tokens: Sequence[Tokens]) -> list[list[int]]:
-    """The readable rows, equal ones together."""
-    groups: dict[tuple[bytes, int, int], list[int]] = {}
-    for row, item in enumerate(tokens):
-        if not item.reason:
-            groups.setdefault((item.ids.tobytes(), item.start, item.stop), []).append(row)
+def _way(trunk: Trunk, rows: Sequence[np.ndarray]) -> Way:
+    """The fastest of the ways in which this model reads a row as it does alone."""
+    if not rows:
+        return PADDED
+    largest, words = max(int(row.max()) for row in rows), words_of(trunk.model)
+    if largest >= words:
+        raise ModelError(
+            f"the tokenizer writes token {largest}, and the model has embeddings for {words} tokens",
+            fix="use the tokenizer that belongs to this model, or enlarge the model: model.resize_token_embeddings",
+        )
+    if can_pack(trunk, max(map(len, rows))):
+        return PACKED
+    return PADDED if can_pad(trunk) else ALIKE
+
+
+def _copies(sequences: Sequence[TokenSequence]) -> list[list[int]]:
+    """Numbers of the sequences, equal ones together."""
+    groups: dict[tuple[bytes, tuple[Read, ...]], list[int]] = {}
+    for number, one in enumerate(sequences):
+        groups.setdefault((one.ids.tobytes(), one.reads), []).append(number)
     return list(groups.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How rows go through a model.
+    """How sequences go through a model.
 
     Attributes:
-        sort: an order of the rows in which neighbours are cheap to read together.
-        held: tokens that a batch holds, from the lengths of its rows.
-        read: one forward.
+        sort: An order of the sequences in which neighbours are cheap to read together.
+        held: Tokens that a batch holds, from the lengths of its sequences.
+        read: One forward.
+        alike: Whether all sequences of a batch must have one length.
     """
 
     sort: Callable[[Sequence[np.ndarray]], list[int]]
     held: Callable[[Sequence[int]], int]
-    read: Callable[[Trunk, Sequence[Tokens], Sequence[Layer]], dict[Layer, torch.Tensor]]
+    read: Callable[[Trunk, Sequence[TokenSequence], Sequence[Layer]], dict[Layer, torch.Tensor]]
+    alike: bool = False
 
     def leading(self, lengths: Sequence[int], most: int) -> int:
-        """How many rows, of those that come next, hold up to `most` tokens; at least one."""
+        """How many of the sequences that come next hold up to `most` tokens; at least one."""
         rows = 1
         while rows < len(lengths) and self.held(lengths[: rows + 1]) <= most:
+            if self.alike and lengths[rows] != lengths[0]:
+                break
             rows += 1
         return rows
 
@@ -109,11 +131,12 @@ PADDED = Way(
     read=read_padded,
 )
 PACKED = Way(sort=tree.order, held=sum, read=read_packed)
+ALIKE = replace(PADDED, alike=True)
 
 
 def _batches_that_fit(
     trunk: Trunk,
-    tokens: Sequence[Tokens],
+    sequences: Sequence[TokenSequence],
     rows: list[int],
     layers: tuple[Layer, ...],
     way: Way,
@@ -121,14 +144,14 @@ def _batches_that_fit(
 ) -> Iterator[Batch]:
     """Run `rows` in batches; on running out of memory halve the budget and go on."""
     most = token_budget or budget.token_budget(trunk, way is PACKED)
-    rows = [rows[at] for at in way.sort([tokens[row].ids for row in rows])]
-    lengths = [max(1, len(tokens[row].ids)) for row in rows]
+    rows = [rows[at] for at in way.sort([sequences[row].ids for row in rows])]
+    lengths = [max(1, len(sequences[row].ids)) for row in rows]
     done = 0
     while done < len(rows):
         count = way.leading(lengths[done:], most)
         batch, held = rows[done : done + count], way.held(lengths[done : done + count])
         try:
-            found = way.read(trunk, [tokens[row] for row in batch], layers)
+            found = way.read(trunk, [sequences[row] for row in batch], layers)
         except torch.OutOfMemoryError as error:
             if count == 1:
                 raise ModelError(

@@ -25,33 +25,35 @@ class _Read(Exception):
 
 @dataclass(slots=True)
 class Reads:
-    """Where rows are read: places among all tokens of a forward.
+    """Where a forward is read: places among all its tokens.
 
     Attributes:
-        places: int64 for each row; states count row by row where there are several, padding included.
-        device: where the states are.
-        packed: the rows, if they are packed; then the deepest block may be computed where it is read alone.
+        places: int64 for each read; states count row by row where there are several, padding included.
+        device: Where the states are.
+        packed: The rows, if they are packed; then the deepest block may be computed where it is read alone.
     """
 
     places: Sequence[np.ndarray]
     device: torch.device
     packed: Packed | None = None
+    one_each: bool = field(init=False)
     _index: torch.Tensor = field(init=False)
+    _offsets: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        counts = np.array([len(places) for places in self.places])
+        self.one_each = bool((counts == 1).all())  # whether each read is of one place
         self._index = on(self.device, np.concatenate(self.places))
-
-    @property
-    def one_each(self) -> bool:
-        """Whether each row is read at one place."""
-        return all(len(places) == 1 for places in self.places)
+        self._offsets = on(self.device, np.cumsum(counts) - counts)
 
     def mean(self, states: torch.Tensor) -> torch.Tensor:
-        """Float32 mean over each row's places: `(..., d)` -> `(n, d)`."""
-        found = states.reshape(-1, states.shape[-1])[self._index].float()
+        """Float32 mean over the places of each read: `(..., d)` -> `(reads, d)`."""
+        states, index = states.reshape(-1, states.shape[-1]), self._index
         if self.one_each:
-            return found
-        return torch.stack([part.mean(0) for part in torch.split(found, [len(places) for places in self.places])])
+            return states[index].float()
+        if states.dtype != torch.float32:  # the sum must not be rounded to 16 bits
+            states, index = states[index].float(), torch.arange(len(index), device=self.device)
+        return nn.functional.embedding_bag(index, states, self._offsets, mode="mean")  # gathers and adds in one go
 
 
 def read(
@@ -90,9 +92,13 @@ class _Reader:
 
         def read_places(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             states, rotary = _input(args, kwargs)[0], kwargs["position_embeddings"]
-            states = at_positions(block, states, rotary, cast("Packed", self.reads.packed), asked)
-            for layer in wanted:
-                self.keep(layer, there.mean(self._final_norm(states) if layer == "norm" else states))
+            packed = cast("Packed", self.reads.packed)
+            if "norm" in wanted or there.one_each:
+                states = at_positions(block, states, rotary, packed, asked)
+                for layer in wanted:
+                    self.keep(layer, there.mean(self._final_norm(states) if layer == "norm" else states))
+            else:
+                self.keep(wanted[0], at_positions(block, states, rotary, packed, asked, there.mean))
 
         return read_places
 

@@ -1,10 +1,11 @@
-"""The deepest block, computed only where it is read: one token a row needs one query, one output and one MLP.
+"""The deepest block, computed only where it is read: a token that is not read needs no query, no output and no MLP.
 
 Keys and values are still those of every token. This is arithmetic of the Llama family alone; other blocks run whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -28,8 +29,11 @@ def at_positions(
     rotary: tuple[torch.Tensor, torch.Tensor],
     rows: Packed,
     places: np.ndarray,
+    mean: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Output of a Llama-type block at some places of packed rows.
+    """Output of a Llama-type block at some places of packed rows, or means of it.
+
+    The last product of the block is linear: of a mean of outputs it is taken once, after the mean.
 
     Args:
         block: pre-norm, causal, rotary attention and gated MLP.
@@ -37,9 +41,10 @@ def at_positions(
         rotary: cosines and sines `(1, tokens, channels)`, as the model hands them to its blocks.
         rows: which tokens belong together.
         places: sorted, int64 `(n,)`.
+        mean: Averages `(n, ...)` to `(reads, ...)` in float32; None for the outputs themselves.
 
     Returns:
-        `(n, d)`, in the dtype of `states`.
+        `(n, d)` in the dtype of `states`, or float32 `(reads, d)`.
     """
     layer = cast(Any, block)  # torch types the submodules of a module as tensors or modules
     attention = layer.self_attn
@@ -56,7 +61,11 @@ def at_positions(
     queries = _turned(heads(attention.q_proj(normed[asked]), "q_norm"), cosines[asked], sines[asked])
     mixed = attend(queries, keys, values, rows, attention.scaling, places)
     here: torch.Tensor = states[asked] + attention.o_proj(mixed.flatten(1))
-    return here + layer.mlp(layer.post_attention_layernorm(here))
+    normed, mlp = layer.post_attention_layernorm(here), layer.mlp
+    if mean is None:
+        return here + cast("torch.Tensor", mlp(normed))
+    inner = mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed))
+    return mean(here) + mlp.down_proj(mean(inner).to(inner.dtype)).float()
 
 
 def _turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:

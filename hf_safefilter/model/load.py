@@ -76,6 +76,7 @@ class Trunk:
         device: Where the weights are.
         token_budget: Largest number of tokens that a batch may hold; None until it was measured or memory ran out.
         packs: Whether it reads packed rows correctly; None until it was tried.
+        pads: Whether it reads padded rows correctly; None until it was tried.
         busy: Held while rows are read: hooks and the choice of attention act on the whole model.
     """
 
@@ -87,6 +88,7 @@ class Trunk:
     device: torch.device
     token_budget: int | None = None
     packs: bool | None = None
+    pads: bool | None = None
     busy: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -144,6 +146,8 @@ def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
     n_blocks = config.num_hidden_layers
     cut = copy.deepcopy(config)
     cut.use_cache = False
+    if cut.pad_token_id is not None and not 0 <= cut.pad_token_id < cut.vocab_size:
+        cut.pad_token_id = None  # some files name a token that has no embedding, which torch refuses
     if depth >= n_blocks:
         return cut
     for name, value in vars(config).items():

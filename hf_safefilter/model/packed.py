@@ -17,18 +17,16 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.model import attention
 from hf_safefilter.model.attention import Packed, Unfit, attending, on
 from hf_safefilter.model.hooks import Reads, read
-from hf_safefilter.model.padded import read_padded
+from hf_safefilter.model.padded import CLOSE, CLOSE_IN_16_BITS, read_padded, words_of
 from hf_safefilter.model.prefix_tree import Layout
 
 if TYPE_CHECKING:
     from hf_safefilter.model.load import Trunk
-    from hf_safefilter.model.tokens import Tokens
+    from hf_safefilter.model.windows import TokenSequence
 
 logger = logging.getLogger(__name__)
 
 _TRIED = 48  # tokens of the longest row of the trial
-_CLOSE = {torch.float32: 1e-3}  # largest relative difference in the trial; rows that leak into each other differ by far
-_CLOSE_IN_16_BITS = 0.1
 _AMPERE = (8, 0)  # flash attention's first generation of GPUs
 
 
@@ -40,20 +38,21 @@ def can_pack(trunk: Trunk, longest: int) -> bool:
     return trunk.packs and (window is None or longest <= window)
 
 
-def read_packed(trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
-    """Mean state over each row's read positions: float32 `(n, hidden_size)` for each layer, on the trunk's device.
+def read_packed(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
+    """Mean state over each read of each sequence: float32 `(reads, hidden_size)` a layer, on the trunk's device.
 
     Args:
-        trunk: one that `can_pack` says yes to, deep enough.
-        tokens: readable rows, in the order of `tree.order`.
-        layers: what to read.
+        trunk: One that `can_pack` says yes to, deep enough.
+        sequences: In the order of `tree.order`.
+        layers: What to read.
 
     Raises:
-        Unfit: its attention asks for what packed rows cannot give.
+        Unfit: Its attention asks for what packed rows cannot give.
     """
-    layout = Layout.of([row.ids for row in tokens])
+    layout = Layout.of([one.ids for one in sequences])
     rows = Packed(layout, trunk.device)
-    places = [layout.paths[end][row.start : row.stop] for row, end in zip(tokens, layout.ends, strict=True)]
+    paths = [layout.paths[end] for end in layout.ends]
+    places = [path[start:stop] for path, one in zip(paths, sequences, strict=True) for start, stop in one.reads]
     ids, positions = (on(trunk.device, values)[None] for values in (layout.ids, layout.positions))
     with attending(trunk.model, rows):
         reads = Reads(places, trunk.device, rows)
@@ -74,17 +73,18 @@ def _agrees(trunk: Trunk) -> bool:
 
     Some are so short that whatever leaks into their beginning is most of what they are.
     """
-    from hf_safefilter.model.tokens import Tokens
+    from hf_safefilter.model.windows import TokenSequence
 
     attention.register()
     window = _window(trunk)
     if window is not None and window < _TRIED:
         return False
-    drawn = np.random.default_rng(0).integers(0, trunk.model.config.get_text_config().vocab_size, 3 * _TRIED, np.int32)
+    words = min(trunk.model.config.get_text_config().vocab_size, words_of(trunk.model))
+    drawn = np.random.default_rng(0).integers(0, words, 3 * _TRIED, np.int32)
     common, *tails = np.split(drawn, np.cumsum([_TRIED // 2, 15, 2, _TRIED // 2, 2]))
     ids = [*(np.concatenate([common, tail]) for tail in tails[:3]), tails[3]]
     ids.sort(key=lambda row: row.tobytes())
-    rows = [Tokens(row, len(row) - 1, len(row)) for row in ids]
+    rows = [TokenSequence(row, ((len(row) - 1, len(row)),)) for row in ids]
     layers = [trunk.depth]
     try:
         together = read_packed(trunk, rows, layers)[trunk.depth]
@@ -95,7 +95,7 @@ def _agrees(trunk: Trunk) -> bool:
         return False
     alone = torch.cat([read_padded(trunk, [row], layers)[trunk.depth] for row in rows])
     difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
-    close = difference <= _CLOSE.get(trunk.model.dtype, _CLOSE_IN_16_BITS)
+    close = difference <= CLOSE.get(trunk.model.dtype, CLOSE_IN_16_BITS)
     if not close:
         logger.info("%s is read padded: packed rows differ by %.1e", type(trunk.model).__name__, difference)
     return close

@@ -1,9 +1,14 @@
-"""The plain way to read rows, which every model can go: batches padded on the right, transformers' own forward."""
+"""The plain way to read rows, by transformers' own forward: batches padded on the right.
+
+Whether padding leaves a row as it is alone is tried, once a model: some attend to padding whatever the mask says. Rows
+of such a model are read in batches of one length.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -13,25 +18,60 @@ from hf_safefilter.model.attention import on
 from hf_safefilter.model.hooks import Reads, read
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from hf_safefilter.model.load import Trunk
-    from hf_safefilter.model.tokens import Tokens
+    from hf_safefilter.model.windows import TokenSequence
+
+logger = logging.getLogger(__name__)
+
+CLOSE = {torch.float32: 1e-3}
+"""Largest relative difference between rows read together and alone; rows that leak into each other differ by far."""
+
+CLOSE_IN_16_BITS = 0.1
+_TRIED = (40, 23, 7, 2)  # tokens of the rows of the trial
 
 
-def read_padded(trunk: Trunk, tokens: Sequence[Tokens], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
-    """One forward over a padded batch, the plain way: float32 `(n, hidden_size)` a layer, on the trunk's device."""
-    ids, mask = _pad([row.ids for row in tokens], trunk.model.config.pad_token_id or 0)
+def read_padded(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
+    """One forward over a padded batch, the plain way: float32 `(reads, hidden_size)` a layer, on the trunk's device."""
+    ids, mask = _pad([one.ids for one in sequences])
     longest = ids.shape[1]
-    reads = Reads([np.arange(row.start, row.stop) + n * longest for n, row in enumerate(tokens)], trunk.device)
+    places = [np.arange(*read) + n * longest for n, one in enumerate(sequences) for read in one.reads]
+    reads = Reads(places, trunk.device)
     # What is right of a token is out of sight for causal attention, which is faster without a mask.
     seen = None if trunk.stack.causal else on(trunk.device, mask)
     inputs = on(trunk.device, ids)
     return read(trunk.stack, layers, reads, lambda: trunk.model(input_ids=inputs, attention_mask=seen))
 
 
-def _pad(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded ids and attention mask, int64 `(n, longest)`, whatever side the tokenizer would pad on."""
+def can_pad(trunk: Trunk) -> bool:
+    """Whether a row reads the same beside longer ones as alone: tried once a model, then remembered."""
+    from hf_safefilter.model.windows import TokenSequence
+
+    if trunk.pads is None:
+        words = min(trunk.model.config.get_text_config().vocab_size, words_of(trunk.model))
+        drawn = np.random.default_rng(0).integers(0, words, sum(_TRIED), np.int32)
+        rows = [
+            TokenSequence(ids, ((0, 1), (len(ids) - 1, len(ids)))) for ids in np.split(drawn, np.cumsum(_TRIED)[:-1])
+        ]
+        together = read_padded(trunk, rows, [trunk.depth])[trunk.depth]
+        alone = torch.cat([read_padded(trunk, [row], [trunk.depth])[trunk.depth] for row in rows])
+        difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
+        trunk.pads = difference <= CLOSE.get(trunk.model.dtype, CLOSE_IN_16_BITS)
+        if not trunk.pads:
+            logger.info("%s is read unpadded: padded rows differ by %.1e", type(trunk.model).__name__, difference)
+    return trunk.pads
+
+
+def words_of(model: PreTrainedModel) -> int:
+    """Number of tokens that a model has an embedding for."""
+    return int(cast("torch.nn.Embedding", model.get_input_embeddings()).weight.shape[0])
+
+
+def _pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded ids and attention mask, int64 `(n, longest)`, whatever the tokenizer would pad with."""
     lengths = np.array([len(row) for row in rows])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-    ids = np.full_like(mask, pad if isinstance(pad, int) else 0)
+    ids = np.zeros_like(mask)  # any token that exists: none of its states is read, and none sees it
     ids[mask.astype(bool)] = np.concatenate(rows)
     return ids, mask

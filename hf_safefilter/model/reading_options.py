@@ -5,20 +5,35 @@ A field's `description` is its help on the command line and in the recipe's JSON
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
+from hf_safefilter.checks import require_choice, require_whole
+from hf_safefilter.data.shapes import TRAILING
+from hf_safefilter.errors import OptionError
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Position = Literal["last", "last_content", "mean_response", "last_prompt"]
+Spans = Literal["trained", "all"]
+TooLong = Literal["windows", "drop", "cut"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
-POSITIONS: tuple[str, ...] = get_args(Position)
-"""What stands for a row: the last token of the rendering (often an end token), the last token of the response, the
-mean over the response, or the last token of the prompt (with the header after which the model would answer)."""
+MEAN = "mean"
+"""The position that is no single token: the mean over all tokens of a span, or of a window of it."""
+
+POSITIONS = (MEAN, "last", "last_content", "last_prompt")
+"""Where a span is read: the mean over its tokens; the last token of its turn (often an end
+token or a newline); the last token of its content; the token before it (the end of the header after which the model
+answers). ``first_<n>`` is the mean over its first n tokens."""
+
+WINDOW = 18
+"""Tokens that one mean is taken over at most. Harm in a few words among many harmless ones is lost in a longer mean."""
 
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 
+_FIRST = re.compile(r"first_([1-9]\d{0,5})")
+_LISTED = r"^\s*({0})\s*(,\s*({0})\s*)*$".format("|".join([*POSITIONS, _FIRST.pattern]))  # for recipes and their schema
 _PYDANTIC: dict[str, Any] = {"extra": "forbid", "strict": False}
 
 
@@ -43,7 +58,8 @@ class ModelOptions:
     )
     device: str | None = field(default=None, metadata=_described("cuda, cuda:1, mps or cpu; picked if left out."))
     chat_template: str | None = field(
-        default=None, metadata=_described("Jinja template (or 'plain') for a model without one.")
+        default=None,
+        metadata=_described("Jinja template, name of one of the model's, 'plain' or 'raw', for a model without one."),
     )
 
     def values(self) -> dict[str, Any]:
@@ -56,13 +72,39 @@ class ReadingOptions(ModelOptions):
     """Which model, and how rows are read by it."""
 
     _: KW_ONLY
-    position: Position = field(
-        default="last",
-        metadata=_described("What stands for a row: last, last_content, mean_response or last_prompt."),
+    position: str = field(
+        default=MEAN,
+        metadata=_described(
+            "Where a span is read: mean, last, last_content, last_prompt or first_<n>; several are comma separated.",
+            pattern=_LISTED,
+        ),
+    )
+    spans: Spans = field(
+        default="trained",
+        metadata=_described("trained: the answers that a trainer learns; all: system, user and tool turns as well."),
+    )
+    window: int | None = field(
+        default=WINDOW,
+        metadata=_described(
+            "Tokens that a mean is taken over at most: longer spans are read in windows; 0: whole.", ge=0
+        ),
     )
     max_length: int | None = field(
         default=None,
-        metadata=_described("Longest row in tokens; the middle of longer responses is cut.", ge=2),
+        metadata=_described("Longest row in tokens; the model's own limit if left out.", ge=8),
+    )
+    too_long: TooLong = field(
+        default="windows",
+        metadata=_described(
+            "Longer rows are read in windows, dropped (drop), or cut off at the end as trainers do (cut)."
+        ),
+    )
+    ignore: tuple[str, ...] = field(
+        default=(),
+        metadata=_described(
+            "What may go unread, comma separated: columns, keys of a message, trailing_turn for turns after the last "
+            "answer. Otherwise a row with unread text is unscorable."
+        ),
     )
     attn: Attention = field(
         default="auto",
@@ -71,6 +113,59 @@ class ReadingOptions(ModelOptions):
             "flash_attention_3 or flex_attention, rows padded."
         ),
     )
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """The positions, the main one first."""
+        return positions_in(self.position)
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """What may go unread; where all turns are spans, turns after the last answer are read."""
+        return (*self.ignore, TRAILING) if self.spans == "all" else tuple(self.ignore)
+
+
+def positions_in(position: str) -> tuple[str, ...]:
+    """The positions that a comma-separated text names.
+
+    Raises:
+        OptionError: There is no such position, or one is named twice.
+    """
+    names = tuple(name.strip() for name in str(position).split(","))
+    for name in names:
+        if not _FIRST.fullmatch(name):
+            require_choice("position", name, (*POSITIONS, "first_<n>"))
+    if len(set(names)) < len(names):
+        raise OptionError(f"`position={position}` names a position twice", fix="name each once")
+    return names
+
+
+def tokens_of_first(position: str) -> int | None:
+    """n of ``first_<n>``; None for any other position."""
+    match = _FIRST.fullmatch(position)
+    return int(match[1]) if match else None
+
+
+def checked_reading(options: ReadingOptions) -> dict[str, Any]:
+    """The fields in the form in which they are stored, after all checks that need no model.
+
+    Raises:
+        OptionError: A value that makes no sense.
+    """
+    positions = positions_in(options.position)
+    require_choice("spans", options.spans, get_args(Spans))
+    require_choice("too_long", options.too_long, get_args(TooLong))
+    if options.max_length is not None:
+        require_whole("max_length", options.max_length, least=8)
+    if options.window:
+        require_whole("window", options.window, least=2)
+    ignore: str | Sequence[str] = options.ignore  # as passed
+    names = ignore.split(",") if isinstance(ignore, str) else ignore
+    return {
+        "position": ",".join(positions),
+        "window": options.window or None if MEAN in positions else None,  # windows are what a mean is taken over
+        "ignore": tuple(sorted({str(name).strip() for name in names} - {""})),
+    }
 
 
 def option_names(kind: type[ModelOptions]) -> list[str]:

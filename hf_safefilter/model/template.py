@@ -1,33 +1,23 @@
-"""Conversations -> text, through the model's own chat template, with the place of the scored response in it."""
+"""Conversations -> text, through the model's own chat template, with the places of the turns that are read."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from os.path import commonprefix
-from typing import TYPE_CHECKING, Any, cast
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
-from hf_safefilter.data.conversations import TEXT
-from hf_safefilter.errors import ModelError
+from hf_safefilter.data.conversations import TEXT, Conversation, answers_in
+from hf_safefilter.data.messages import parsed
+from hf_safefilter.model.chat_template import PLAIN, RAW, ChatTemplate, Refused, no_template, template_source
 from hf_safefilter.model.control_tokens import Controls
+from hf_safefilter.model.marking import Marking
+from hf_safefilter.model.rendered_text import turns_in
+from hf_safefilter.model.turn_places import Place, place_by_tags, place_turns, tiled
+from hf_safefilter.model.unrendered import Unread, require_rendered, tools_of, without_media
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
-
-PLAIN = "plain"
-"""Name of the template for models that have none and were not trained on chats: turns, a line each."""
-
-# The newline is an expression: one that follows a block is taken away by the way transformers sets Jinja up.
-_PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{{ '' if loop.last else '\\n' }}{% endfor %}"
-
-# Some templates write today's date into the system turn: without a pin, representations would change by the day.
-_PINNED_DATE = "01 Jan 2025"
-
-# What the expressions of a template can raise over a row: it may refuse it outright, or trip over it.
-_REFUSALS = (ArithmeticError, LookupError, TypeError, ValueError)
 
 _SPEECHES = (
     ("user", "assistant"),
@@ -45,185 +35,151 @@ class Rendered:
     """A conversation as the model reads it.
 
     Attributes:
-        text: the rendering; control tokens in user text stand between marks (see `control`).
-        start: where the scored response starts, in characters.
-        stop: where it ends.
-        asked: where the prompt ends: with the header after which the model would answer, if the template has one.
-        marked: whether there are marks.
-        reason: "" or why it could not be rendered: ``template_refused``, ``response_not_rendered``.
+        text: The rendering; control tokens in the row's own words stand between marks (see `control_tokens`).
+        places: The turns that are read, in order.
+        marked: Whether there are marks.
+        framed: Whether the tokenizer's own special tokens go around it.
+        reason: "" or why it could not be rendered: ``template_refused``, ``response_not_rendered``,
+            ``tools_not_json``, or ``unread_<key>`` for what stands in a message and not in the rendering.
     """
 
     text: str = ""
-    start: int = 0
-    stop: int = 0
-    asked: int = 0
+    places: tuple[Place, ...] = ()
     marked: bool = False
+    framed: bool = False
     reason: str = ""
 
 
 class Renderer:
-    """Renders conversations by one template, compiled once."""
+    """Renders conversations by one template, compiled once.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None) -> None:
-        self._template = None if source is None else _compiled(source)
-        self._variables: dict[str, Any] = tokenizer.special_tokens_map | {
-            "date_string": _PINNED_DATE,
-            "strftime_now": lambda _: _PINNED_DATE,
-            "tools": None,
-            "documents": None,
-        }
-        self._has_header = "add_generation_prompt" in (source or "")
-        shown = self._shown() if source is not None else []
-        seams = {(text[max(0, at - 64) : at], text[at + 1 : at + 65]) for text in shown for at in _places(text)}
-        self.controls = Controls(tokenizer, "\0".join([*_literals(self._template, source), *shown]), seams)
+    Args:
+        tokenizer: The tokenizer.
+        source: Jinja source of the template; None for a model that has none and reads plain text alone.
+        framed: Whether the tokenizer's own special tokens go around each rendering: a template writes its own.
+        ends: Whether each rendering ends with the end-of-text token.
+    """
 
-    def render(self, messages: Sequence[tuple[str, str]], prompt: bool = False) -> Rendered:
-        """The rendering of a whole conversation, whose last message is the scored response.
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, source: str | None, framed: bool = False, ends: bool = False
+    ) -> None:
+        self._template = None if source is None else ChatTemplate(tokenizer, source)
+        self._begin, self._end = (str(token) if token else "" for token in (tokenizer.bos_token, tokenizer.eos_token))
+        self._framed, self._ends = framed, ends
+        shown = [text for text in map(self._spoken, _SPEECHES) if text is not None]
+        seams = {(text[max(0, at - 64) : at], text[at + 1 : at + 65]) for text in shown for at in _stand_ins(text)}
+        literals = [] if self._template is None else self._template.literals
+        self.controls = Controls(tokenizer, "\0".join([*literals, *shown]), seams)
+        self._closing = shown[0].rpartition(_STAND_IN)[2] if shown else ""
+
+    def render(
+        self,
+        conversation: Conversation,
+        *,
+        rejected: bool = False,
+        everything: bool = False,
+        ignore: Collection[str] = (),
+    ) -> Rendered:
+        """The rendering of a conversation without a reason.
 
         Args:
-            messages: (role, content) pairs.
-            prompt: find the end of the prompt too; without it `asked` is where the response starts.
+            conversation: The conversation.
+            rejected: Render the rejected side of a preference pair.
+            everything: Find the places of all turns, not of the answers alone.
+            ignore: Keys of messages, kinds of parts, and "tools", that need not stand in the rendering.
+
+        Raises:
+            ModelError: There is no template.
         """
-        from jinja2 import TemplateError
-
-        contents = [_clean(content) for _, content in messages]
-        marked = [self.controls.mark(content) for content in contents]
-        if messages[-1][0] == TEXT:
-            return Rendered(marked[-1], 0, len(marked[-1]), 0, marked != contents)
-        if self._template is None:
-            raise _no_template()
-        roles = [role for role, _ in messages]
-        blank = _absent_from(contents)
         try:
-            text = self._rendering(roles, marked)
-            frame = self._rendering(roles, [*marked[:-1], blank])
-        except (TemplateError, *_REFUSALS):
-            # e.g. "roles must alternate": the template's own words about the row's shape
+            return self._rendered(conversation, rejected, everything, ignore)
+        except Unread as unread:
+            return Rendered(reason=str(unread))
+        except Refused:
             return Rendered(reason="template_refused")
-        head, found, tail = frame.partition(blank)
-        if not found or blank in tail or not text.endswith(tail):
-            return Rendered(reason="response_not_rendered")
-        start, stop, least = len(head), len(text) - len(tail), 0
-        if not text.startswith(head):
-            # A template that takes a response apart (reasoning, answer) writes other words around a blank one.
-            start = len(commonprefix([text, head]))
-            least = self._prompt_end(roles, marked, text, header=False)
-        if not least <= start < stop:
-            return Rendered(reason="response_not_rendered")
-        asked = self._prompt_end(roles, marked, text, header=True) if prompt and self._has_header else start
-        return Rendered(text, start, stop, min(asked, start), marked != contents)
 
-    def ask(self, messages: Sequence[tuple[str, str]]) -> Rendered:
-        """The rendering of a conversation that waits for an answer, up to the header after which it would stand."""
-        from jinja2 import TemplateError
-
-        contents = [_clean(content) for _, content in messages]
-        marked = [self.controls.mark(content) for content in contents]
+    def _rendered(
+        self, conversation: Conversation, rejected: bool, everything: bool, ignore: Collection[str]
+    ) -> Rendered:
+        messages = conversation.sides[-1] if rejected else conversation.messages
+        if messages[-1].role == TEXT:
+            return self._plain_text(messages[-1].content or "", everything)
         if self._template is None:
-            raise _no_template()
+            raise no_template()
+        marking = Marking(self.controls)
+        turns = [marking.turn(without_media(said, ignore)) for said in messages]
+        tools = marking.marked(tools_of(conversation.tools))
+        options = marking.marked(
+            parsed(conversation.template_options) if conversation.template_options else {}, apart=False
+        )
+        text, blocks = self._template.render(turns, tools=tools, options=options)
+        require_rendered(turns, tools, text, ignore)
+        render = partial(self._template.text, tools=tools, options=options)
+        answers = answers_in(messages)
+        if blocks:
+            places = place_by_tags(render, turns, text, blocks, answers, self._closing)
+        else:
+            places = place_turns(render, turns, text, answers, self._closing)
+        if len(places) < (min(1, len(answers)) if blocks else len(answers)):
+            raise Unread("response_not_rendered")
+        if everything or not answers:  # a guard is asked about a question alone, too
+            places = tiled(render, turns, text, places, self._closing)
+        if self._ends and not text.endswith(self._end):
+            text += self._end
+            places[-1] = places[-1]._replace(stop=len(text))
+        return Rendered(text, tuple(places), marking.changed, self._framed)
+
+    def ask(self, prompt: str) -> Rendered:
+        """The rendering of a user's prompt, up to the header after which the model would answer."""
+        if self._template is None:
+            raise no_template()
+        marking = Marking(self.controls)
         try:
-            text = self._rendering([role for role, _ in messages], marked, header=True)
-        except (TemplateError, *_REFUSALS):
+            text = self._template.text([marking.turn({"role": "user", "content": prompt})], True)
+        except Refused:
             return Rendered(reason="template_refused")
-        return Rendered(text, len(text), len(text), len(text), marked != contents)
+        return Rendered(text, marked=marking.changed, framed=self._framed)
 
-    def _prompt_end(self, roles: Sequence[str], contents: Sequence[str], text: str, header: bool) -> int:
-        """Length of the rendering of all turns but the last; of `text` where that does not start with it."""
-        from jinja2 import TemplateError
+    def _plain_text(self, content: str, everything: bool) -> Rendered:
+        """A text as a trainer reads it: as it is, with the token by which the model learns to stop.
 
-        try:
-            prompt = self._rendering(roles[:-1], contents[:-1], header)
-        except (TemplateError, *_REFUSALS):
-            return len(text)  # a template that wants an answer at the end
-        return len(prompt) if text.startswith(prompt) else len(text)
+        All of it is trained on, and its control tokens are control tokens. A text that is already rendered by this
+        template is read as the conversation that it is; it has its own first token.
+        """
+        content = Marking(self.controls).cleaned(content)
+        text = content if self._end and content.endswith(self._end) else content + self._end
+        framed = not (self._begin and content.startswith(self._begin))
+        turns = turns_in(content, self._template.text) if self._template is not None else None
+        if turns is None:
+            return Rendered(text, (Place(0, 0, len(content), len(text)),), framed=framed)
+        render = self._template.text  # type: ignore[union-attr]  # turns were found with it
+        answers = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
+        places = place_turns(render, turns, render(turns, False), answers, self._closing)
+        places = tiled(render, turns, text, places, self._closing) if everything else places
+        return Rendered(text, tuple(place for place in places if place.stop <= len(text)), framed=framed)
 
-    def _rendering(self, roles: Sequence[str], contents: Sequence[str], header: bool = False) -> str:
-        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        template = cast("Template", self._template)  # callers check that there is one
-        return template.render(messages=messages, add_generation_prompt=header, **self._variables)
-
-    def _shown(self) -> list[str]:
+    def _spoken(self, roles: Sequence[str]) -> str | None:
         """What the template writes around turns of one private character each."""
-        from jinja2 import TemplateError
-
-        shown = []
-        for roles in _SPEECHES:
-            try:
-                shown.append(self._rendering(roles, [_STAND_IN] * len(roles), header=True))
-            except (TemplateError, *_REFUSALS):
-                continue  # not a conversation that this template takes
-        return shown
+        if self._template is None:
+            return None
+        try:
+            return self._template.text([{"role": role, "content": _STAND_IN} for role in roles])
+        except Refused:
+            return None
 
 
 @lru_cache(maxsize=8)
-def _renderer(tokenizer: PreTrainedTokenizerBase, source: str | None, _vocabulary: int) -> Renderer:
-    return Renderer(tokenizer, source)
+def _renderer(
+    tokenizer: PreTrainedTokenizerBase, source: str | None, framed: bool, ends: bool, _vocabulary: int
+) -> Renderer:
+    return Renderer(tokenizer, source, framed, ends)
 
 
-def renderer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Renderer:
+def renderer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, with_tools: bool = False) -> Renderer:
     """The renderer of a tokenizer, made once: some tokenizers have thousands of added tokens to look through."""
-    return _renderer(tokenizer, template_source(tokenizer, chat_template), len(tokenizer))
+    source = template_source(tokenizer, chat_template, with_tools)
+    return _renderer(tokenizer, source, chat_template in (PLAIN, RAW), chat_template == RAW, len(tokenizer))
 
 
-def template_source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
-    """The Jinja source in use; None for a model without a template when none is given."""
-    if chat_template is not None:
-        return _PLAIN_TEMPLATE if chat_template == PLAIN else chat_template
-    return tokenizer.get_chat_template() if tokenizer.chat_template else None
-
-
-def template_digest(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
-    """``sha256:`` of the template in use, with the date that is pinned in it; of nothing where there is none."""
-    source = template_source(tokenizer, chat_template) or ""
-    return "sha256:" + hashlib.sha256(f"{_PINNED_DATE}\0{source}".encode()).hexdigest()
-
-
-def _no_template() -> ModelError:
-    return ModelError(
-        "this model has no chat template",
-        fix="pass chat_template= (a Jinja template, or 'plain' for a model that was not trained on chats)",
-    )
-
-
-def _compiled(source: str) -> Template:
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    try:
-        return _compile_jinja_template(source)
-    except TemplateSyntaxError as error:
-        raise ModelError(
-            "the chat template is not valid Jinja", found=f"line {error.lineno}: {error.message}", fix="mend it"
-        ) from error
-
-
-def _literals(template: Template | None, source: str | None) -> list[str]:
-    """Text that stands in a template, outside and inside its expressions."""
-    if template is None or source is None:
-        return []
-    from jinja2.nodes import Const, TemplateData
-
-    tree = template.environment.parse(source)
-    constants = [node.value for node in tree.find_all(Const) if isinstance(node.value, str)]
-    return [*(node.data for node in tree.find_all(TemplateData)), *constants]
-
-
-def _places(text: str) -> list[int]:
+def _stand_ins(text: str) -> list[int]:
     return [place for place, letter in enumerate(text) if letter == _STAND_IN]
-
-
-def _clean(content: str) -> str:
-    """Text a tokenizer can take: lone surrogates become the replacement character."""
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return content
-
-
-def _absent_from(contents: Sequence[str]) -> str:
-    """A word that stands nowhere in the conversation, to find the place of the response in the rendering."""
-    number = 0
-    while any(f"\ue000{number}\ue001" in content for content in contents):
-        number += 1
-    return f"\ue000{number}\ue001"

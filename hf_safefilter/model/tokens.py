@@ -1,112 +1,138 @@
-"""Conversations -> token ids, and the positions at which the model's states stand for the row.
+"""Conversations -> token ids, and where among them the turns that are read stand.
 
-Control tokens in user text are encoded as ordinary text, as transformers' ``sanitize_control_tokens`` does, so that no
-row can close its own turn and open another. A row that is too long loses the middle of its response, never its end.
+Control tokens in a turn's text are encoded as ordinary text, as transformers' ``sanitize_control_tokens`` does, so that
+no row can close its own turn and open another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hf_safefilter.data.conversations import TEXT, Conversation
-from hf_safefilter.errors import DataError, ModelError, OptionError
+from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.errors import DataError, ModelError
 from hf_safefilter.model.control_tokens import Offsets
-from hf_safefilter.model.reading_options import POSITIONS
-from hf_safefilter.model.template import PLAIN, Rendered, renderer, template_digest
+from hf_safefilter.model.template import Rendered, renderer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PLAIN", "Tokens", "template_digest", "tokenise", "tokenise_prompts"]
 
-_LEAST_RESPONSE = 2  # tokens that a cut leaves of a response: its first and its last
+class Span(NamedTuple):
+    """A turn among the tokens of a row.
+
+    Attributes:
+        turn: Its index among the messages.
+        start: Its first token.
+        content_stop: One past the last token of its content.
+        stop: One past its last token, which closes it.
+    """
+
+    turn: int
+    start: int
+    content_stop: int
+    stop: int
 
 
 @dataclass(slots=True)
 class Tokens:
-    """A row as the model reads it.
+    """A conversation as the model reads it.
 
     Attributes:
-        ids: token ids, int32 (length,).
-        start: the row's vector is the mean of the states at [start:stop] ...
-        stop: ... which is one position, but for ``mean_response``.
-        truncated: the middle of the response was cut.
-        reason: "" or why the row cannot be read; then `ids` is empty.
+        ids: Token ids, int32 `(length,)`.
+        spans: The turns that are read, in order.
+        truncated: Whether its end was cut off.
+        ended: Whether nothing but whitespace and the tokenizer's own tokens follow the last span.
+        reason: "" or why it cannot be read; then `ids` is empty.
     """
 
     ids: np.ndarray
-    start: int = 0
-    stop: int = 0
+    spans: list[Span] = field(default_factory=list)
     truncated: bool = False
+    ended: bool = False
     reason: str = ""
 
+    @classmethod
+    def unread(cls, reason: str) -> Tokens:
+        """Those of a row that cannot be read."""
+        return cls(np.empty(0, np.int32), reason=reason)
 
-@dataclass(slots=True)
-class _Encoded:
-    """Ids, and where the response lies among them."""
+    def cut(self, longest: int) -> Tokens:
+        """The first `longest` tokens, as a trainer cuts a row; unread (``too_long``) if no span is left."""
+        if len(self.ids) <= longest:
+            return self
+        left = [one for one in self.spans if one.start < longest]
+        if not left:
+            return Tokens.unread("too_long")
+        spans = [Span(turn, start, min(content, longest), min(stop, longest)) for turn, start, content, stop in left]
+        return Tokens(self.ids[:longest], spans, truncated=True)
 
-    ids: list[int]
-    first: int
-    last: int  # one past
-    asked: int  # length of the prompt
+    def labelled(self) -> np.ndarray:
+        """Which tokens a trainer would learn, bool `(length,)`: those of the spans, but never the first of a row."""
+        labels = np.zeros(len(self.ids), bool)
+        for span in self.spans:
+            labels[span.start : span.stop] = True
+        labels[:1] = False  # no token stands before it from which it could be predicted
+        return labels
 
 
 def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     *,
-    position: str,
-    max_length: int | None,
     chat_template: str | None = None,
+    everything: bool = False,
+    rejected: bool = False,
+    ignore: Collection[str] = (),
 ) -> list[Tokens]:
-    """Render and encode conversations; rows out = rows in.
+    """Render and encode conversations; rows out = rows in, however long they are.
 
     Args:
-        tokenizer: of the model that will read them; a fast one.
-        conversations: from `rows.conversations`.
-        position: one of `POSITIONS`.
-        max_length: longest row in tokens; None: no limit.
-        chat_template: for a model that has none: a Jinja template, or "plain" (the tokenizer's own special tokens are
-            added then; for other templates the template writes them).
+        tokenizer: That of the model that will read them; a fast one.
+        conversations: From `data.conversations`.
+        chat_template: As in `chat_template.template_source`; for "plain" and "raw" the tokenizer's own special tokens
+            are added, for others the template writes them.
+        everything: Whether all turns are spans, not the answers alone.
+        rejected: Read the rejected side of preference pairs.
+        ignore: What need not stand in a rendering (see `Renderer.render`).
 
     Raises:
-        OptionError: no such position.
-        ModelError: no template, or a tokenizer that cannot say where its tokens stand.
+        ModelError: No template, or a tokenizer that cannot say where its tokens stand.
     """
-    if position not in POSITIONS:
-        raise OptionError(f"position {position!r} is not known", fix=f"use one of {', '.join(POSITIONS)}")
     _require_fast(tokenizer)
-    using = renderer(tokenizer, chat_template)
-    prompt = position == "last_prompt"
-    rendered = [Rendered(reason=c.reason) if c.reason else using.render(c.messages, prompt) for c in conversations]
+    rendered = []
+    for one in conversations:
+        if one.reason:
+            rendered.append(Rendered(reason=one.reason))
+            continue
+        using = renderer(tokenizer, chat_template, bool(one.tools))
+        rendered.append(using.render(one, rejected=rejected, everything=everything, ignore=ignore))
+    controls = renderer(tokenizer, chat_template).controls if any(not item.reason for item in rendered) else None
     before, after = _special_frame(tokenizer)
     backend = _backend(tokenizer)
     plain = [item.text for item in rendered if not item.reason and not item.marked]
     found = iter(backend.encode_batch(plain, add_special_tokens=False))
     rows = []
-    for item, conversation in zip(rendered, conversations, strict=True):
-        if item.reason:
-            rows.append(_unread(item.reason))
+    for item in rendered:
+        if item.reason or controls is None:
+            rows.append(Tokens.unread(item.reason))
             continue
+        encoded: tuple[list[int], Offsets] | None
         if item.marked:
-            encoded = using.controls.encode(backend, item.text)
+            encoded = controls.encode(backend, item.text)
         else:
             encoding = next(found)
             encoded = encoding.ids, encoding.offsets
-            if using.controls.smuggled(*encoded, item.text):
+            if not item.framed and controls.smuggled(*encoded, item.text):
                 encoded = None
         if encoded is None:
-            rows.append(_unread("control_token"))
+            rows.append(Tokens.unread("control_token"))
             continue
-        ids, offsets = encoded
-        framed = chat_template == PLAIN or conversation.messages[-1][0] == TEXT
-        one = _located(ids, offsets, item, (before, after) if framed else ([], []))
-        rows.append(_placed(one, position, max_length))
+        rows.append(_located(*encoded, item, (before, after) if item.framed else ([], [])))
     return rows
 
 
@@ -116,31 +142,31 @@ def tokenise_prompts(
     """Token ids of prompts as the model is asked them, up to the header after which it answers.
 
     Args:
-        tokenizer: a fast one.
-        prompts: one user turn each; control tokens in them are encoded as ordinary text.
-        chat_template: as in `tokenise`.
+        tokenizer: A fast one.
+        prompts: One user turn each; control tokens in them are encoded as ordinary text.
+        chat_template: As in `tokenise`.
 
     Returns:
         int32 arrays, in the order of the prompts.
 
     Raises:
-        DataError: a prompt that is empty, or that the template or the tokenizer cannot take.
+        DataError: A prompt that is empty, or that the template or the tokenizer cannot take.
     """
     _require_fast(tokenizer)
     using = renderer(tokenizer, chat_template)
     backend = _backend(tokenizer)
-    before = _special_frame(tokenizer)[0] if chat_template == PLAIN else []
+    before = _special_frame(tokenizer)[0]
     found = []
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise DataError(f"prompt {number} is empty or no text", fix="remove it")
-        item = using.ask([("user", prompt)])
+        item = using.ask(prompt)
         encoded = None if item.reason else using.controls.encode(backend, item.text)
         if encoded is None:
             raise DataError(
                 f"prompt {number} cannot be put to this model", found=item.reason or "control_token", fix="remove it"
             )
-        found.append(np.asarray([*before, *encoded[0]], dtype=np.int32))
+        found.append(np.asarray([*(before if item.framed else []), *encoded[0]], dtype=np.int32))
     return found
 
 
@@ -152,53 +178,31 @@ def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _located(ids: list[int], offsets: Offsets, item: Rendered, frame: tuple[list[int], list[int]]) -> _Encoded:
-    """The ids in their frame, with the places of the response and of the end of the prompt among them."""
+def _located(ids: list[int], offsets: Offsets, item: Rendered, frame: tuple[list[int], list[int]]) -> Tokens:
+    """The ids in their frame, with the spans among them."""
     before, after = frame
-    first, last = _span(offsets, item.start, item.stop)
-    asked = first if item.asked == item.start else _span(offsets, item.asked, item.stop)[0]
-    shift = len(before)
-    return _Encoded([*before, *ids, *after], first + shift, last + shift, asked + shift)
+    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    begins, ends = bounds[:, 0], bounds[:, 1]
+    spans = []
+    for turn, start, content_stop, stop in item.places:
+        first, last = _overlapping(begins, ends, start, stop)
+        inner = min(last, max(first + 1, _overlapping(begins, ends, start, content_stop)[1]))
+        if first < last:
+            spans.append(Span(turn, first + len(before), inner + len(before), last + len(before)))
+    if not spans:
+        return Tokens.unread("empty_response")
+    ended = not item.text[item.places[-1].stop :].strip()
+    return Tokens(np.asarray([*before, *ids, *after], dtype=np.int32), spans, ended=ended)
 
 
-def _placed(one: _Encoded, position: str, max_length: int | None) -> Tokens:
-    """Cut the middle of the response if need be, and set the positions to read."""
-    excess = 0 if max_length is None else max(0, len(one.ids) - max_length)
-    if one.last <= one.first:
-        return _unread("empty_response")
-    ids, first, last = one.ids, one.first, one.last
-    if excess:
-        left = last - first - excess
-        if left < _LEAST_RESPONSE:
-            return _unread("too_long")
-        head = (left + 1) // 2
-        ids = ids[: first + head] + ids[first + head + excess :]
-        last -= excess
-    spans = {
-        "last": (len(ids) - 1, len(ids)),
-        "last_content": (last - 1, last),
-        "mean_response": (first, last),
-        "last_prompt": (one.asked - 1, one.asked),
-    }
-    start, stop = spans[position]
-    if start < 0:
-        return _unread("no_prompt")
-    return Tokens(np.asarray(ids, dtype=np.int32), start, stop, bool(excess))
-
-
-def _unread(reason: str) -> Tokens:
-    return Tokens(np.empty(0, np.int32), reason=reason)
-
-
-def _span(offsets: Offsets, start: int, stop: int) -> tuple[int, int]:
+def _overlapping(begins: np.ndarray, ends: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     """First token, and one past the last, that hold characters of [start:stop].
 
     Where a tokenizer trims whitespace off its offsets, a token of whitespace alone holds nothing and stands at its end.
     """
-    within = [
-        place for place, (begin, end) in enumerate(offsets) if end > start and (begin < stop or begin == end == stop)
-    ]
-    return (within[0], within[-1] + 1) if within else (0, 0)
+    held = (ends > start) & ((begins < stop) | ((begins == stop) & (ends == stop)))
+    places = np.flatnonzero(held)
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.columns import EMBEDDING_PREFIX, Layer, score_column
 from hf_safefilter.data.load_rows import load_rows
+from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.data.splits import require_free, require_rows
 from hf_safefilter.embed import EmbedLayers
-from hf_safefilter.engine.local import add_rank_average, embed_rows, score_rows, score_stream_locally
+from hf_safefilter.engine.local import (
+    add_rank_average,
+    embed_rows,
+    score_rows,
+    score_stream_locally,
+    warn_of_unscorable,
+)
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.cross_validation import choose_layer, compares_with_references
 from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
@@ -101,7 +108,7 @@ def purify(
     embedded = streamed = None
     if not streaming and (engine is None or any(fitted_to(m.name, m.options) == "rows" for m in recipe.methods)):
         embedded = embed_rows(ds, embed) if engine is None else engine.add(ds, [embed])
-    columns = recipe.data.columns
+    columns = embed.mapping
     scores = [
         make_score(method.name, method.options, references=references, layer=layer, columns=columns, rows=embedded)
         for method in recipe.methods
@@ -177,6 +184,7 @@ def _decide(
     from hf_safefilter.decide.select import IsSafe, split
     from hf_safefilter.publish.gather import gather
 
+    warn_of_unscorable(scored)
     column = score_column(recipe.decided_by)
     threshold = decide_threshold(scored, column, recipe.select, steps)
     is_safe = IsSafe(column, threshold)
@@ -215,5 +223,6 @@ def _scored_by(
     from hf_safefilter.engine.streamed import score_stream
 
     labels = [recipe.select.label, recipe.evaluate.label if recipe.evaluate is not None else None]
-    streamed = score_stream(engine, rows, steps, labels=labels, columns=recipe.data.columns)
+    columns = with_ignored(recipe.data.columns, recipe.model.ignored)
+    streamed = score_stream(engine, rows, steps, labels=labels, columns=columns)
     return streamed.scored, streamed

@@ -66,10 +66,10 @@ def calibrate(step: EmbedLayers, rows: Dataset | DatasetDict, work: Work) -> Cal
     while True:
         chosen = _evenly(sample, count)
         begin = time.perf_counter()
-        _, chosen_conversations, chosen_reasons = step.vectors(chosen)
+        read, chosen_conversations = step.vectors(chosen)
         elapsed = time.perf_counter() - begin
         conversations += chosen_conversations
-        reasons += chosen_reasons
+        reasons += list(read.reasons)
         seconds += elapsed
         if count == len(sample) or seconds + 2 * elapsed > SECONDS:
             break
@@ -82,19 +82,8 @@ def calibrate(step: EmbedLayers, rows: Dataset | DatasetDict, work: Work) -> Cal
 
 
 def _lengths(step: EmbedLayers, conversations: list[Conversation]) -> list[int]:
-    """Number of tokens of each row."""
-    from hf_safefilter.model.load import max_tokens, tokenizer
-    from hf_safefilter.model.tokens import tokenise
-
-    key = step._key()
-    rows = tokenise(
-        tokenizer(key),
-        conversations,
-        position=step.position,
-        max_length=step.max_length or max_tokens(key),
-        chat_template=step.chat_template,
-    )
-    return [len(tokens.ids) for tokens in rows]
+    """Number of tokens of each sequence that is read."""
+    return [len(one.ids) for row in step.reads(conversations) for one in row.sequences]
 
 
 def _evenly(sample: Dataset, count: int) -> Dataset:

@@ -66,7 +66,7 @@ class Plan:
     def formulas(self) -> list[dict[str, str]]:
         """Each figure with its formula, with numbers filled in."""
         w = self.work
-        tokens, squared = f"{self.lengths.mean:.4g}", f"{self.lengths.squared:.4g}"
+        tokens, squared, spans = (f"{n:.4g}" for n in (self.lengths.mean, self.lengths.squared, self.lengths.spans))
         flops = f"rows x (2 x {w.per_token:.4g} weights x {tokens} tokens + {w.per_pair:.4g} x {squared} squared tokens"
         if w.per_read:
             flops += f" + 2 x {w.per_row:.4g} + {w.per_read:.4g} x {tokens}, the deepest block at the read position"
@@ -75,10 +75,15 @@ class Plan:
             _line("weights read", f"{w.weights:.4g} parameters x {w.stored_bytes} bytes", size(self.read_bytes)),
             _line(
                 "new columns",
-                f"rows x ({w.layers} layers x 2 bytes x {w.hidden_size} + 40 for id, reason and flag)",
+                f"rows x ({spans} spans x ({w.layers} vectors x 2 bytes x {w.hidden_size} + 12) "
+                f"+ {40 + 4 * (1 + w.layers)} for id, reason, flag and offsets)",
                 size(self.column_bytes),
             ),
-            _line("row cache", f"rows x {w.layers} layers x (2 bytes x {w.hidden_size} + 20)", size(self.cache_bytes)),
+            _line(
+                "row cache",
+                f"rows x {w.layers} vectors x ({spans} spans x (2 bytes x {w.hidden_size} + 12) + 28)",
+                size(self.cache_bytes),
+            ),
             _line(
                 "time",
                 "larger of operations / (peak x share) and weights x batches / memory bandwidth; "
@@ -125,8 +130,8 @@ def make_plan(
         lengths=lengths,
         flops=lengths.rows * work.flops(lengths.mean, lengths.squared),
         read_bytes=work.weights * work.stored_bytes,
-        column_bytes=lengths.rows * work.column_bytes(),
-        cache_bytes=lengths.rows * work.cache_bytes(),
+        column_bytes=lengths.rows * work.column_bytes(lengths.spans),
+        cache_bytes=lengths.rows * work.cache_bytes(lengths.spans),
         devices=tuple(_estimate(number, device, work, lengths, dtype, price, measured) for number, device in devices),
     )
 

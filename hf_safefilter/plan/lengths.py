@@ -31,15 +31,18 @@ class Lengths:
 
     Attributes:
         rows: Number of rows.
-        mean: Mean number of tokens in a row.
-        squared: Mean of the squared number of tokens, to which the work of attention is proportional.
+        mean: Mean number of tokens that are read of a row, in one sequence or in several.
+        squared: Mean, over the rows, of the squared lengths of its sequences, to which the work of attention is
+            proportional.
         sampled: Number of rows this was measured on; 0: it was given by the user.
+        spans: Mean number of spans of a row.
     """
 
     rows: int
     mean: float
     squared: float
     sampled: int = 0
+    spans: float = 1.0
 
     @classmethod
     def uniform(cls, num_rows: int, mean_tokens: float, max_length: int | None = None) -> Lengths:
@@ -88,20 +91,23 @@ def sample_lengths(
         ModelError: The model, its tokenizer or its template does not exist.
     """
     from hf_safefilter.data.conversations import as_conversations
-    from hf_safefilter.model.tokens import tokenise
+    from hf_safefilter.data.shapes import with_ignored
+    from hf_safefilter.model.windows import plan_reads
     from hf_safefilter.plan.work import pretrained, read_config
 
     sample = spread_sample(rows)
     tokenizer = pretrained("AutoTokenizer", reading.model, reading.revision)
-    tokenised = tokenise(
+    reads = plan_reads(
+        as_conversations(sample, with_ignored(columns, reading.ignored)),
         tokenizer,
-        as_conversations(sample, columns),
-        position=reading.position,
-        max_length=reading.max_length or limit(read_config(reading.model, reading.revision), tokenizer),
-        chat_template=reading.chat_template,
+        reading,
+        limit(read_config(reading.model, reading.revision), tokenizer),
     )
     # a row that cannot be read takes no work, so it counts as a row without tokens
-    tokens = np.array([len(row.ids) for row in tokenised], dtype=float)
-    if not tokens.any():
-        raise DataError("no row of the sample can be read", found=tokenised[0].reason if tokenised else "no rows")
-    return Lengths(count_rows(rows), float(tokens.mean()), float((tokens**2).mean()), len(tokens))
+    lengths = [[len(one.ids) for one in row.sequences] for row in reads]
+    if not any(lengths):
+        raise DataError("no row of the sample can be read", found=reads[0].reason if reads else "no rows")
+    tokens = [sum(row) for row in lengths]
+    squared = [sum(length**2 for length in row) for row in lengths]  # no token sees another sequence
+    spans = float(np.mean([len(row.spans) for row in reads]))
+    return Lengths(count_rows(rows), float(np.mean(tokens)), float(np.mean(squared)), len(reads), spans)

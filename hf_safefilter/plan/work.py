@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.checks import require_choice
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model.source import explained, local_folder
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PLACE = 12 + 1 / 8
+"""Bytes of a span's place: turn, first token, one past the last, and a bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Work:
         blocks: Number of blocks that must run.
         n_blocks: Number of blocks in the whole model.
         hidden_size: Width of a vector.
-        layers: Number of layers that are stored.
+        layers: Number of vectors that a span has: layers times positions.
         per_token: Weights multiplied with every token, in all blocks that run.
         per_row: Weights multiplied with the read position alone, in the deepest block.
         per_pair: Operations for each pair of tokens, in all blocks where every token attends.
@@ -55,13 +56,17 @@ class Work:
         """Operations for a row of `tokens` tokens, with `squared` = `tokens`² (or means of both, for the mean row)."""
         return 2 * self.per_token * tokens + 2 * self.per_row + self.per_pair * squared + self.per_read * tokens
 
-    def column_bytes(self) -> float:
-        """Bytes that a row adds to a data set: the vectors, row_id (32 + 4), unscorable (4), truncated (1/8)."""
-        return self.layers * 2 * self.hidden_size + 36 + 4 + 1 / 8
+    def column_bytes(self, spans: float = 1) -> float:
+        """Bytes that a row of so many spans adds to a data set.
 
-    def cache_bytes(self) -> float:
-        """Bytes of a row in the row cache, for each layer: vector, id (16), unscorable (4), truncated (1/8)."""
-        return self.layers * (2 * self.hidden_size + 16 + 4 + 1 / 8)
+        A span has its vectors and its place (12 1/8); a row has row_id (32 + 4), unscorable (4), truncated (1/8), and
+        an offset (4) in `spans` and in each column of vectors.
+        """
+        return spans * (self.layers * 2 * self.hidden_size + PLACE) + 36 + 4 + 1 / 8 + 4 * (1 + self.layers)
+
+    def cache_bytes(self, spans: float = 1) -> float:
+        """Bytes of a row in the row cache: for each layer what `column_bytes` counts, and an id of 16 bytes."""
+        return self.layers * (spans * (2 * self.hidden_size + PLACE) + 16 + 4 + 1 / 8 + 8)
 
 
 def read_config(model: str, revision: str | None = None) -> PreTrainedConfig:
@@ -85,7 +90,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     Args:
         config: Configuration of the model.
         layers: See `EmbedLayers`.
-        position: See `EmbedLayers`; a mean over the response needs the whole deepest block.
+        position: See `EmbedLayers`; a mean needs the deepest block at every token.
 
     Raises:
         OptionError: The model does not have one of the layers, or the position is not known.
@@ -97,9 +102,9 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     from hf_safefilter.model.blocks import find_blocks
     from hf_safefilter.model.last_block import can_read_positions
     from hf_safefilter.model.load import depth_for
-    from hf_safefilter.model.reading_options import POSITIONS
+    from hf_safefilter.model.reading_options import MEAN, positions_in, tokens_of_first
 
-    require_choice("position", position, POSITIONS)
+    positions = positions_in(position)
     text = config.get_text_config()
     depth = depth_for(text.num_hidden_layers, tuple(layers))
     with torch.device("meta"), explained(type(config).__name__):
@@ -109,7 +114,8 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
     weights = [sum(_multiplied(block, text).values()) for block in blocks]
     pair = 2 * _attention_width(text)
     per_row = per_read = 0
-    if blocks and position != "mean_response" and can_read_positions(blocks[-1]):
+    averaged = any(name == MEAN or tokens_of_first(name) for name in positions)
+    if blocks and not averaged and can_read_positions(blocks[-1]):
         matrices = _multiplied(blocks[-1], text)
         keys_and_values = sum(n for name, n in matrices.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
         per_row, weights[-1], per_read = weights[-1] - keys_and_values, keys_and_values, pair
@@ -118,7 +124,7 @@ def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str 
         blocks=depth,
         n_blocks=text.num_hidden_layers,
         hidden_size=text.hidden_size,
-        layers=len(layers),
+        layers=len(layers) * len(positions),
         per_token=sum(weights),
         per_row=per_row,
         per_pair=pair * (depth - bool(per_read)),

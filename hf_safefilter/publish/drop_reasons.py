@@ -38,7 +38,8 @@ def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
 
 def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str]:
     """Ids of the rows: the column `row_id` if it exists, else computed from the text."""
-    from hf_safefilter.data.conversations import as_conversations, row_id
+    from hf_safefilter.data.conversations import as_conversations
+    from hf_safefilter.data.row_ids import row_id
 
     if ROW_ID in part.column_names:
         return part.with_format("arrow")[:][ROW_ID].to_pylist() if len(part) else []

@@ -167,10 +167,8 @@ def _as_dict(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _columns_option(steps: Sequence[Step]) -> dict[str, str] | None:
-    """The option `columns` of the step that reads a model."""
-    reader = next((step for step in steps if hasattr(step, "describe")), None)
-    columns = getattr(reader, "columns", None)
-    return dict(columns) if columns else None
+    """Where things stand in a row, and what may go unread, according to the step that reads a model."""
+    return next((step.mapping for step in steps if hasattr(step, "mapping")), None)
 
 
 def _indexes(steps: Sequence[Step]) -> list[ReferenceIndex]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.data.stored_conversations import from_json, to_json
 from hf_safefilter.data.vectors import unit
 from hf_safefilter.references.flat import flat_index, to_bytes
 
@@ -20,7 +20,13 @@ SIDES = ("unsafe", "safe")
 VECTORS = "vectors.safetensors"
 ROWS = "rows.parquet"
 _SCHEMA = pa.schema(
-    [("row_id", pa.string()), ("side", pa.string()), ("position", pa.int32()), ("messages", pa.string())]
+    [
+        ("row_id", pa.string()),
+        ("side", pa.string()),
+        ("position", pa.int32()),
+        ("spans", pa.int32()),
+        ("conversation", pa.string()),
+    ]
 )
 
 
@@ -32,21 +38,33 @@ class ReferenceRow:
         row_id: Its id, as in the `row_id` column of a data set.
         side: "unsafe" or "safe".
         position: Its index among the rows of its side, from 0.
-        messages: (role, content) of each turn.
+        spans: In how many spans it was read: as many vectors are its own.
+        conversation: What it says.
     """
 
     row_id: str
     side: str
     position: int
-    messages: tuple[tuple[str, str], ...]
+    spans: int
+    conversation: Conversation
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The rows of one side that were read: conversations, their ids, and float32 vectors (m, d) by layer."""
+    """The rows of one side that were read.
+
+    Attributes:
+        conversations: What they say.
+        ids: Their row ids.
+        spans: In how many spans each was read.
+        truncated: How many rows were cut.
+        vectors: Layer -> float32 `(m, d)`: those of the spans of the first row, then of the second, ...
+    """
 
     conversations: list[Conversation]
     ids: list[str]
+    spans: list[int]
+    truncated: int
     vectors: dict[Layer, np.ndarray]
 
 
@@ -71,27 +89,19 @@ def to_files(sides: Mapping[str, Side]) -> dict[str, bytes]:
 def read_rows(content: bytes) -> tuple[ReferenceRow, ...]:
     """All rows of a rows file, in the order of the file."""
     return tuple(
-        ReferenceRow(row["row_id"], row["side"], row["position"], _turns(row["messages"]))
+        ReferenceRow(row["row_id"], row["side"], row["position"], row["spans"], from_json(row["conversation"]))
         for row in pq.read_table(pa.BufferReader(content), schema=_SCHEMA).to_pylist()
     )
 
 
-def _turns(messages: str) -> tuple[tuple[str, str], ...]:
-    return tuple((turn["role"], turn["content"]) for turn in json.loads(messages))
-
-
 def _rows_bytes(sides: Mapping[str, Side]) -> bytes:
     rows = [
-        {"row_id": row_id, "side": side, "position": position, "messages": _messages(conversation)}
+        {"row_id": row_id, "side": side, "position": position, "spans": spans, "conversation": to_json(conversation)}
         for side in SIDES
-        for position, (row_id, conversation) in enumerate(zip(sides[side].ids, sides[side].conversations, strict=True))
+        for position, (row_id, spans, conversation) in enumerate(
+            zip(sides[side].ids, sides[side].spans, sides[side].conversations, strict=True)
+        )
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
     return sink.getvalue()
-
-
-def _messages(conversation: Conversation) -> str:
-    # JSON text, because reference rows may mix system turns, many turns and plain text; in ASCII, because scraped text
-    # may contain half a surrogate pair, which Arrow refuses.
-    return json.dumps([{"role": role, "content": content} for role, content in conversation.messages])

@@ -60,6 +60,7 @@ class ReferenceIndex(Fitted):
     """
 
     KIND = "references"
+    VERSION = 2
 
     @classmethod
     def build(
@@ -95,6 +96,8 @@ class ReferenceIndex(Fitted):
             "embed": embed.describe(),
             "layers": list(sides["unsafe"].vectors),
             "counts": {side: len(read.ids) for side, read in sides.items()},
+            "spans": {side: sum(read.spans) for side, read in sides.items()},
+            "truncated": {side: read.truncated for side, read in sides.items()},
         }
         return cls.make(facts, to_files(sides))
 
@@ -152,13 +155,14 @@ class ReferenceIndex(Fitted):
             "source": self.source,
             "unsafe": self.counts["unsafe"],
             "safe": self.counts["safe"],
+            "truncated": sum(self.facts["truncated"].values()),
             "model": self.embed.get("model"),
             "revision": self.embed.get("revision"),
             "layers": list(self.layers),
         }
 
     def vectors(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-        """Unsafe (m, d) and safe (s, d) vectors of a layer, not scaled, float32.
+        """Unsafe (m, d) and safe (s, d) vectors of a layer, not scaled, float32; one for each span of each row.
 
         Raises:
             MissingError: The references were not read at this layer.
@@ -167,9 +171,25 @@ class ReferenceIndex(Fitted):
             raise MissingError(
                 f"these references have no layer {layer!r}",
                 found=", ".join(map(str, self.layers)),
-                fix=f"build them with EmbedLayers(..., layers=[{layer!r}])",
+                fix=f"build them with EmbedLayers(..., layers=[{str(layer).partition('_')[0]}])",
             )
         return self._tensors[f"unsafe.{layer}"], self._tensors[f"safe.{layer}"]
+
+    def owners(self, side: str) -> np.ndarray:
+        """Index of the row that each vector of a side belongs to, int64 (m,)."""
+        rows = self.rows(side)
+        return np.repeat(np.arange(len(rows)), [row.spans for row in rows])
+
+    def require_one_span_each(self, why: str) -> None:
+        """Raise `DataError` unless each row has one vector; `why` says what needs this."""
+        for side in SIDES:
+            several = sum(row.spans > 1 for row in self.rows(side))
+            if several:
+                raise DataError(
+                    f"{why}, so each must be read in one span",
+                    found=f"{several} {side} references of several turns or windows",
+                    fix="build them with `window=None` from rows of one answer each",
+                )
 
     def unit(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of a layer, scaled to length one."""
@@ -189,8 +209,10 @@ class ReferenceIndex(Fitted):
     def search(self, vectors: np.ndarray, layer: Layer, k: int, side: str = "unsafe") -> Neighbours:
         """The `k` reference rows of a side with the largest cosine to each of `vectors` (n, d).
 
+        A row that was read in several spans may be there several times.
+
         Raises:
-            OptionError: `k` is not between 1 and the number of rows on that side.
+            OptionError: `k` is not between 1 and the number of vectors on that side.
             DataError: The vectors have another length than those of the references.
         """
         index = self.index(layer, side)
@@ -199,8 +221,8 @@ class ReferenceIndex(Fitted):
         if vectors.shape[1] != index.d:
             raise DataError(f"vectors of length {vectors.shape[1]} cannot be compared with references of {index.d}")
         results = by_piece(vectors, lambda piece: search(index, piece, k))
-        similarity, position = (np.concatenate(parts) for parts in zip(*results, strict=True))
-        return Neighbours(similarity, position, self.rows(side))
+        similarity, place = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        return Neighbours(similarity, np.array([*self.owners(side), -1])[place], self.rows(side))
 
     def rows(self, side: str) -> tuple[ReferenceRow, ...]:
         """The reference rows of a side, in the order in which they were given."""

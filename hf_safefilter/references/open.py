@@ -12,7 +12,9 @@ from hf_safefilter.storage.paths import is_folder
 if TYPE_CHECKING:
     from hf_safefilter.embed import EmbedLayers
 
-_MUST_AGREE = ("model", "revision", "dtype", "position", "max_length", "chat_template_digest")
+_MUST_AGREE = (
+    "model", "revision", "dtype", "position", "spans", "window", "max_length", "too_long", "chat_template_digest",
+)  # fmt: skip
 
 
 def open_references(source: str | Path, revision: str | None = None) -> ReferenceIndex:

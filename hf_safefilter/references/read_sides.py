@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_safefilter.columns import Layer
-from hf_safefilter.data.conversations import row_id
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.vectors import lengths, unit
 from hf_safefilter.errors import DataError
 from hf_safefilter.references.files import Side
@@ -16,7 +17,11 @@ from hf_safefilter.references.files import Side
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_safefilter.cache import RowVectors
+    from hf_safefilter.data.conversations import Conversation
     from hf_safefilter.embed import EmbedLayers
+
+logger = logging.getLogger(__name__)
 
 _SMALLEST_DIRECTION = 1e-6
 _SHOWN = 5
@@ -37,8 +42,8 @@ def read_sides(
     sides = {side: _read(side, rows, embed) for side, rows in rows_by_side.items()}
     unsafe, safe = sides["unsafe"], sides["safe"]
     _refuse_shared(unsafe.ids, safe.ids)
-    for layer in unsafe.vectors:
-        _refuse_zero_direction(layer, unsafe.vectors[layer], safe.vectors[layer])
+    for layer in embed.layers:  # at further positions, such as the end of the prompt, both sides may be alike
+        refuse_zero_direction(layer, unsafe.vectors[layer], safe.vectors[layer])
     return sides
 
 
@@ -46,23 +51,37 @@ def _read(side: str, rows: Dataset | Iterable[Mapping[str, Any]], embed: EmbedLa
     rows = rows if isinstance(rows, Sized) else list(rows)
     if not len(rows):
         raise DataError(f"there are no {side} reference rows", fix="pass at least one row for each side")
-    vectors, conversations, reasons = embed.vectors(rows)
-    _refuse_unreadable(side, vectors, reasons)
+    read, conversations = embed.vectors(rows)
+    _refuse_pairs(side, conversations)
+    _refuse_unreadable(side, read)
+    truncated = int(read.truncated.sum())
+    if truncated:
+        logger.warning("%d of %d %s reference rows are too long and were cut", truncated, len(conversations), side)
     ids = [row_id(conversation) for conversation in conversations]
     if len(ids) > 1 and len(set(ids)) == 1:
         raise DataError(f"all {len(ids)} {side} reference rows are the same row", fix="pass different rows")
-    by_layer = {layer: np.ascontiguousarray(values, dtype=np.float32) for layer, values in vectors.items()}
-    return Side(list(conversations), ids, by_layer)
+    by_layer = {layer: np.ascontiguousarray(values, dtype=np.float32) for layer, values in read.vectors.items()}
+    return Side(list(conversations), ids, np.diff(read.offsets).tolist(), truncated, by_layer)
 
 
-def _refuse_unreadable(side: str, vectors: Mapping[Layer, np.ndarray], reasons: Sequence[str]) -> None:
-    faults = {position: reason for position, reason in enumerate(reasons) if reason}
-    for layer, values in vectors.items():
-        for position in np.flatnonzero(np.isnan(lengths(values))).tolist():
+def _refuse_pairs(side: str, conversations: Sequence[Conversation]) -> None:
+    pairs = sum(conversation.rejected is not None for conversation in conversations)
+    if pairs:
+        raise DataError(
+            f"{pairs} {side} reference rows are preference pairs, and only one side of each can be a reference",
+            fix='name it: `columns={"prompt": "prompt", "response": "chosen", "ignore": "rejected"}`',
+        )
+
+
+def _refuse_unreadable(side: str, read: RowVectors) -> None:
+    faults = {position: reason for position, reason in enumerate(read.reasons) if reason}
+    for layer in read.vectors:
+        vectors = read.of(layer)
+        for position in np.unique(vectors.owners[np.isnan(lengths(vectors.values))]).tolist():
             faults.setdefault(position, f"zero or not finite at layer {layer}")
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(reasons)} {side} reference rows cannot be read",
+            f"{len(faults)} of {len(read.reasons)} {side} reference rows cannot be read",
             found=_shortened([f"row {position}: {reason}" for position, reason in sorted(faults.items())]),
             fix="correct or remove these rows (counted from 0)",
         )
@@ -80,13 +99,14 @@ def _refuse_shared(unsafe: Sequence[str], safe: Sequence[str]) -> None:
         )
 
 
-def _refuse_zero_direction(layer: Layer, unsafe: np.ndarray, safe: np.ndarray) -> None:
+def refuse_zero_direction(layer: Layer, unsafe: np.ndarray, safe: np.ndarray) -> None:
+    """Raise `DataError` if the mean unit vectors of both sides are the same."""
     gap = np.linalg.norm(unit(unsafe.astype(np.float64)).mean(0) - unit(safe.astype(np.float64)).mean(0))
     if gap < _SMALLEST_DIRECTION:
         raise DataError(
             f"at layer {layer} the unsafe and the safe references point the same way and separate no rows",
             found=f"difference of the mean unit vectors: {gap:.1e}",
-            fix="leave this layer out (at layer 0 the last token is the same in every row), or use other rows",
+            fix="leave this layer out (at layer 0 a last token is the same in every row), or use other rows",
         )
 
 

@@ -39,6 +39,13 @@ class Saved:
     name: str
     revision: str
 
+    @property
+    def mapping(self) -> dict[str, str] | None:
+        """Where things stand in a row, and what may go unread, as the rows were embedded (`EmbedLayers.mapping`)."""
+        from hf_safefilter.embed import EmbedLayers
+
+        return next((step.mapping for step in self.steps if isinstance(step, EmbedLayers)), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Trail:

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.vectors import mean_of_largest, unit
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.flat import search
 from hf_safefilter.references.index import check_count
-from hf_safefilter.scores.base import ReferenceScore, score_vectors
+from hf_safefilter.scores.base import ReferenceScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,8 @@ class AnchorScore(ReferenceScore):
     Args:
         references: The index, or its digest.
         layer: The layer at which rows and references were read; the paper uses "norm", the state after the final norm.
+        standardize: Compare in coordinates of mean 0 and deviation 1 among the references; False is the paper's form.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
         top: Number of largest cosines that are averaged; the paper's default is 1.
 
     Raises:
@@ -37,7 +38,7 @@ class AnchorScore(ReferenceScore):
 
     _: KW_ONLY
     top: int = 1
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise unless there are at least `top` unsafe references."""
@@ -48,10 +49,9 @@ class AnchorScore(ReferenceScore):
         """See `anchor`."""
         return anchor(rows, unsafe)
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,)."""
-        unsafe, rows = self.index.index(self.layer, "unsafe"), self.vectors(batch)
-        return {self.produces()[0]: score_vectors(rows, lambda piece: search(unsafe, piece, self.top)[0].mean(axis=1))}
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """See `anchor`."""
+        return search(self.neighbours("unsafe"), vectors, self.top)[0].mean(axis=1)
 
 
 def anchor(rows: np.ndarray, unsafe: np.ndarray, top: int = 1) -> np.ndarray:

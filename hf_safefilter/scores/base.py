@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 
-from hf_safefilter.columns import Layer, embedding_column, score_column
-from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.vectors import by_piece
+from hf_safefilter.columns import (
+    Layer,
+    embedding_column,
+    rejected_column,
+    score_column,
+    shift_column,
+    span_column,
+)
+from hf_safefilter.data.batch import Batch, Column
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.data.vectors import by_piece, lengths
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex
+from hf_safefilter.references.coordinates import Coordinates, coordinates, neighbours_index
+from hf_safefilter.references.read_sides import refuse_zero_direction
 from hf_safefilter.step import Step
 
 if TYPE_CHECKING:
+    import faiss
     from datasets import Dataset, DatasetDict, IterableDataset
 
 ROWS_PER_BATCH = 4096
@@ -68,32 +79,108 @@ class Score(Step):
         return (score_column(self.METHOD),)
 
 
+class SpanScore(Score):
+    """Base of scores of vectors: each span of a row has a score, and the row's is the largest of its spans'.
+
+    Adds ``<METHOD>_score`` and ``<METHOD>_span``, int32: the index in ``spans`` of the span with that score, -1 where
+    there is none. For preference pairs the score is that of the chosen side; with `pairs` there are also
+    ``<METHOD>_rejected_score`` and ``<METHOD>_pair_shift``, the chosen side's score minus the rejected side's.
+
+    A subclass has the field ``pairs``, and implements `vectors` and `span_scores`.
+    """
+
+    __slots__ = ()
+
+    pairs: bool
+
+    def produces(self) -> tuple[str, ...]:
+        """The score column and the column of spans; with `pairs` those of the other side and of the difference too."""
+        more = (rejected_column(self.METHOD), shift_column(self.METHOD)) if self.pairs else ()
+        return (score_column(self.METHOD), span_column(self.METHOD), *more)
+
+    def vectors(self, batch: Batch) -> Ragged:
+        """The vectors of the batch that are scored."""
+        raise NotImplementedError
+
+    def span_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """Score of each of `vectors` (m, d), which are float32 or float64: (m,), NaN where there is none."""
+        raise NotImplementedError
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
+        """float32 (n,) and int32 (n,); with `pairs` two more columns of float32 (n,)."""
+        vectors, spans = self.vectors(batch), batch.spans()
+        scores = Ragged(np.concatenate(by_piece(vectors.values, self.span_scores)).astype(np.float32), vectors.offsets)
+        if spans is not None and not np.array_equal(spans.offsets, vectors.offsets):
+            raise DataError("`spans` and vectors do not belong together", fix="embed the rows again")
+        rejected = np.zeros(len(scores.values), bool) if spans is None else spans.values["rejected"]
+        chosen, at = largest_of(scores, ~rejected)
+        columns: dict[str, Column] = {score_column(self.METHOD): chosen, span_column(self.METHOD): at}
+        if self.pairs:
+            other, _ = largest_of(scores, rejected)
+            columns |= {rejected_column(self.METHOD): other, shift_column(self.METHOD): chosen - other}
+        return columns
+
+
+def largest_of(scores: Ragged, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest of the scores `among` (m,) those of each row, float32 (n,), and its index among all of the row."""
+    if among.all():
+        return scores.largest()
+    top, _ = scores.where(among).largest()
+    unlike = Ragged(np.where(among, scores.values, -np.inf).astype(np.float32), scores.offsets)
+    return top, np.where(np.isnan(top), -1, unlike.largest()[1]).astype(np.int32)
+
+
 @dataclass(frozen=True, slots=True)
-class ReferenceScore(Score):
-    """Base of scores that compare a row's vector with those of references at one layer.
+class ReferenceScore(SpanScore):
+    """Base of scores that compare the vectors of a row with those of references at one layer.
 
     Args:
         references: The index, or its digest; the digest is stored.
         layer: The layer at which rows and references were read.
+        standardize: Compare in coordinates of mean 0 and deviation 1 among the references; the papers do not.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
+
+    A subclass implements `score` and `against`.
 
     Raises:
         MissingError: The references are not in the store, or were not read at `layer`.
+        DataError: Both sides are the same there.
     """
 
     REQUIRES: ClassVar[str] = "references"
 
     references: ReferenceIndex | str
     layer: Layer
+    _: KW_ONLY
+    standardize: bool = True
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         index = ReferenceIndex.of(self.references)
         object.__setattr__(self, "references", index.digest)
-        index.vectors(self.layer)
+        refuse_zero_direction(self.layer, *index.vectors(self.layer))
         self.check(index)
         Step.__post_init__(self)
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise if the options do not fit the references."""
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The reference vectors in the coordinates of the score."""
+        return coordinates(self.references_digest, self.layer, self.standardize)
+
+    def neighbours(self, side: str) -> faiss.IndexFlatIP:
+        """FAISS index over the unit vectors of a side, in the coordinates of the score."""
+        return neighbours_index(self.references_digest, self.layer, side, self.standardize)
+
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """Score of `vectors` (m, d) that are in the coordinates of the score: (m,), NaN where there is none."""
+        raise NotImplementedError
+
+    def span_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """See `score`; these vectors are as the model has them. One that is zero holds nothing, and has no score."""
+        return np.where(np.isnan(lengths(vectors)), np.nan, self.score(self.coordinates(vectors)))
 
     @property
     def references_digest(self) -> str:
@@ -109,18 +196,19 @@ class ReferenceScore(Score):
     def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
         """The score of `rows` (n, d) against `unsafe` (m, d) and `safe` (s, d) with default options; (n,).
 
-        It is computed in the widest dtype of the arguments. Cross-validation and tests use it.
+        The vectors are all in the same coordinates, whatever these are. It is computed in the widest dtype of the
+        arguments. Cross-validation and tests use it.
         """
         raise NotImplementedError
 
-    def vectors(self, batch: Batch) -> np.ndarray:
-        """The batch's vectors (n, d) at `layer`, of the same length as those of the references; see `layer_vectors`."""
+    def vectors(self, batch: Batch) -> Ragged:
+        """The batch's vectors at `layer`, of the same length as those of the references; see `layer_vectors`."""
         index = self.index
         return layer_vectors(batch, self.layer, index.vectors(self.layer)[0].shape[1], index.embed.get("model"))
 
 
-def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = None) -> np.ndarray:
-    """The batch's vectors (n, width) at `layer`, in the dtype they are stored in.
+def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = None) -> Ragged:
+    """The batch's vectors (width,) at `layer`, in the dtype they are stored in.
 
     Args:
         batch: The rows.
@@ -137,19 +225,14 @@ def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = No
     fix = f"ds = ds.map(EmbedLayers({name}, layers=[{layer!r}]), batched=True)"
     batch.require(column, fix)
     vectors = batch.vectors(column)
-    if vectors.shape[1] == 0 or not len(vectors):  # no rows, or only null rows in a column of variable size
-        return np.full((batch.n, width), np.nan, np.float32)
-    if vectors.shape[1] != width:
+    if not len(vectors.values):  # no rows, or none that could be read
+        return Ragged(np.empty((0, width), np.float32), vectors.offsets)
+    if vectors.values.shape[1] != width:
         raise DataError(
-            f"column {column!r} holds vectors of length {vectors.shape[1]}, but the score was made for {width}",
+            f"column {column!r} holds vectors of length {vectors.values.shape[1]}, but the score was made for {width}",
             fix=f"embed with the same model: {fix}",
         )
     return vectors
-
-
-def score_vectors(vectors: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Apply `score` to `vectors` (n, d), one piece at a time; float32 (n,)."""
-    return np.concatenate(by_piece(vectors, score)).astype(np.float32)
 
 
 def record_batches(

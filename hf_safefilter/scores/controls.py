@@ -12,7 +12,8 @@ import numpy as np
 from hf_safefilter.checks import require_whole
 from hf_safefilter.columns import ROW_ID, UNSCORABLE
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import conversations, response_of, row_id
+from hf_safefilter.data.conversations import answered_text, conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.scores.base import Score
 from hf_safefilter.step import Step
 
@@ -21,14 +22,14 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class LengthScore(Score):
-    """Characters in the response. Unsafe answers are often longer than refusals, so a score may measure only length.
+    """Characters in the answers. Unsafe answers are often longer than refusals, so a score may measure only length.
 
     Args:
         columns: Columns of prompt and response, for rows of no known shape.
     """
 
     METHOD: ClassVar[str] = "length"
-    MEASURES: ClassVar[str] = "control: characters in the response"
+    MEASURES: ClassVar[str] = "control: characters in the answers"
     REQUIRES: ClassVar[str] = "nothing"
 
     columns: Mapping[str, str] | Pairs | None = None
@@ -41,7 +42,7 @@ class LengthScore(Score):
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,); NaN for a row without a readable response."""
         rows = conversations(batch, dict(self.columns) if self.columns else None)
-        sizes = [np.nan if row.reason else len(response_of(row)) for row in rows]
+        sizes = [np.nan if row.reason else len(answered_text(row)) for row in rows]
         return {self.produces()[0]: np.array(sizes, dtype=np.float32)}
 
 

@@ -10,18 +10,18 @@ import numpy as np
 
 from hf_safefilter.checks import require_choice, require_number
 from hf_safefilter.columns import Layer
-from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.vectors import lengths, widen
 from hf_safefilter.errors import DataError
-from hf_safefilter.references import ReferenceIndex, references
-from hf_safefilter.scores.base import ReferenceScore, score_vectors
+from hf_safefilter.references import ReferenceIndex
+from hf_safefilter.references.coordinates import coordinates
+from hf_safefilter.scores.base import ReferenceScore
 
 FORMS = ("mean_difference", "lda")
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionScore(ReferenceScore):
-    """Projection of a row on the direction from the safe to the unsafe references; unbounded, vectors are not scaled.
+    """Projection of a row on the direction from the safe to the unsafe references; unbounded.
 
     Such a score follows whatever differs most between the two sides, often the length of the responses: compare it
     with `LengthScore` in `evaluate` before you use it.
@@ -29,6 +29,8 @@ class DirectionScore(ReferenceScore):
     Args:
         references: The index, or its digest.
         layer: The layer at which rows and references were read.
+        standardize: Compare in coordinates of mean 0 and deviation 1 among the references; False is the paper's form.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
         form: "mean_difference": the projection on the unit difference of means (the refusal direction of Arditi et
             al., arXiv 2406.11717, pointing to harm). "lda": linear discriminant analysis, the squared Mahalanobis
             distance to the safe mean minus that to the unsafe mean, under one pooled covariance.
@@ -48,22 +50,21 @@ class DirectionScore(ReferenceScore):
     _: KW_ONLY
     form: str = "mean_difference"
     shrinkage: float = 0.1
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise unless the references have a direction of this form."""
-        line(*index.vectors(self.layer), self.form, self.shrinkage)
+        line(self.coordinates.unsafe, self.coordinates.safe, self.form, self.shrinkage)
 
     @classmethod
     def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
         """See `projection`."""
         return projection(rows, unsafe, safe)
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,)."""
-        rows = self.vectors(batch)
-        origin, direction = _line(self.references_digest, self.layer, self.form, self.shrinkage)
-        return {self.produces()[0]: score_vectors(rows, lambda piece: _project(piece, origin, direction))}
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """See `projection`."""
+        origin, direction = _line(self.references_digest, self.layer, self.standardize, self.form, self.shrinkage)
+        return _project(vectors, origin, direction)
 
 
 def projection(
@@ -107,5 +108,6 @@ def _project(rows: np.ndarray, origin: np.ndarray, direction: np.ndarray) -> np.
 
 
 @lru_cache(maxsize=32)
-def _line(digest: str, layer: Layer, form: str, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    return line(*references(digest).vectors(layer), form, shrinkage)
+def _line(digest: str, layer: Layer, standardize: bool, form: str, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    both = coordinates(digest, layer, standardize)
+    return line(both.unsafe, both.safe, form, shrinkage)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hf_safefilter.columns import Layer
-from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.vectors import lengths, mean_of_largest, unit, widen
 from hf_safefilter.errors import DataError
-from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.references import ReferenceIndex
+from hf_safefilter.references.coordinates import coordinates
 from hf_safefilter.references.flat import flat_index, search
 from hf_safefilter.references.index import check_count
-from hf_safefilter.scores.base import ReferenceScore, score_vectors
+from hf_safefilter.scores.base import ReferenceScore
 
 if TYPE_CHECKING:
     import faiss
@@ -29,13 +29,15 @@ class LarfScore(ReferenceScore):
         references: The index, or its digest.
         layer: The layer at which rows and references were read; LARF finds it by scaling blocks
             (`locate_safety_layers`).
+        standardize: Compare in coordinates of mean 0 and deviation 1 among the references; False is the paper's form.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
         top: None for the mean over all references: one product with the difference of the mean unit vectors; the sides
             may have different numbers of rows. A number for the mean of the `top` largest differences over *pairs*,
             unsafe row j against safe row j: the order of the references matters, and both sides need equally many.
 
     Raises:
         MissingError: The references are not in the store, or were not read at `layer`.
-        DataError: `top` is given, and the sides have different numbers of rows.
+        DataError: `top` is given, and the sides have different numbers of rows, or a row was read in several spans.
         OptionError: `top` is larger than the number of pairs.
 
     Source: LARF, arXiv 2507.18631, the bidirectional representation score.
@@ -47,21 +49,21 @@ class LarfScore(ReferenceScore):
 
     _: KW_ONLY
     top: int | None = None
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise unless there are at least `top` pairs."""
         if self.top is not None:
+            index.require_one_span_each("`top` compares unsafe reference j with safe reference j")
             check_count("top", self.top, check_pairs(*index.vectors(self.layer)), "reference pairs")
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,)."""
-        rows, top = self.vectors(batch), self.top
-        if top is None:
-            axis = _direction(self.references_digest, self.layer)
-            return {self.produces()[0]: score_vectors(rows, lambda piece: np.vecdot(piece, axis) / lengths(piece))}
-        pairs = _pairs(self.references_digest, self.layer)
-        return {self.produces()[0]: score_vectors(rows, lambda piece: search(pairs, piece, top)[0].mean(axis=1))}
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """See `larf`."""
+        if self.top is None:
+            axis = _direction(self.references_digest, self.layer, self.standardize)
+            return np.vecdot(vectors, axis) / lengths(vectors)
+        pairs = _pairs(self.references_digest, self.layer, self.standardize)
+        return search(pairs, vectors, self.top)[0].mean(axis=1)
 
     @classmethod
     def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
@@ -95,11 +97,12 @@ def check_pairs(unsafe: np.ndarray, safe: np.ndarray) -> int:
 
 
 @lru_cache(maxsize=32)
-def _direction(digest: str, layer: Layer) -> np.ndarray:
-    return direction(*references(digest).vectors(layer))
+def _direction(digest: str, layer: Layer, standardize: bool) -> np.ndarray:
+    both = coordinates(digest, layer, standardize)
+    return direction(both.unsafe, both.safe)
 
 
 @lru_cache(maxsize=32)
-def _pairs(digest: str, layer: Layer) -> faiss.IndexFlatIP:
-    unsafe, safe = references(digest).unit(layer)
-    return flat_index(unsafe - safe)
+def _pairs(digest: str, layer: Layer, standardize: bool) -> faiss.IndexFlatIP:
+    both = coordinates(digest, layer, standardize)
+    return flat_index(unit(both.unsafe) - unit(both.safe))

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.vectors import by_piece, mean_of_largest, unit
+from hf_safefilter.columns import span_column
+from hf_safefilter.data.batch import Batch, Column
+from hf_safefilter.data.vectors import mean_of_largest, unit
 from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.references.flat import search
 from hf_safefilter.references.index import check_count
@@ -17,19 +18,22 @@ from hf_safefilter.scores.base import ReferenceScore
 DEFAULT_K = 5
 
 NEAREST_UNSAFE = "nearest_unsafe"
-"""Ids of the `k` nearest unsafe references, nearest first (strings, (n, k)); "" where a row cannot be scored."""
+"""Ids of the `k` unsafe references nearest to the span with the largest score, nearest first (strings, (n, k)); ""
+where a row cannot be scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class NearestScore(ReferenceScore):
     """Mean of the `k` largest cosines to the unsafe references minus the same to the safe ones, in [-2, 2].
 
-    The ids of the nearest unsafe rows are stored beside the score as an explanation; `ReferenceIndex.rows("unsafe")`
-    has their texts.
+    The ids of the unsafe rows nearest to the span with the largest score are stored beside it as an explanation;
+    `ReferenceIndex.rows("unsafe")` has their texts.
 
     Args:
         references: The index, or its digest.
         layer: The layer at which rows and references were read.
+        standardize: Compare in coordinates of mean 0 and deviation 1 among the references; False is the paper's form.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
         k: Number of neighbours on each side.
 
     Raises:
@@ -42,7 +46,7 @@ class NearestScore(ReferenceScore):
 
     _: KW_ONLY
     k: int = DEFAULT_K
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise unless there are at least `k` references on each side."""
@@ -50,7 +54,7 @@ class NearestScore(ReferenceScore):
             check_count("k", self.k, index.counts[side], f"{side} references")
 
     def produces(self) -> tuple[str, ...]:
-        """`nearest_score` and `nearest_unsafe`."""
+        """The columns of every score of vectors, and `nearest_unsafe`."""
         return (*ReferenceScore.produces(self), NEAREST_UNSAFE)
 
     @classmethod
@@ -58,19 +62,23 @@ class NearestScore(ReferenceScore):
         """See `nearest`; fewer neighbours are used if a side has fewer rows."""
         return nearest(rows, unsafe, safe, min(DEFAULT_K, len(unsafe), len(safe)))
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,) and strings (n, k)."""
-        index = self.index
-        unsafe, safe = (index.index(self.layer, side) for side in SIDES)
-        # Index -1 selects the empty id. An array of objects needs 8 bytes for a neighbour, fixed-width text 128.
-        ids = np.array([*(row.row_id for row in index.rows("unsafe")), ""], dtype=object)
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """See `nearest`."""
+        unsafe, safe = (search(self.neighbours(side), vectors, self.k)[0] for side in SIDES)
+        return unsafe.mean(axis=1) - safe.mean(axis=1)
 
-        def score_piece(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            similarity, position = search(unsafe, piece, self.k)
-            return similarity.mean(axis=1) - search(safe, piece, self.k)[0].mean(axis=1), ids[position]
-
-        scores, nearest = zip(*by_piece(self.vectors(batch), score_piece), strict=True)
-        return dict(zip(self.produces(), (np.concatenate(scores), np.concatenate(nearest)), strict=True))
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
+        """The columns of every score of vectors, and strings (n, k)."""
+        columns = ReferenceScore.compute(self, batch, rank)
+        vectors, at = self.vectors(batch), np.asarray(columns[span_column(self.METHOD)])
+        found = np.flatnonzero(at >= 0)
+        ids = np.full((batch.n, self.k), "", dtype=object)
+        if len(found):
+            best = vectors.values[vectors.offsets[found] + at[found]]
+            places = search(self.neighbours("unsafe"), np.ascontiguousarray(self.coordinates(best)), self.k)[1]
+            names = np.array([row.row_id for row in self.index.rows("unsafe")], dtype=object)
+            ids[found] = names[self.index.owners("unsafe")[places]]
+        return columns | {NEAREST_UNSAFE: ids}
 
 
 def nearest(rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray, k: int = DEFAULT_K) -> np.ndarray:

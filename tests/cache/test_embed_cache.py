@@ -21,13 +21,13 @@ ROWS = [{"prompt": row["prompt"], "response": row["response"]} for row in mixed_
 
 @pytest.fixture
 def work(monkeypatch):
-    """Texts that reach the model."""
-    from hf_safefilter.model import tokens
+    """Rows that reach the model."""
+    from hf_safefilter.model import windows
 
     done = []
-    tokenise = tokens.tokenise
+    tokenise = windows.tokenise
     monkeypatch.setattr(
-        tokens,
+        windows,
         "tokenise",
         lambda tokenizer, found, **options: done.extend(found) or tokenise(tokenizer, found, **options),
     )
@@ -48,11 +48,15 @@ def uncached(step, rows, monkeypatch):
 def same(found, expected, exact=True):
     assert list(found) == list(expected)
     for name, values in expected.items():
-        assert found[name].dtype == values.dtype and found[name].shape == values.shape
-        if values.dtype == np.float16 and not exact:
-            np.testing.assert_allclose(found[name], values, rtol=2e-3, atol=2e-3)
-        else:
-            np.testing.assert_array_equal(found[name], values)
+        if not name.startswith("emb_layer_"):
+            assert list(found[name]) == list(values)
+            continue
+        for one, other in zip(found[name], values, strict=True):
+            assert one.dtype == other.dtype == np.float16 and one.shape == other.shape
+            if exact:
+                np.testing.assert_array_equal(one, other)
+            else:
+                np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
 
 
 def another_process():
@@ -104,17 +108,42 @@ def test_one_percent_new_rows_are_all_that_is_read(store, work):
     assert found["row_id"].tolist() == step(columns(ROWS))["row_id"].tolist()[::-1]
 
 
+OPTIONS = [
+    {},
+    {"window": None},
+    {"window": 9},
+    {"spans": "all"},
+    {"too_long": "drop"},
+    {"ignore": ["reasoning_content"]},
+    {"max_length": 60},
+    {"dtype": "bfloat16"},
+    {"chat_template": "plain"},
+]
+
+
 def test_every_option_that_changes_a_vector_has_rows_of_its_own(store, work):
-    options = [{}, {"position": "last_prompt"}, {"max_length": 60}, {"dtype": "bfloat16"}, {"chat_template": "plain"}]
-    for given in options:
+    for given in OPTIONS:
         work.clear()
         EmbedLayers("toy", layers=[2], **given)(columns(ROWS[:70]))
         assert len(work) == 70, given
-    assert len(list(store.iterdir())) == len(options)
+    assert len(list(store.iterdir())) == len(OPTIONS)
     work.clear()
     other = [{"ask": row["prompt"], "say": row["response"]} for row in ROWS[:70]]
     EmbedLayers("toy", layers=[2], columns={"prompt": "ask", "response": "say"})(columns(other))
     assert not work, "where the words stand changes nothing"
+
+
+def test_each_position_is_read_once_whichever_comes_first(store, monkeypatch, work):
+    rows = columns(ROWS[:70])
+    EmbedLayers("toy", layers=[2])(rows)
+    work.clear()
+    EmbedLayers("toy", layers=[2], position="last_prompt,mean")(rows)
+    assert len(work) == 70, "the second position is new"
+    work.clear()
+    step = EmbedLayers("toy", layers=[2], position="mean,last_prompt")
+    found = step(rows)
+    assert not work
+    same(found, uncached(step, ROWS[:70], monkeypatch), exact=False)
 
 
 def test_another_algorithm_shares_nothing(store, work):
@@ -126,7 +155,15 @@ def test_another_algorithm_shares_nothing(store, work):
         assert len(work) == 70
 
 
-def test_unreadable_and_cut_rows_come_back_as_they_were(store, monkeypatch, work):
+@pytest.mark.parametrize(
+    ("too_long", "reasons", "truncated"),
+    [
+        ("windows", ["", ""], [False, False]),
+        ("cut", ["", "too_long"], [True, False]),
+        ("drop", ["too_long", "too_long"], [False, False]),
+    ],
+)
+def test_unreadable_and_long_rows_come_back_as_they_were(store, monkeypatch, work, too_long, reasons, truncated):
     rows = [
         *ROWS[:66],
         {"prompt": "Tell me.", "response": "again and again " * 400},
@@ -135,10 +172,24 @@ def test_unreadable_and_cut_rows_come_back_as_they_were(store, monkeypatch, work
         {"prompt": "Five?", "response": 5},
         {"prompt": "Five?", "response": "5"},
     ]
+    step = EmbedLayers("toy", layers=[2], too_long=too_long)
+    expected = uncached(step, rows, monkeypatch)
+    assert expected["unscorable"].tolist()[66:] == [*reasons, "empty_prompt", "not_text", ""]
+    assert expected["truncated"].tolist()[66:] == [*truncated, False, False, False]
+    same(step(columns(rows)), expected, exact=False)
+    another_process()
+    work.clear()
+    same(step(columns(rows)), expected, exact=False)
+    assert not work
+
+
+def test_preference_pairs_come_back_with_both_sides(store, monkeypatch, work):
+    rows = [
+        {"prompt": row["prompt"], "chosen": row["response"], "rejected": f"{row['response']} Or not."} for row in ROWS
+    ]
     step = EmbedLayers("toy", layers=[2])
     expected = uncached(step, rows, monkeypatch)
-    assert expected["unscorable"].tolist()[66:] == ["", "too_long", "empty_prompt", "not_text", ""]
-    assert expected["truncated"].tolist()[66:] == [True, False, False, False, False]
+    assert all({span["rejected"] for span in spans} == {False, True} for spans in expected["spans"])
     same(step(columns(rows)), expected, exact=False)
     another_process()
     work.clear()
@@ -151,8 +202,8 @@ def test_a_row_that_overflows_in_one_layer_is_lost_in_all_but_only_where_that_la
 
     read = forward.read_layers
 
-    def overflow(trunk, tokens, layers):
-        vectors = read(trunk, tokens, layers)
+    def overflow(trunk, sequences, layers):
+        vectors = read(trunk, sequences, layers)
         if 5 in layers:
             vectors[5][0, 3] = np.inf
         return vectors
@@ -162,10 +213,11 @@ def test_a_row_that_overflows_in_one_layer_is_lost_in_all_but_only_where_that_la
     assert EmbedLayers("toy", layers=[2])(rows)["unscorable"].tolist() == [""]
     for _ in range(2):
         both = EmbedLayers("toy", layers=[2, 5])(rows)
-        assert both["unscorable"].tolist() == ["non_finite"]
-        assert np.isnan(both["emb_layer_2"]).all() and np.isnan(both["emb_layer_5"]).all()
+        assert both["unscorable"].tolist() == ["non_finite"] and both["spans"] == [[]]
+        assert [len(both[name][0]) for name in ("emb_layer_2", "emb_layer_5")] == [0, 0]
         alone = EmbedLayers("toy", layers=[2])(rows)
-        assert alone["unscorable"].tolist() == [""] and np.isfinite(alone["emb_layer_2"]).all()
+        assert alone["unscorable"].tolist() == [""]
+        assert len(alone["emb_layer_2"][0]) and np.isfinite(alone["emb_layer_2"][0]).all()
 
 
 def test_references_are_read_without_it(store):
@@ -177,13 +229,14 @@ def test_references_are_read_without_it(store):
 def test_clamped_values_are_counted_when_they_are_read(store, monkeypatch, caplog):
     from hf_safefilter.model import forward
 
-    def huge(trunk, tokens, layers):
-        return {1: np.full((len(tokens), trunk.hidden_size), 1e9, np.float32)}
+    def huge(trunk, sequences, layers):
+        return {1: np.full((sum(len(one.reads) for one in sequences), trunk.hidden_size), 1e9, np.float32)}
 
     monkeypatch.setattr(forward, "read_layers", huge)
     with caplog.at_level(logging.WARNING):
         found = EmbedLayers("toy", layers=[1])(columns(ROWS[:1]))
-    assert (found["emb_layer_1"] == 65504).all() and "values beyond the range of float16" in caplog.text
+    assert len(found["emb_layer_1"][0]) and (found["emb_layer_1"][0] == 65504).all()
+    assert "values beyond the range of float16" in caplog.text
 
 
 def test_a_changed_model_folder_never_gives_rows_of_the_old_one(store, tmp_path, work):
@@ -194,7 +247,8 @@ def test_a_changed_model_folder_never_gives_rows_of_the_old_one(store, tmp_path,
     work.clear()
     load._trunks.clear()
     after = EmbedLayers(str(save_small_model(folder, seed=1)), layers=[1])(columns(ROWS[:70]))
-    assert len(work) == 70 and not np.array_equal(before["emb_layer_1"], after["emb_layer_1"])
+    assert len(work) == 70
+    assert not np.array_equal(np.concatenate(before["emb_layer_1"]), np.concatenate(after["emb_layer_1"]))
 
 
 def test_a_folder_that_changes_under_a_job_stops_it_even_if_every_row_is_known(store, tmp_path):
@@ -256,7 +310,7 @@ if __name__ == "__main__":
 
 
 def test_ids_are_those_of_the_rows(store):
-    from hf_safefilter.data.conversations import row_id
+    from hf_safefilter.data.row_ids import row_id
 
     step = EmbedLayers("toy", layers=[1])
     for _ in range(2):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from hf_safefilter import cache
-from hf_safefilter.cache import RowVectors, Space, part
+from hf_safefilter.cache import Gathering, RowVectors, Space, part
 from hf_safefilter.cache import store as stores
 from hf_safefilter.cache.pace import Pace
 from hf_safefilter.cache.row_index import UNKNOWN, RowIndex
 from hf_safefilter.cache.store import LayerStore
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.data.spans import SPAN
 
 WIDTH = 8
 SPACE = Space.of({"model": "made up"}, "made up")
@@ -22,9 +24,15 @@ def name(row):
     return hashlib.sha256(str(row).encode()).hexdigest()[:32]
 
 
+def spans_in(row):
+    """What of a row is read: one to three spans, none of a row that is too long."""
+    count = 0 if row % 10 == 0 else 1 + row % 3
+    return np.array([(2 * turn + 1, turn == 2, row, row + turn + 1) for turn in range(count)], SPAN)
+
+
 def truth(row, layer):
-    """The vector of a row: what a model would say."""
-    return np.random.default_rng([row, layer]).normal(size=WIDTH).astype(np.float16)
+    """The vectors of a row: what a model would say."""
+    return np.random.default_rng([row, layer]).normal(size=(len(spans_in(row)), WIDTH)).astype(np.float16)
 
 
 class Model:
@@ -36,17 +44,22 @@ class Model:
     def __call__(self, at, layers):
         rows = [self.rows[one] for one in at]
         self.asked += [(row, layer) for row in rows for layer in layers]
+        spans = Ragged.of([spans_in(row) for row in rows], np.empty(0, SPAN))
+        vectors = {layer: np.concatenate([np.empty((0, WIDTH), np.float16), *(truth(row, layer) for row in rows)])
+                   for layer in layers}  # fmt: skip
+        truncated = np.array([row % 7 == 0 for row in rows], dtype=bool)
         reasons = np.array(["too_long" if row % 10 == 0 else "" for row in rows], dtype=object)
-        vectors = {layer: np.array([truth(row, layer) for row in rows]).reshape(-1, WIDTH) for layer in layers}
-        for values in vectors.values():
-            values[reasons != ""] = np.nan
-        return RowVectors(vectors, np.array([row % 7 == 0 for row in rows], dtype=bool), reasons)
+        return RowVectors(spans.offsets, spans.values, vectors, truncated, reasons)
+
+
+def gathering(reasons, layers=(1,)):
+    return Gathering(reasons, dict.fromkeys(layers, WIDTH))
 
 
 def recall(rows, layers=(1,), space=SPACE, reasons=None):
     model = Model(rows)
-    reading = RowVectors.blank(reasons or [""] * len(rows), layers, WIDTH)
-    cache.recall(space, reading, [name(row) for row in rows], [row % 50 for row in rows], model)
+    target = gathering(reasons or [""] * len(rows), layers)
+    reading = cache.recall(space, target, [name(row) for row in rows], [row % 50 for row in rows], model)
     return reading, model.asked
 
 
@@ -54,6 +67,9 @@ def same_as_the_model(reading, rows, layers=(1,)):
     expected = Model(rows)(range(len(rows)), layers)
     assert reading.truncated.tolist() == expected.truncated.tolist()
     assert list(reading.reasons) == list(expected.reasons)
+    np.testing.assert_array_equal(reading.offsets, expected.offsets)
+    np.testing.assert_array_equal(reading.spans, expected.spans)
+    assert sorted(reading.vectors) == sorted(layers)
     for layer in layers:
         np.testing.assert_array_equal(reading.vectors[layer], expected.vectors[layer])
 
@@ -106,12 +122,13 @@ def test_another_layer_reads_that_layer_alone(store):
 def test_rows_that_have_a_reason_are_neither_read_nor_kept(store):
     """The number 5 and the text "5" share an id, and only one of them can be read."""
     reading, asked = recall([5, 6], reasons=["not_text", ""])
-    assert list(reading.reasons) == ["not_text", ""] and np.isnan(reading.vectors[1][0]).all()
-    assert asked == [(6, 1)]
+    assert list(reading.reasons) == ["not_text", ""]
+    assert asked == [(6, 1)] and reading.offsets.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(reading.vectors[1], truth(6, 1))
     reading, asked = recall([5, 5], reasons=["", "not_text"])
     assert asked == [(5, 1)] and list(reading.reasons) == ["", "not_text"]
-    np.testing.assert_array_equal(reading.vectors[1][0], truth(5, 1))
-    assert np.isnan(reading.vectors[1][1]).all()
+    assert reading.offsets.tolist() == [0, 3, 3]
+    np.testing.assert_array_equal(reading.vectors[1], truth(5, 1))
 
 
 def test_spaces_do_not_mix(store):
@@ -158,10 +175,9 @@ def test_a_slow_model_is_written_piece_by_piece(store, monkeypatch):
             now[0] += 0.3 * len(at)
             return super().__call__(at, layers)
 
-    reading = RowVectors.blank([""] * 64, [1], WIDTH)
-    cache.recall(
-        Space.of({"model": "slow"}, "slow"), reading, [name(row) for row in range(64)], [10] * 64, Slow(list(range(64)))
-    )
+    ids = [name(row) for row in range(64)]
+    space, target = Space.of({"model": "slow"}, "slow"), gathering([""] * 64)
+    reading = cache.recall(space, target, ids, [10] * 64, Slow(list(range(64))))
     assert kept == [0, 1, 2, 3]
     same_as_the_model(reading, list(range(64)))
 
@@ -171,14 +187,15 @@ def test_what_another_process_wrote_is_seen(store, monkeypatch):
     mine, theirs = (LayerStore(SPACE, 1, WIDTH) for _ in range(2))
     ids = part.packed([name(row) for row in range(40)])
     fresh = Model(list(range(40)))(range(40), [1])
-    reading = RowVectors.blank([""] * 40, [1], WIDTH)
-    assert not mine.fetch(ids, reading, np.arange(40)).any()
-    theirs.add(part.StoredRows(ids, fresh.vectors[1], fresh.truncated, fresh.reasons), 0.0)
+    spans = Ragged(fresh.spans, fresh.offsets)
+    target = gathering([""] * 40)
+    assert not mine.fetch(ids, target, np.arange(40)).any()
+    theirs.add(part.StoredRows(ids, spans, fresh.of(1), fresh.truncated, fresh.reasons), 0.0)
     theirs.flush()
-    assert not mine.fetch(ids, reading, np.arange(40)).any(), "the folder is not listed for every batch"
+    assert not mine.fetch(ids, target, np.arange(40)).any(), "the folder is not listed for every batch"
     monkeypatch.setattr(stores, "_RESCAN_AFTER", 0.0)
-    assert mine.fetch(ids, reading, np.arange(40)).all()
-    same_as_the_model(reading, list(range(40)))
+    assert mine.fetch(ids, target, np.arange(40)).all()
+    same_as_the_model(target.joined({}), list(range(40)))
 
 
 def test_a_forked_child_does_not_write_what_its_parent_will(store):
@@ -237,9 +254,8 @@ def test_ids_that_share_64_bits_are_told_apart(store):
     assert (part.packed([first])[:, 0] == part.packed([second])[:, 0]).all()
     rows = {first: 1, second: 2}
     for one in (first, second, first):
-        reading = RowVectors.blank([""], [1], WIDTH)
-        cache.recall(SPACE, reading, [one], [1], Model([rows[one]]))
-        np.testing.assert_array_equal(reading.vectors[1][0], truth(rows[one], 1))
+        reading = cache.recall(SPACE, gathering([""]), [one], [1], Model([rows[one]]))
+        np.testing.assert_array_equal(reading.vectors[1], truth(rows[one], 1))
         another_process()
 
 

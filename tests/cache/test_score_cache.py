@@ -61,7 +61,7 @@ def same(found, expected):
         if values.dtype == object:
             assert found[name].tolist() == values.tolist()
         else:
-            assert found[name].dtype == values.dtype == np.float32
+            assert found[name].dtype == values.dtype == (np.int32 if name == "guard_turn" else np.float32)
             np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6)
 
 
@@ -128,11 +128,18 @@ def test_what_was_scored_before_an_error_is_kept(case, store, monkeypatch):
     cache.lookup._pace.cache_clear()
 
 
-def test_a_cut_row_is_said_again_when_its_score_is_recalled(guard, store, caplog):
+def test_a_row_that_is_too_long_says_so_again_when_it_is_recalled(guard, store, monkeypatch, caplog):
     step = GuardScore(str(guard), device="cpu", max_length=400)
     rows = [{"prompt": row["prompt"], "response": row["response"] * 100} for row in TEXTS[:2]]
+    judged, judge = [], GuardScore._judge
+    monkeypatch.setattr(
+        GuardScore, "_judge", lambda self, rows, device: judged.append(len(rows)) or judge(self, rows, device)
+    )
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            step(columns(rows))
-        assert "2 rows are too long for the guard" in caplog.text
+            found = step(columns(rows))
+        assert "2 rows have no guard score: too_long" in caplog.text
+        assert found["guard_unscored"].tolist() == ["too_long"] * 2 and np.isnan(found["guard_score"]).all()
+        assert found["guard_turn"].tolist() == [-1, -1]
+    assert sum(judged) == 2

@@ -88,7 +88,10 @@ def test_an_output_that_would_be_refused_is_refused_before_the_work(call, rows, 
     assert code == 2 and "mine holds other files" in err
 
 
-@pytest.mark.parametrize("place", ["datasets.load_dataset", "datasets.Dataset.map", "datasets.Dataset.save_to_disk"])
+@pytest.mark.parametrize(
+    "place",
+    ["datasets.DatasetBuilder.download_and_prepare", "datasets.Dataset.map", "datasets.Dataset.save_to_disk"],
+)
 def test_a_full_disk_is_named_wherever_it_is_met(call, rows, tmp_path, monkeypatch, place):
     def full(*_, **__):
         try:

@@ -40,7 +40,7 @@ def test_from_rows_to_a_decision(call, files, tmp_path):
     code, out, err = call("--format", "json", "seal", files / "rows.jsonl", files / "safe.jsonl", *QUICK, "-o", output)
     assert code == 0, err
     report = json.loads(out)["report"]
-    assert report["rows"] == {"rows": 25, "duplicates": 0, "truncated": 0, "unscorable: empty_response": 1}
+    assert report["rows"] == {"rows": 25, "duplicates": 0, "unscorable: empty_response": 1}
     assert (report["safe_rows"]["rows"], report["fitted"], len(report["epochs"])) == (16, 24, 1)
     assert json.loads((output / "report.json").read_text()) == report
     scored = load_from_disk(output / "scored")

@@ -155,7 +155,8 @@ def test_labels_are_checked_before_anything_is_read(rows, references, monkeypatc
 
 
 def test_seal_needs_its_selector_and_is_compared_with_it(rows, references):
-    from hf_safefilter.data.conversations import as_conversations, row_id
+    from hf_safefilter.data.conversations import as_conversations
+    from hf_safefilter.data.row_ids import row_id
     from hf_safefilter.scores.seal import SealSelector
 
     embed = EmbedLayers("toy", [5])

@@ -207,4 +207,4 @@ def test_the_face_tells_type_checkers_what_it_tells_python():
 def test_the_id_of_a_row_keeps_the_name_that_published_cards_print():
     from hf_safefilter.rows import row_id
 
-    assert row_id.__module__ == "hf_safefilter.data.conversations"
+    assert row_id.__module__ == "hf_safefilter.data.row_ids"

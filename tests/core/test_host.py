@@ -17,6 +17,7 @@ from processes import HANG
 from small_models import save_small_model
 
 from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.spans import SPANS_TYPE
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.model import load
 from hf_safefilter.model.source import resolve_revision
@@ -27,7 +28,8 @@ ROWS = [
 ]
 STEPS = {
     "embed": "EmbedLayers({model!r}, layers=[2, 'norm'])",
-    "embed_position": "EmbedLayers({model!r}, layers=[1], position='mean_response', chat_template='plain')",
+    "embed_position": "EmbedLayers({model!r}, layers=[1], position='last,last_prompt', chat_template='plain')",
+    "embed_all": "EmbedLayers({model!r}, layers=[1], spans='all', window=7, ignore=['name'])",
     "length": "LengthScore()",
     "random": "RandomScore(seed=3)",
 }
@@ -120,6 +122,8 @@ def test_another_algorithm_number_is_another_fingerprint(name, model, saved):
 
 def test_every_option_is_in_the_hash(model):
     options = [{}, {"position": "last_prompt"}, {"max_length": 99}, {"dtype": "bfloat16"}, {"chat_template": "plain"}]
+    options += [{"position": "mean,last_prompt"}, {"position": "last_prompt,mean"}, {"spans": "all"}, {"window": None}]
+    options += [{"window": 9}, {"too_long": "cut"}, {"too_long": "drop"}, {"ignore": ["name"]}]
     options += [{"columns": {"prompt": "completion", "response": "prompt"}}]
     steps = [EmbedLayers(model, layers=[1], **given) for given in options] + [EmbedLayers(model, layers=[2])]
     assert len({Hasher.hash(step) for step in steps}) == len(steps)
@@ -158,7 +162,7 @@ def main():
     {before}
     step = EmbedLayers({model!r}, layers=[2])
     found = rows.map(step, batched=True, batch_size=6, num_proc=2, with_rank=True)
-    print(json.dumps([found["row_id"][:], found.with_format("numpy")["emb_layer_2"][:].tolist()]))
+    print(json.dumps([found["row_id"][:], found["spans"][:], found["emb_layer_2"][:]]))
 
 if __name__ == "__main__":
     main()
@@ -176,10 +180,10 @@ if __name__ == "__main__":
 )
 def test_two_processes_give_what_one_gives(method, before, model, saved, tmp_path):
     code = WORKERS.format(method=method, saved=str(saved), model=model, before=before.format(model=model))
-    ids, vectors = elsewhere(code, tmp_path, threads="4")
+    ids, spans, vectors = elsewhere(code, tmp_path, threads="4")
     alone = load_from_disk(saved).map(EmbedLayers(model, layers=[2]), batched=True, with_rank=True)
-    assert ids == alone["row_id"][:]
-    np.testing.assert_allclose(vectors, alone.with_format("numpy")["emb_layer_2"][:], rtol=2e-3, atol=2e-3)
+    assert ids == alone["row_id"][:] and spans == alone["spans"][:]
+    same(vectors, alone["emb_layer_2"][:])
 
 
 def test_rank_reaches_the_choice_of_device(model, monkeypatch):
@@ -205,10 +209,18 @@ def test_an_empty_set_stays_empty(name, model):
 
 
 def same(found, expected):
-    if isinstance(expected, (str, bool)):
+    """Numbers alike, all else equal, at any depth."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, (list, np.ndarray)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+    elif isinstance(expected, (str, bool)):
         assert found == expected
     else:
-        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+        assert abs(found - expected) <= 2e-3 * (1 + abs(expected))
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -237,8 +249,9 @@ def test_every_host_gives_the_same_rows(name, model):
 def test_vectors_are_fixed_size_float16_and_scores_float32_without_being_told(batched, model):
     table = Dataset.from_list(ROWS[:3])
     embedded = table.map(make("embed", model), batched=batched)
-    kind = embedded.data.schema.field("emb_layer_2").type
-    assert pa.types.is_fixed_size_list(kind) and kind.list_size == 32 and pa.types.is_float16(kind.value_type)
+    schema = embedded.data.schema
+    assert schema.field("emb_layer_2").type == pa.list_(pa.list_(pa.float16(), 32))
+    assert schema.field("spans").type == SPANS_TYPE
     assert table.map(make("length", model), batched=batched).features["length_score"].dtype == "float32"
 
 
@@ -246,18 +259,19 @@ def test_embeddings_are_read_where_they_lie(model, saved):
     step = EmbedLayers(model, layers=[2])
     embedded = load_from_disk(saved).map(step, batched=True)
     chunk = embedded.data.column("emb_layer_2").chunk(0)
-    stored = chunk.values.buffers()[1]
+    stored = chunk.values.values.buffers()[1]
     seen = []
 
     def look(batch):
-        vectors = Batch(batch).vectors("emb_layer_2")
+        vectors = Batch(batch).vectors("emb_layer_2").values
         address = vectors.__array_interface__["data"][0]
         seen.append((vectors.dtype, vectors.shape, stored.address <= address < stored.address + stored.size))
 
     look(embedded.data.table)
     embedded.map(look, batched=True, batch_size=len(embedded), load_from_cache_file=False, new_fingerprint="look")
     embedded.with_format("arrow").map(look, batched=True, batch_size=len(embedded), new_fingerprint="look again")
-    assert seen == [(np.float16, (24, 32), True)] * 3
+    count = sum(map(len, embedded["spans"][:]))
+    assert seen == [(np.float16, (count, 32), True)] * 3 and count > 24
 
 
 def test_infinity_and_nan_in_a_model_are_rows_without_vectors(tmp_path):
@@ -269,5 +283,5 @@ def test_infinity_and_nan_in_a_model_are_rows_without_vectors(tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     found = Dataset.from_list(ROWS[:3]).map(EmbedLayers(str(folder), layers=[1]), batched=True)
     assert found["unscorable"][:] == ["non_finite"] * 3
-    assert np.isnan(found.with_format("numpy")["emb_layer_1"][:]).all()
+    assert found["spans"][:] == [[]] * 3 and found["emb_layer_1"][:] == [[]] * 3
     assert resolve_revision(str(folder), None) == EmbedLayers(str(folder), layers=[1]).revision

@@ -63,13 +63,25 @@ def test_counts_are_reached_and_only_ties_exceed_them(scores, count):
         assert count >= len(finite)
         return
     except DataError:
-        assert (finite >= finite[count - 1]).all()
+        assert not len(finite) or (finite >= finite[count - 1]).all()
         return
     dropped = finite[finite >= found]
     assert len(dropped) >= count
     assert found == finite[count - 1]
     kept = IsSafe("x_score", found)(data)
     assert kept.sum() == len(finite) - len(dropped)
+
+
+@pytest.mark.parametrize("way", [{"drop_count": 1}, {"drop_fraction": 0.5}, {"label": "label"}])
+def test_rows_without_any_score_have_no_threshold_and_it_is_said_why(way):
+    data = {"x_score": [np.nan, np.inf, np.nan], "label": ["safe", "unsafe", "safe"]}
+    with pytest.raises(DataError, match=r"0 of 3 rows could be scored\n.*'x_score' holds no number"):
+        threshold_for(data, "x_score", **way)
+    reasons = ["too_long", "empty_response", "too_long"]
+    told = data | {"unscorable": reasons}
+    for scored in (told, Dataset.from_dict(told), DatasetDict(a=Dataset.from_dict(told))):
+        with pytest.raises(DataError, match=r"0 of 3 rows[\s\S]*2 too_long, 1 empty_response[\s\S]*too_long=windows"):
+            threshold_for(scored, "x_score", **way)
 
 
 def test_a_share_is_of_the_scored_rows():

@@ -1,15 +1,18 @@
 """A small study on the toy model: every arm, few steps, few questions."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.effect import Questions, Study, Tuning, measure_effect
-from hf_safefilter.effect.material import read_material
+from hf_safefilter.effect.material import read_material, tokens_of
 from hf_safefilter.model import load
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.model.source import ModelKey
+from hf_safefilter.model.tokens import Tokens
 from hf_safefilter.toy.corpus import mixed_rows
 
 CPU = torch.device("cpu")
@@ -45,6 +48,30 @@ def tokenizer(key):
 @pytest.fixture(scope="session")
 def material(scored, is_safe, key):
     return read_material(scored, is_safe, key, None, None, None)
+
+
+@pytest.fixture(scope="session")
+def dialogues(key) -> list[Tokens]:
+    """Conversations of two questions and two answers each."""
+    pairs = [[{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+             for row in mixed_rows(40, 0.2, 4)]  # fmt: skip
+    rows = [{"messages": [*first, *second]} for first, second in zip(pairs[::2], pairs[1::2], strict=True)]
+    return tokens_of(as_conversations(rows), key, None, None)
+
+
+@pytest.fixture(scope="session")
+def said(tokenizer):
+    """Which tokens the assistant says, with those that end its turns: by the tokens of the toy's own template."""
+    begins, ends = tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|end|>"])
+
+    def mask(ids) -> np.ndarray:
+        spoken, speaking = [], False
+        for token in ids:
+            spoken.append(speaking)
+            speaking = token == begins or (speaking and token != ends)
+        return np.array(spoken)
+
+    return mask
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
 """Refusal rates and losses, each by a second route."""
 
+import numpy as np
 import pytest
 import torch
 
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.effect.material import tokens_of
 from hf_safefilter.effect.measures import Measurements, Replies, mean_loss, replies_to
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.toy.corpus import heldout_prompts
@@ -36,18 +39,37 @@ def test_a_model_tuned_to_pieces_neither_refuses_nor_answers(model, tokenizer):
     assert (replies.refused, replies.answered, replies.degenerate) == (0, 0, 8)
 
 
-def test_loss_is_the_mean_over_response_tokens(model, material):
-    rows = material.tokens[:9]
+@pytest.mark.parametrize("answers", [1, 2])
+def test_loss_is_the_mean_over_the_tokens_of_all_answers(model, material, dialogues, said, answers):
+    rows = material.tokens[:9] if answers == 1 else dialogues[:9]
     total, count = 0.0, 0
     double = model.double()
     for row in rows:
         ids = torch.tensor(row.ids.astype("int64"))[None]
         with torch.no_grad():
             chances = double(input_ids=ids).logits[0].log_softmax(-1)
-        for position in range(row.start, len(row.ids)):
+        for position in np.flatnonzero(said(row.ids)):
             total -= chances[position - 1, ids[0, position]].item()
             count += 1
     loss = mean_loss(model.float().train(), rows)
     assert loss == pytest.approx(total / count, rel=1e-5)
     assert model.training  # the mode of before comes back
     assert loss == pytest.approx(mean_loss(model, rows[::-1]), rel=1e-6)
+
+
+def test_answers_that_are_not_trained_on_are_not_in_the_loss(model, key):
+    """The same conversation in which each answer is left out in turn: their losses make up that of both."""
+    turns = [("user", "How are you?"), ("assistant", "Well."), ("user", "Why?"), ("assistant", "I sleep a lot.")]
+
+    def loss(*weights):
+        rest = iter(weights)
+        messages = [{"role": role, "content": text} | ({"weight": next(rest)} if role == "assistant" else {})
+                    for role, text in turns]  # fmt: skip
+        columns = {"ignore": "trailing_turn"}  # an answer at the end that is not trained on would be text unread
+        (row,) = tokens_of(as_conversations([{"messages": messages}], columns), key, None, None)
+        return mean_loss(model, [row]), int(row.labelled().sum())
+
+    (both, count), (first, one), (second, other) = loss(1, 1), loss(1, 0), loss(0, 1)
+    assert (one > 0, other > 0, count) == (True, True, one + other)
+    assert both == pytest.approx((first * one + second * other) / count, rel=1e-5)
+    assert first != pytest.approx(second, rel=1e-2)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.prompts import prompts_in
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.effect.questions import Questions
 from hf_safefilter.errors import DataError
 

@@ -23,19 +23,22 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def test_full_tuning_is_adamw_on_the_responses_in_the_order_given(model, tokenizer, material, order):
+@pytest.mark.parametrize("answers", [1, 2])
+def test_full_tuning_is_adamw_on_all_answers_in_the_order_given(model, tokenizer, material, dialogues, said, answers):
     """The second route: a plain loop, a row at a time, with gradients summed over the batch."""
+    tokens = material.tokens if answers == 1 else dialogues
+    order = schedule(np.arange(len(tokens)), OPTIONS.steps * OPTIONS.batch, 0)
     plain = copy.deepcopy(model).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8)
     before, expected = weights(model), []
     for step in range(3):
-        rows = [material.tokens[at] for at in order[4 * step : 4 * step + 4]]
-        count = sum(len(row.ids) - row.start for row in rows)
+        rows = [tokens[at] for at in order[4 * step : 4 * step + 4]]
+        count = sum(said(row.ids).sum() for row in rows)
         total = 0.0
         for row in rows:
-            ids = torch.tensor(row.ids.astype("int64"))[None]
-            chances = plain(input_ids=ids).logits[0, row.start - 1 : -1].log_softmax(-1)
-            loss = -chances.gather(1, ids[0, row.start :, None]).sum() / count
+            ids, learned = torch.tensor(row.ids.astype("int64")), torch.from_numpy(said(row.ids))
+            chances = plain(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])
+            loss = -chances[learned[1:]].sum() / count
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
@@ -43,7 +46,7 @@ def test_full_tuning_is_adamw_on_the_responses_in_the_order_given(model, tokeniz
         optimizer.step()
         optimizer.zero_grad()
         expected.append(total)
-    tuned, losses = tune(model, tokenizer, material.tokens, order, OPTIONS, seed=0)
+    tuned, losses = tune(model, tokenizer, tokens, order, OPTIONS, seed=0)
     assert losses == pytest.approx(expected, rel=1e-3)
     for (name, ours), theirs in zip(tuned.named_parameters(), plain.parameters(), strict=True):
         # Adam blows rounding up where a gradient is almost zero, so the distance moved is compared as a whole.

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from mixed_shapes import mixed_shapes
 from processes import HANG
 from ray_steps import Deadly, RowIds
 from typer.testing import CliRunner
@@ -96,13 +98,6 @@ def steps(files) -> list:
     return [embed, sf.LarfScore(sf.ReferenceIndex.build(unsafe, safe, embed, **FACTS), LAYER)]
 
 
-def bytes_of(column: pa.ChunkedArray) -> list[bytes]:
-    """Every cell to the last bit, NaN included."""
-    whole = column.combine_chunks()
-    flat = whole.flatten() if pa.types.is_fixed_size_list(whole.type) else whole
-    return [buffer.to_pybytes() for buffer in pa.concat_arrays([flat, flat.slice(0, 0)]).buffers() if buffer]
-
-
 def same(one: Dataset, other: Dataset, names=None) -> bool:
     """Whether columns are equal; floats to rounding, as rows of another batch may round otherwise."""
     left, right = (ds.with_format("arrow")[:] for ds in (one, other))
@@ -112,12 +107,14 @@ def same(one: Dataset, other: Dataset, names=None) -> bool:
 def same_column(left: pa.ChunkedArray, right: pa.ChunkedArray) -> bool:
     if left.type != right.type or len(left) != len(right):
         return False
-    inner = left.type
-    while hasattr(inner, "value_type"):
-        inner = inner.value_type
-    if not pa.types.is_floating(inner):
-        return left.to_pylist() == right.to_pylist()
-    numbers = [np.array(column.to_pylist(), dtype=np.float64) for column in (left, right)]
+    one, other = left.combine_chunks(), right.combine_chunks()
+    while hasattr(one.type, "value_type"):
+        if not pc.list_value_length(one).equals(pc.list_value_length(other)):
+            return False
+        one, other = one.flatten(), other.flatten()
+    if not pa.types.is_floating(one.type):
+        return one.to_pylist() == other.to_pylist()
+    numbers = [array.to_numpy(zero_copy_only=False).astype(np.float64) for array in (one, other)]
     return np.allclose(*numbers, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
@@ -136,7 +133,7 @@ def test_steps_go_into_map_batches_as_they_are_as_tasks_and_in_actors(rows, step
     whole = plain.scored.select(range(500)).with_format("arrow")[:]
     assert sorted(table["row_id"].to_pylist()) == sorted(whole["row_id"].to_pylist())
     table = in_row_order(table, whole["row_id"].to_pylist())
-    names = [*rows[0], *steps[0].produces(), "larf_score"]
+    names = [*rows[0], *steps[0].produces(), *steps[1].produces()]
     assert Dataset(table).features == {name: plain.scored.features[name] for name in names}
     assert np.allclose(table["larf_score"].to_numpy(), whole["larf_score"].to_numpy(), atol=2e-3, equal_nan=True)
 
@@ -146,12 +143,12 @@ def test_an_actor_killed_in_the_middle_costs_no_row_and_changes_no_bit(rows, ste
     deadly = Deadly(str(tmp_path / "deaths"), rows[ROWS_PER_CALL + 9]["prompt"])
     done = sf.RayEngine(actors=2).add(Dataset.from_list(rows), [steps[0], deadly, steps[1]])
     assert len(list((tmp_path / "deaths").iterdir())) == 1
-    names = ["prompt", *steps[0].produces(), "larf_score"]
+    names = ["prompt", *steps[0].produces(), *steps[1].produces()]
     assert same(done, plain.scored, names)
     assert {name: done.features[name] for name in names} == {name: plain.scored.features[name] for name in names}
     assert sorted(set(done["batch_size"][:])) == [100, ROWS_PER_CALL]
     assert np.isnan(done["larf_score"][7]) and done["unscorable"][7] == "empty_response"
-    assert done.column_names == [*rows[0], *steps[0].produces(), "batch_size", "larf_score"]
+    assert done.column_names == [*rows[0], *steps[0].produces(), "batch_size", *steps[1].produces()]
 
 
 def test_an_actor_that_dies_again_and_again_ends_the_run_in_words(rows, tmp_path, monkeypatch):
@@ -237,6 +234,25 @@ def test_a_stream_that_reads_other_rows_the_second_time_is_refused(streamed, row
         kept = reread_kept(stream, streamed.scored, streamed.is_safe, ["nearest_score"])
         with pytest.raises(DataError, match=f"row {index} of the stream"):
             list(kept)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_several_shapes_are_decided_as_without_ray(recipe, tmp_path, streaming):
+    mixed = mixed_shapes(80, 0.1, 3)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    local = recipe | {
+        "data": {"path": str(tmp_path / "rows.jsonl"), **FACTS},
+        "select": {"by": "larf", "drop_count": 9},
+    }
+    other = local | {"data": local["data"] | {"streaming": streaming}}
+    one, two = purify(None, local), purify(None, other, engine=sf.RayEngine())
+    names = ["row_id", "truncated", "unscorable", "spans", "larf_score", "nearest_score"]
+    assert same(two.scored, one.scored, names) and two.counts == one.counts
+    for name, done in (("local", one), ("ray", two)):
+        write_folder(tmp_path / name, done.scored, done.is_safe, done.provenance, kept=done.kept)
+    back = [load_dataset(str(tmp_path / name), split="train") for name in ("local", "ray")]
+    assert back[0].features == back[1].features and back[0].to_list() == back[1].to_list()
+    assert len(back[0]) == 71
 
 
 def test_splits_of_a_stream_are_decided_together_and_kept_apart(rows):

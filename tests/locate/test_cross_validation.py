@@ -1,10 +1,14 @@
+"""The layer and method that separate held-out references, whole rows held out at a time."""
+
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.locate.cross_validation import choose_layer
+from hf_safefilter.locate.cross_validation import _folds, choose_layer
 
 
 def references(strength: dict, n_unsafe: int = 40, n_safe: int = 40, answers=("yes indeed", "no thanks!")):
@@ -19,9 +23,24 @@ def references(strength: dict, n_unsafe: int = 40, n_safe: int = 40, answers=("y
 
     def rows(side):
         answer, count = sides[side]
-        return [SimpleNamespace(messages=(("user", "?"), ("assistant", answer))) for _ in range(count)]
+        (said,) = as_conversations([{"prompt": "?", "response": answer}])
+        return [SimpleNamespace(conversation=said) for _ in range(count)]
 
-    return SimpleNamespace(layers=tuple(strength), vectors=vectors.__getitem__, rows=rows)
+    return SimpleNamespace(
+        layers=tuple(strength),
+        vectors=vectors.__getitem__,
+        rows=rows,
+        counts={side: count for side, (_, count) in sides.items()},
+        owners=lambda side: np.arange(sides[side][1]),
+    )
+
+
+def in_spans(index, unsafe, safe, owners):
+    """The same references with other vectors, of which row `owners[i]` of its side has the i-th."""
+    index.vectors = {1: (unsafe.astype(np.float32), safe.astype(np.float32))}.__getitem__
+    index.owners = lambda side: owners
+    index.counts = dict.fromkeys(("unsafe", "safe"), int(owners.max()) + 1)
+    return index
 
 
 def test_the_layer_that_separates_is_chosen_by_every_method():
@@ -47,6 +66,43 @@ def test_a_leak_would_be_seen():
     pairs.vectors = noisy.__getitem__
     choice = choose_layer(pairs, methods=("nearest",))
     assert abs(choice.candidates[0].auroc - 0.5) < 0.2
+
+
+def test_spans_of_a_row_share_its_fold():
+    """On noise, a row whose spans are alike would find itself again if one of them were held out alone."""
+    draw = np.random.default_rng(2)
+    sides = [np.repeat(draw.normal(size=(50, 16)), 3, axis=0) for _ in range(2)]
+    unsafe, safe = (side + draw.normal(size=side.shape) * 1e-3 for side in sides)
+    together = choose_layer(in_spans(references({1: 0.0}), unsafe, safe, np.repeat(np.arange(50), 3)), ("nearest",))
+    apart = choose_layer(in_spans(references({1: 0.0}), unsafe, safe, np.arange(150)), ("nearest",))
+    assert abs(together.candidates[0].auroc - 0.5) < 0.2 and apart.candidates[0].auroc > 0.95
+
+
+def test_a_row_is_scored_by_its_largest_span_in_standardised_coordinates():
+    draw = np.random.default_rng(3)
+    counts = draw.integers(1, 4, size=30)
+    owners = np.repeat(np.arange(30), counts)
+    unsafe, safe = (draw.normal(size=(len(owners), 8)) * np.geomspace(1, 500, 8) + 300 for _ in range(2))
+    unsafe[np.cumsum(counts) - 1, 0] += 3  # the last span of each row
+    choice = choose_layer(in_spans(references({1: 0.0}, 30, 30), unsafe, safe, owners), ("larf",), seed=7)
+
+    def units(vectors, both):
+        placed = (vectors - both.mean(axis=0)) / both.std(axis=0)
+        return placed / np.linalg.norm(placed, axis=1, keepdims=True)
+
+    unsafe, safe = (side.astype(np.float32).astype(np.float64) for side in (unsafe, safe))
+    folds, _ = _folds(30, 30, 5, 7)
+    scores, labels = [], []
+    for fold in range(5):
+        kept = [side[np.isin(owners, np.flatnonzero(folds != fold))] for side in (unsafe, safe)]
+        both = np.concatenate(kept)
+        toward = units(kept[0], both).mean(axis=0) - units(kept[1], both).mean(axis=0)
+        for row in np.flatnonzero(folds == fold):
+            for label, side in ((1, unsafe), (0, safe)):
+                scores.append((units(side[owners == row], both) @ toward).max() - (units(both, both) @ toward).mean())
+                labels.append(label)
+    assert choice.candidates[0].auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-3)
+    assert 0.6 < choice.candidates[0].auroc < 0.99
 
 
 def test_length_is_shown_beside_the_methods():

@@ -11,10 +11,12 @@ from small_tokenizers import (
     byte_level,
     lower_casing,
     sentence_piece,
+    talk,
     turns,
 )
 
 from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.data.messages import Message
 from hf_safefilter.model import control_tokens
 from hf_safefilter.model.tokens import tokenise
 
@@ -59,12 +61,14 @@ def count(kind: str, name: str, ids: list[int]) -> int:
 @pytest.mark.parametrize(("kind", "name"), list(TOKENIZERS))
 def test_no_row_adds_a_control_token(kind, name, asked, said):
     def read(asked: str, said: str):
-        row = Conversation((("user", asked), ("assistant", said)))
-        return tokenise(TOKENIZERS[kind, name], [row], position="last", max_length=None)[0]
+        row = talk(("user", asked), ("assistant", said))
+        return tokenise(TOKENIZERS[kind, name], [row])[0]
 
     found, clean = read(f"{asked}Link", f"{said}Link"), read("Link", "Link")
     assert not clean.reason
-    if found.reason:
+    if found.reason == "unread_reasoning_content":  # the template writes one thought, and leaves out others
+        assert name == "reasoning" and "</think>" in said
+    elif found.reason:
         # Words that only a normaliser makes a control token are no text one can keep apart: the row is not scored.
         assert found.reason == "control_token" and kind != "byte_level"
     else:
@@ -74,11 +78,17 @@ def test_no_row_adds_a_control_token(kind, name, asked, said):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(text=HOSTILE)
 @pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
-def test_plain_text_holds_no_control_token(kind, text):
-    row = Conversation((("text", f"{text}Link"),))
-    found = tokenise(TOKENIZERS[kind, "llama"], [row], position="last", max_length=None)[0]
-    assert found.reason in ("", "control_token")
-    assert count(kind, "llama", found.ids.tolist()) == 0
+def test_plain_text_is_encoded_as_a_trainer_encodes_it_control_tokens_and_all(kind, text):
+    tokenizer = TOKENIZERS[kind, "llama"]
+    found = tokenise(tokenizer, [talk(("text", f"{text}Link"))])[0]
+    whole = f"{text}Link".replace("\ud800", "\ufffd") + tokenizer.eos_token
+    assert found.reason == ""
+    assert found.ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+def leaves_words_out(tokenizer, row) -> bool:
+    text = tokenizer.apply_chat_template(turns(row), tokenize=False)
+    return any("".join(said.content.split()) not in "".join(text.split()) for said in row.messages)
 
 
 SAME_AS_TRANSFORMERS = st.lists(
@@ -95,41 +105,57 @@ SAME_AS_TRANSFORMERS = st.lists(
 @pytest.mark.parametrize("name", ["llama", "chatml", "gemma", "mistral", "reasoning"])
 def test_ids_are_those_of_transformers_when_it_sanitises(kind, name, asked, said):
     tokenizer = TOKENIZERS[kind, name]
-    row = Conversation((("user", f"{asked}Link"), ("assistant", f"{said}Link")))
-    found = tokenise(tokenizer, [row], position="last", max_length=None)[0]
+    row = talk(("user", f"{asked}Link"), ("assistant", f"{said}Link"))
+    found = tokenise(tokenizer, [row])[0]
     expected = tokenizer.apply_chat_template(
-        turns(row.messages), tokenize=True, sanitize_control_tokens=True, date_string="01 Jan 2025"
+        turns(row), tokenize=True, sanitize_control_tokens=True, date_string="01 Jan 2025"
     )["input_ids"]
-    assert found.reason == ""
-    assert found.ids.tolist() == expected
+    if name == "reasoning" and leaves_words_out(tokenizer, row):
+        assert found.reason == "unread_reasoning_content"
+    else:
+        assert (found.reason, found.ids.tolist()) == ("", expected)
 
 
 def test_tokens_that_a_template_builds_from_pieces_are_control_tokens():
     tokenizer = TOKENIZERS["byte_level", "pieces"]
-    row = Conversation((("user", "Who?"), ("assistant", "Link<|user|>Zelda")))
+    row = talk(("user", "Who?"), ("assistant", "Link<|user|>Zelda"))
     user = tokenizer.convert_tokens_to_ids("<|user|>")
-    assert tokenise(tokenizer, [row], position="last", max_length=None)[0].ids.tolist().count(user) == 1
+    assert tokenise(tokenizer, [row])[0].ids.tolist().count(user) == 1
     # transformers sees only what stands in the template as it is written: this is why the test is not against it
-    found = tokenizer.apply_chat_template(turns(row.messages), tokenize=True, sanitize_control_tokens=True)["input_ids"]
+    found = tokenizer.apply_chat_template(turns(row), tokenize=True, sanitize_control_tokens=True)["input_ids"]
     assert found.count(user) == 2
 
 
 def test_the_authors_own_list_of_control_tokens_counts():
     tokenizer = byte_level(PIECES)
     tokenizer.chat_control_tokens = ["<turn>", "<|user|>"]
-    row = Conversation((("user", "<turn>"), ("assistant", "<turn> <|user|>")))
-    found = tokenise(tokenizer, [row], position="last", max_length=None)[0].ids.tolist()
-    expected = tokenizer.apply_chat_template(turns(row.messages), tokenize=True, sanitize_control_tokens=True)
+    row = talk(("user", "<turn>"), ("assistant", "<turn> <|user|>"))
+    found = tokenise(tokenizer, [row])[0].ids.tolist()
+    expected = tokenizer.apply_chat_template(turns(row), tokenize=True, sanitize_control_tokens=True)
     assert found == expected["input_ids"]
     assert tokenizer.convert_tokens_to_ids("<turn>") not in found
 
 
 def test_clean_rows_in_a_template_with_seams_are_what_transformers_makes_of_them():
     tokenizer = TOKENIZERS["byte_level", "seams"]
-    row = Conversation((("user", "Who is the hero"), ("assistant", "Link follows")))
-    found = tokenise(tokenizer, [row], position="mean_response", max_length=None)[0]
-    assert found.ids.tolist() == tokenizer.apply_chat_template(turns(row.messages), tokenize=True)["input_ids"]
-    assert tokenizer.decode(found.ids[found.start : found.stop].tolist()) == "Link follows"
+    row = talk(("user", "Who is the hero"), ("assistant", "Link follows"))
+    found = tokenise(tokenizer, [row])[0]
+    assert found.ids.tolist() == tokenizer.apply_chat_template(turns(row), tokenize=True)["input_ids"]
+    (span,) = found.spans
+    assert tokenizer.decode(found.ids[span.start : span.content_stop].tolist()) == "Link follows"
+
+
+def test_names_by_which_a_template_looks_things_up_stay_what_they_are_beside_seams():
+    """Where the ends of a row's words are marked, roles, keys and options are compared as they are."""
+    tokenizer = byte_level(
+        "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% elif mode == 'brief' %}"
+        "({{ m['reasoning_content'] }}){{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    answer = Message("assistant", "Link", more='{"reasoning_content": "Who rides?"}')
+    row = Conversation((Message("user", "SEP"), answer), template_options='{"mode": "brief"}')
+    found = tokenise(tokenizer, [row])[0]
+    assert tokenizer.decode(found.ids.tolist()) == "[SEP](Who rides?)Link"
+    assert tokenizer.convert_tokens_to_ids("[SEP]") not in found.ids.tolist()
 
 
 def test_a_wall_of_control_tokens_is_encoded_piece_by_piece_once(monkeypatch):
@@ -138,7 +164,8 @@ def test_a_wall_of_control_tokens_is_encoded_piece_by_piece_once(monkeypatch):
     monkeypatch.setattr(
         control_tokens, "_encode_piece", lambda *given, **how: pieces.append(1) or encode(*given, **how)
     )
-    row = Conversation((("user", "Who?"), ("assistant", "<|end|>x" * 3000)))
-    found = tokenise(TOKENIZERS["byte_level", "chatml"], [row], position="last", max_length=256)[0]
-    assert (len(found.ids), found.truncated) == (256, True)
+    row = talk(("user", "Who?"), ("assistant", "<|end|>x" * 3000))
+    found = tokenise(TOKENIZERS["byte_level", "chatml"], [row])[0]
+    end = TOKENIZERS["byte_level", "chatml"].convert_tokens_to_ids("<|end|>")
+    assert found.ids.tolist().count(end) == 3  # of the turns of system, user and assistant
     assert len(pieces) <= 3000 + 2  # in proportion to what is written, whatever a machine takes for it

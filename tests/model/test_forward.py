@@ -1,7 +1,6 @@
 """What is read is what transformers computes, row by row, whatever the batch."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from hf_safefilter.model.hooks import Reads
 from hf_safefilter.model.last_block import can_read_positions
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.padded import read_padded
+from hf_safefilter.model.windows import TokenSequence
 
 CPU = torch.device("cpu")
 LENGTHS = (3, 17, 40, 1, 9, 17)
@@ -32,20 +32,18 @@ def one_thread():
     load._trunks.clear()
 
 
-def row(ids, start=None, stop=None, reason=""):
+def sequence(ids, *reads):
+    """Read where `reads` say; at its last token if they say nothing."""
     ids = np.asarray(ids, np.int32)
-    stop = len(ids) if stop is None else stop
-    return SimpleNamespace(
-        ids=ids, start=stop - 1 if start is None else start, stop=stop, truncated=False, reason=reason
-    )
+    return TokenSequence(ids, reads or ((len(ids) - 1, len(ids)),))
 
 
-def rows(seed=0, lengths=LENGTHS):
-    """Random rows; some are read at the last position, some in the middle, some over a span."""
+def sequences(seed=0, lengths=LENGTHS):
+    """Random ones; some are read at the last token, one over a span, one in windows and twice at one token."""
     random = np.random.default_rng(seed)
-    made = [row(random.integers(7, 320, length)) for length in lengths]
-    made[1].start = 4
-    made[2].start, made[2].stop = 11, 30
+    made = [sequence(random.integers(7, 320, length)) for length in lengths]
+    made[1].reads = ((4, len(made[1].ids)),)
+    made[2].reads = ((10, 11), (11, 30), (26, len(made[2].ids)), (10, 11))
     return made
 
 
@@ -73,7 +71,7 @@ def opened(folder, depth=4, dtype="float32", plain=True):
 
 
 def one_by_one(folder, tokens, layers):
-    """The same vectors from transformers' own `output_hidden_states`, one unpadded row at a time, whole model."""
+    """The same vectors from transformers' own `output_hidden_states`, one unpadded sequence at a time, whole model."""
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     model = getattr(model, "language_model", model)
     model.config.tie_last_hidden_states = False
@@ -83,7 +81,7 @@ def one_by_one(folder, tokens, layers):
             output = model(torch.tensor(item.ids).long()[None], output_hidden_states=True)
         for layer in layers:
             states = output.last_hidden_state if layer == "norm" else output.hidden_states[layer]
-            vectors[layer].append(states[0, item.start : item.stop].mean(0).numpy())
+            vectors[layer] += [states[0, start:stop].mean(0).numpy() for start, stop in item.reads]
     return {layer: np.array(found) for layer, found in vectors.items()}
 
 
@@ -93,7 +91,7 @@ def test_every_layer_is_what_transformers_computes_row_by_row(name, way, folders
     if way:
         request.getfixturevalue(way)
     layers = [0, 1, 2, 3, 4] + ([] if name in WITHOUT_FINAL_NORM else ["norm"])
-    tokens = rows()
+    tokens = sequences()
     expected = one_by_one(folders(name), tokens, layers)
     found = read_layers(opened(folders(name)), tokens, layers)
     for layer in layers:
@@ -105,7 +103,7 @@ def test_every_layer_is_what_transformers_computes_row_by_row(name, way, folders
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_truncated_model_reads_the_same(name, folders):
-    tokens = rows(1)
+    tokens = sequences(1)
     load._trunks.clear()
     cut = read_layers(opened(folders(name), depth=2), tokens, [2, 0])
     expected = one_by_one(folders(name), tokens, [0, 2])
@@ -122,8 +120,8 @@ def test_one_position_a_row_reads_the_same(name, way, layers, folders, request):
     if "norm" in layers and name in WITHOUT_FINAL_NORM:
         layers = [4]
     random = np.random.default_rng(6)
-    tokens = [row(random.integers(7, 320, length)) for length in LENGTHS]
-    tokens[2].start, tokens[2].stop = 11, 12
+    tokens = [sequence(random.integers(7, 320, length)) for length in LENGTHS]
+    tokens[2].reads = ((11, 12),)
     expected = one_by_one(folders(name), tokens, layers)
     found = read_layers(opened(folders(name)), tokens, layers, token_budget=1000)
     for layer in layers:
@@ -132,7 +130,7 @@ def test_one_position_a_row_reads_the_same(name, way, layers, folders, request):
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_the_deepest_block_computes_the_read_positions_only(name, folders):
-    tokens = [row([9, 8, 7, 11]), row([5, 8])]
+    tokens = [sequence([9, 8, 7, 11]), sequence([5, 8])]
     opened_trunk = opened(folders(name))
     assert forward.can_pack(opened_trunk, 4)
     shapes = []
@@ -158,13 +156,14 @@ def test_only_causal_stacks_go_without_a_mask(folders):
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "bert"])
 def test_a_deep_trunk_stops_early_and_leaves_no_hooks(name, folders, padded):
     opened_trunk = opened(folders(name))
+    read_layers(opened_trunk, sequences(), [1, 2])  # the trial of padded rows, which runs all blocks, is over now
     ran = []
     handles = [
         block.register_forward_hook(lambda *_, at=at: ran.append(at))
         for at, block in enumerate(opened_trunk.stack.blocks)
     ]
     try:
-        read_layers(opened_trunk, rows(), [1, 2])
+        read_layers(opened_trunk, sequences(), [1, 2])
     finally:
         for handle in handles:
             handle.remove()
@@ -174,20 +173,21 @@ def test_a_deep_trunk_stops_early_and_leaves_no_hooks(name, folders, padded):
 
 @pytest.mark.parametrize("name", ["llama", "opt", "roberta"])
 def test_the_batch_does_not_matter(name, folders):
-    tokens = rows(2)
+    tokens = sequences(2)
     alone = read_layers(opened(folders(name)), tokens, [3], token_budget=1)
     for budget in (20, 64, 10_000):
         together = read_layers(opened(folders(name)), tokens, [3], token_budget=budget)
         np.testing.assert_allclose(together[3], alone[3], rtol=1e-4, atol=1e-5)
     backwards = read_layers(opened(folders(name)), tokens[::-1], [3])
-    np.testing.assert_allclose(backwards[3][::-1], alone[3], rtol=1e-4, atol=1e-5)
+    places = np.split(np.arange(len(alone[3])), np.cumsum([len(one.reads) for one in tokens])[:-1])
+    np.testing.assert_allclose(backwards[3], alone[3][np.concatenate(places[::-1])], rtol=1e-4, atol=1e-5)
 
 
 def test_batches_keep_to_the_budget(folders, padded):
     shapes = []
     run = read_padded
     padded(lambda t, batch, layers: shapes.append([len(item.ids) for item in batch]) or run(t, batch, layers))
-    read_layers(opened(folders("llama")), rows(), [1], token_budget=40)
+    read_layers(opened(folders("llama")), sequences(), [1], token_budget=40)
     assert shapes == [[40], [17, 17], [9, 3, 1]]
 
 
@@ -195,41 +195,57 @@ def test_equal_rows_are_computed_once(folders, padded):
     counted = []
     run = read_padded
     padded(lambda t, batch, layers: counted.extend(batch) or run(t, batch, layers))
-    tokens = [row([9, 8, 7]), row([9, 8]), row([9, 8, 7]), row([9, 8, 7], 0, 1), row([9, 8, 7])]
+    tokens = [
+        sequence([9, 8, 7]),
+        sequence([9, 8]),
+        sequence([9, 8, 7]),
+        sequence([9, 8, 7], (0, 1)),
+        sequence([9, 8, 7]),
+    ]
     found = read_layers(opened(folders("llama")), tokens, [2])[2]
     assert len(counted) == 3
     assert np.array_equal(found[0], found[2]) and np.array_equal(found[0], found[4])
     assert not np.allclose(found[0], found[1]) and not np.allclose(found[0], found[3])
 
 
-def test_a_row_with_a_reason_is_not_read(folders):
-    tokens = [row([9, 8, 7]), row([9, 8, 7], reason="empty_response"), row([], 0, 0, reason="not_text")]
-    found = read_layers(opened(folders("llama")), tokens, [0, 2])
-    for layer in (0, 2):
-        assert np.isfinite(found[layer][0]).all() and np.isnan(found[layer][1:]).all()
+def test_equal_sequences_with_several_reads_get_equal_vectors_in_their_own_places(folders):
+    reads = (0, 2), (1, 3), (2, 3)
+    tokens = [sequence([9, 8, 7], *reads), sequence([5, 6]), sequence([9, 8, 7], *reads)]
+    found = read_layers(opened(folders("llama")), tokens, [2])[2]
+    expected = [read_layers(opened(folders("llama")), [one], [2])[2] for one in tokens]
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(found[:3], found[4:])
 
 
-def test_no_rows_at_all(folders):
+def test_a_read_is_the_mean_of_the_reads_of_its_tokens(folders):
+    ids = np.random.default_rng(7).integers(7, 320, 30)
+    spread = [(at, at + 1) for at in range(5, 25)]
+    found = read_layers(opened(folders("llama")), [sequence(ids, (5, 25), (5, 12), *spread)], [0, 3])
+    for vectors in found.values():
+        np.testing.assert_allclose(vectors[0], vectors[2:].mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(vectors[1], vectors[2:9].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_no_sequences_at_all(folders):
     assert read_layers(opened(folders("llama")), [], [1])[1].shape == (0, 32)
-    assert np.isnan(read_layers(opened(folders("llama")), [row([], 0, 0, "empty_prompt")], [1])[1]).all()
 
 
 @pytest.mark.parametrize("name", WITHOUT_FINAL_NORM)
 def test_a_model_that_ends_without_a_norm_says_so(name, folders):
     with pytest.raises(ModelError, match="use layer 4 instead"):
-        read_layers(opened(folders(name)), rows(), ["norm"])
+        read_layers(opened(folders(name)), sequences(), ["norm"])
 
 
 def test_a_layer_that_is_not_there(folders):
     with pytest.raises(OptionError, match="from 0 to 4"):
-        read_layers(opened(folders("llama")), rows(), [5])
+        read_layers(opened(folders("llama")), sequences(), [5])
     load._trunks.clear()
     with pytest.raises(ModelError, match="load a deeper trunk"):
-        read_layers(opened(folders("llama"), depth=2), rows(), [3])
+        read_layers(opened(folders("llama"), depth=2), sequences(), [3])
 
 
 def test_bfloat16_keeps_the_order_of_rows(folders):
-    tokens = rows(3, lengths=[*range(31, 71)])
+    tokens = sequences(3, lengths=[*range(31, 71)])
     exact = read_layers(opened(folders("llama")), tokens, [3])[3]
     rough = read_layers(opened(folders("llama"), dtype="bfloat16"), tokens, [3])[3]
     assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
@@ -263,8 +279,8 @@ def out_of_memory_above(tokens_that_fit, run, calls):
 
 
 def test_out_of_memory_halves_the_budget_and_goes_on(folders, caplog, padded):
-    tokens, opened_trunk = rows(4, lengths=[16] * 3 + [15] * 13), opened(folders("llama"))
-    tokens[2].start, tokens[2].stop = 1, 5
+    tokens, opened_trunk = sequences(4, lengths=[16] * 3 + [15] * 13), opened(folders("llama"))
+    tokens[2].reads = ((1, 5),)
     expected = read_layers(opened_trunk, tokens, [2])
     calls = []
     padded(out_of_memory_above(70, read_padded, calls))
@@ -281,7 +297,7 @@ def test_a_row_too_long_for_the_memory_is_named(folders, padded):
     load._trunks.clear()
     padded(out_of_memory_above(30, read_padded, []))
     with pytest.raises(ModelError, match="a single row of 40 tokens"):
-        read_layers(opened(folders("llama")), rows(), [2])
+        read_layers(opened(folders("llama")), sequences(), [2])
 
 
 # Prepacked linear layers
@@ -295,7 +311,7 @@ needs_onednn = pytest.mark.skipif(
 @needs_onednn
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_prepacked_linear_layers_give_the_same(name, folders):
-    tokens = rows(5)
+    tokens = sequences(5)
     load._trunks.clear()
     expected = read_layers(opened(folders(name)), tokens, [4])
     linears.prepack(opened(folders(name)).model)

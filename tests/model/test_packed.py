@@ -15,15 +15,16 @@ from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.packed import can_pack
 from hf_safefilter.model.prefix_tree import Layout, grown, order
+from hf_safefilter.model.windows import TokenSequence
 
 HEAD = list(range(10, 30))
 PROMPT = list(range(40, 55))
 
 
-def row(ids, start=None, stop=None):
+def row(ids, *reads):
+    """Read where `reads` say; at its last token if they say nothing."""
     ids = np.asarray(ids, np.int32)
-    stop = len(ids) if stop is None else stop
-    return SimpleNamespace(ids=ids, start=stop - 1 if start is None else start, stop=stop, truncated=False, reason="")
+    return TokenSequence(ids, reads or ((len(ids) - 1, len(ids)),))
 
 
 def family():
@@ -31,12 +32,12 @@ def family():
     return [
         row([*HEAD, *PROMPT, 60, 61, 62, 63]),
         row([*HEAD, *PROMPT, 60, 70, 71]),
-        row([*HEAD, *PROMPT, *range(80, 100)], 36, 50),
+        row([*HEAD, *PROMPT, *range(80, 100)], (36, 50), (45, 55), (54, 55)),
         row([*HEAD, *PROMPT]),
         row([*HEAD, 5, 6, 7]),
-        row([*HEAD, 5, 6, 7, 8, 9], 3, 22),
+        row([*HEAD, 5, 6, 7, 8, 9], (3, 22)),
         row([9, 9, 9]),
-        row([*HEAD, 5, 6, 7], 0, 5),
+        row([*HEAD, 5, 6, 7], (0, 5), (4, 21)),
     ]
 
 

@@ -143,11 +143,14 @@ def test_references_that_tell_nothing_apart_choose_no_layer(files, tmp_path):
         purify(None, recipe(files, layer="auto", references=references))
 
 
-def test_references_read_in_another_way_are_refused(files, tmp_path):
-    embed = sf.EmbedLayers("toy", [6], position="mean_response")
+@pytest.mark.parametrize(
+    "other", [{"position": "last"}, {"spans": "all"}, {"window": None}, {"max_length": 300}, {"too_long": "cut"}]
+)
+def test_references_read_in_another_way_are_refused(files, tmp_path, other):
+    embed = sf.EmbedLayers("toy", [6], **other)
     unsafe, safe = reference_rows(10, 3)
     sf.ReferenceIndex.build(unsafe, safe, embed, **FACTS).save(tmp_path / "refs")
-    with pytest.raises(DataError, match="another position"):
+    with pytest.raises(DataError, match=f"another {next(iter(other))}"):
         purify(None, recipe(files, references={"path": str(tmp_path / "refs")}))
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_safefilter import cache, plan
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import DataError, ModelError, OptionError
-from hf_safefilter.model import load
+from hf_safefilter.model import forward, load
 from hf_safefilter.model.reading_options import ReadingOptions
 from hf_safefilter.plan.devices import DEVICES, Device, device_named, measured, this_cpu, this_device
 from hf_safefilter.plan.estimate import duration, make_plan, size
@@ -64,7 +64,7 @@ def counted(config, tokens=TOKENS, **options):
 def test_operations_are_those_that_torch_counts(name, tokens):
     """All blocks at every token; grouped queries, fused and gated projections, windows, encoders."""
     config = _build(*ARCHITECTURES[name]).config
-    work = count_work(config, ["norm" if name not in WITHOUT_FINAL_NORM else 4], "mean_response")
+    work = count_work(config, ["norm" if name not in WITHOUT_FINAL_NORM else 4], "mean")
     flops, weights = counted(config, tokens)
     assert work.flops(tokens, tokens**2) == flops
     assert work.weights == weights or name in ("bert", "roberta")  # which keep a pooler that is never run
@@ -73,7 +73,7 @@ def test_operations_are_those_that_torch_counts(name, tokens):
 @pytest.mark.parametrize("prefix", EXPERTS)
 def test_a_token_is_sent_to_some_experts_only(prefix):
     config = getattr(transformers, f"{prefix}Config")(**(_LLAMA | EXPERTS[prefix]))
-    work = count_work(config, [4], "mean_response")
+    work = count_work(config, [4], "mean")
     assert work.flops(TOKENS, TOKENS**2) == counted(config, experts_implementation="eager")[0]
 
 
@@ -81,10 +81,10 @@ def test_a_token_is_sent_to_some_experts_only(prefix):
 def test_blocks_below_the_layer_are_all_that_count(depth):
     config = _build(*ARCHITECTURES["llama"]).config
     short = transformers.LlamaConfig(**(_LLAMA | {"num_hidden_layers": depth}))
-    work = count_work(config, [depth], "mean_response")
+    work = count_work(config, [depth], "mean")
     flops, weights = counted(short)
     assert (work.blocks, work.flops(TOKENS, TOKENS**2), work.weights) == (depth, flops, weights)
-    assert count_work(config, [0, depth] if depth else [0], "mean_response").per_token == work.per_token
+    assert count_work(config, [0, depth] if depth else [0], "mean").per_token == work.per_token
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
@@ -107,11 +107,11 @@ def test_the_deepest_block_at_the_read_position_alone(name):
 
 def test_a_whole_deepest_block_where_it_must_be_whole():
     config = _build(*ARCHITECTURES["llama"]).config
-    whole = count_work(config, [4], "mean_response").flops(TOKENS, TOKENS**2)
+    whole = count_work(config, [4], "mean").flops(TOKENS, TOKENS**2)
     assert count_work(config, [4]).flops(TOKENS, TOKENS**2) < 0.9 * whole
     assert count_work(config, ["norm"]) == count_work(config, [4])
     phi3 = _build(*ARCHITECTURES["phi3"]).config
-    assert count_work(phi3, [4]) == count_work(phi3, [4], "mean_response")
+    assert count_work(phi3, [4]) == count_work(phi3, [4], "mean")
 
 
 def test_published_sizes():
@@ -120,12 +120,12 @@ def test_published_sizes():
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
         vocab_size=128256, dtype="bfloat16",
     )  # fmt: skip
-    work = count_work(config, [13], "mean_response")
+    work = count_work(config, [13], "mean")
     assert work.per_token == 13 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) == 13 * 218_103_808
     assert 2 * work.per_token == pytest.approx(5.67e9, rel=1e-3)
     norms = 13 * 2 * 4096 + 4096
     assert work.weights == 128256 * 4096 + 13 * 218_103_808 + norms and work.stored_bytes == 2
-    assert count_work(config, [32], "mean_response").weights == 7_504_924_672  # of 8.03B: without the head
+    assert count_work(config, [32], "mean").weights == 7_504_924_672  # of 8.03B: without the head
 
 
 def test_nothing_is_loaded(tmp_path, monkeypatch):
@@ -159,10 +159,10 @@ def test_columns_and_cache_take_the_disk_that_was_said(tmp_path, monkeypatch):
     rows = Dataset.from_list(
         [{"prompt": row["prompt"], "response": row["response"]} for row in mixed_rows(800, 0.1, 1)]
     )
-    step = EmbedLayers("toy", layers=[1, 2])
+    step = EmbedLayers("toy", layers=[1, 2], window=None)  # one vector a row
     embedded = rows.map(step, batched=True)
     cache.flush()
-    work = count_work(read_config("toy"), [1, 2])
+    work = count_work(read_config("toy"), [1, 2], "mean")
     save_rows(embedded, tmp_path / "with", [step], name="rows", revision="none")
     save_rows(rows, tmp_path / "without", [], name="rows", revision="none")
     grown = [sum(p.stat().st_size for p in (tmp_path / name).glob("*.arrow")) for name in ("with", "without")]
@@ -175,18 +175,39 @@ def test_columns_and_cache_take_the_disk_that_was_said(tmp_path, monkeypatch):
 # Lengths
 
 
-def test_lengths_are_those_of_the_rows_that_are_read():
-    rows = [{"prompt": "Tell me.", "response": "again " * n} for n in range(1, 400)]
-    sampled = sample_lengths(Dataset.from_list(rows), ReadingOptions("toy", max_length=200))
-    from hf_safefilter.data.conversations import as_conversations
-    from hf_safefilter.model.tokens import tokenise
+@pytest.fixture
+def read_tokens(monkeypatch):
+    """Lengths of the sequences that the model reads, as they go into it."""
+    lengths = []
+    real = forward.read_layers
 
-    step = EmbedLayers("toy", layers=[1])
-    every = tokenise(load.tokenizer(step._key()), as_conversations(rows), position="last", max_length=200)
-    tokens = np.array([len(one.ids) for one in every], float)
-    assert (sampled.rows, sampled.sampled) == (399, 399)
-    assert (sampled.mean, sampled.squared) == (tokens.mean(), (tokens**2).mean())
-    assert tokens.max() == 200
+    def recorded(trunk, sequences, *rest):
+        lengths.extend(len(sequence.ids) for sequence in sequences)
+        return real(trunk, sequences, *rest)
+
+    monkeypatch.setattr(forward, "read_layers", recorded)
+    return lengths
+
+
+@pytest.mark.parametrize("too_long", ["windows", "cut", "drop"])
+def test_lengths_are_those_of_the_rows_that_are_read(read_tokens, too_long):
+    rows = Dataset.from_list([{"prompt": "Tell me.", "response": "again " * n} for n in range(1, 400, 7)])
+    reading = ReadingOptions("toy", max_length=200, too_long=too_long)
+    sampled = sample_lengths(rows, reading)
+    EmbedLayers.of(reading, [1]).vectors(rows)
+    tokens = np.array(read_tokens, float)
+    assert (sampled.rows, sampled.sampled) == (len(rows), len(rows))
+    assert sampled.mean == pytest.approx(tokens.sum() / len(rows))
+    assert sampled.squared == pytest.approx((tokens**2).sum() / len(rows))
+    assert tokens.max() <= 200 and (len(tokens) > len(rows)) == (too_long == "windows")
+
+
+def test_both_sides_of_a_preference_pair_are_counted(read_tokens):
+    pair = {"prompt": "Tell me.", "chosen": "again " * 30, "rejected": "never " * 50}
+    sampled = sample_lengths(Dataset.from_list([pair]), ReadingOptions("toy"))
+    EmbedLayers("toy", [1]).vectors([pair])
+    assert len(read_tokens) == 2
+    assert (sampled.mean, sampled.squared) == (sum(read_tokens), sum(count**2 for count in read_tokens))
 
 
 def test_a_tokenizer_may_allow_less_than_the_model(tmp_path):
@@ -195,7 +216,7 @@ def test_a_tokenizer_may_allow_less_than_the_model(tmp_path):
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 100}))
     rows = Dataset.from_list([{"prompt": "Tell me.", "response": "again " * 300}])
     assert (
-        sample_lengths(rows, ReadingOptions(str(folder))).mean
+        sample_lengths(rows, ReadingOptions(str(folder), too_long="cut")).mean
         == 100
         == load.max_tokens(EmbedLayers(str(folder), [1])._key())
     )
@@ -270,7 +291,7 @@ def test_the_formulas_have_the_figures_in_them():
         "cost",
     ]
     assert f"{work.per_token:.4g} weights x 200 tokens" in lines[0]["formula"]
-    assert lines[2]["value"] == "168 KB" and "2 layers x 2 bytes x 32" in lines[2]["formula"]
+    assert lines[2]["value"] == "192 KB" and "2 vectors x 2 bytes x 32" in lines[2]["formula"]
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"price": -1.0}, {"price": float("inf")}])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from datasets import DatasetDict
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import IntegrityError, PublishError
 from hf_safefilter.publish.drop_reasons import NO_NUMBER, REACHED, reasons_of

@@ -14,7 +14,8 @@ from datasets import Dataset
 from safetensors.numpy import load_file
 from stand_in import WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.references import ReferenceIndex, hub, references
 from hf_safefilter.storage import artifacts
@@ -44,10 +45,10 @@ def test_what_was_built_is_there(index):
     np.testing.assert_allclose(np.linalg.norm(index.unit(2)[0], axis=1), 1, rtol=1e-6)
     first = index.rows("unsafe")[3]
     assert (first.side, first.position) == ("unsafe", 3)
-    assert first.messages == (("user", "Do harm number 3"), ("assistant", "Sure, step 3 is this."))
-    assert first.row_id == row_id(as_conversations(unsafe_rows())[3])
+    assert first.conversation == as_conversations(unsafe_rows())[3] and first.spans == 1
+    assert first.row_id == row_id(first.conversation)
     assert index.summary() == SAID | {
-        "digest": index.digest, "unsafe": 12, "safe": 9, "model": "stand-in", "revision": "0" * 40,
+        "digest": index.digest, "unsafe": 12, "safe": 9, "truncated": 0, "model": "stand-in", "revision": "0" * 40,
         "layers": [2, "norm"],
     }  # fmt: skip
 
@@ -64,7 +65,9 @@ def test_the_files_are_plain_and_verified(index, tmp_path):
     }
     tensors = load_file(folder / "vectors.safetensors")
     assert tensors["unsafe.2"].shape == (12, WIDTH) and tensors["safe.norm"].dtype == np.float32
-    assert pq.read_schema(folder / "rows.parquet").names == ["row_id", "side", "position", "messages"]
+    assert pq.read_schema(folder / "rows.parquet").names == [
+        "row_id", "side", "position", "spans", "conversation",
+    ]  # fmt: skip
     flat = faiss.read_index(str(folder / "index_2_safe.faiss"))
     assert (flat.ntotal, flat.d, flat.metric_type) == (9, WIDTH, faiss.METRIC_INNER_PRODUCT)
     assert json.loads((folder / "manifest.json").read_text())["facts"]["license"] == "mit"

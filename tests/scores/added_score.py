@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hf_safefilter.data.vectors import unit
-from hf_safefilter.scores.base import ReferenceScore, score_vectors
+from hf_safefilter.scores.base import ReferenceScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,8 @@ class FarthestScore(ReferenceScore):
     Args:
         references: The index, or its digest.
         layer: Where rows and references were read.
+        standardize: Compare in standardised coordinates.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
     """
 
     METHOD: ClassVar[str] = "farthest"
@@ -22,11 +24,9 @@ class FarthestScore(ReferenceScore):
 
     algorithm: int = field(default=1, init=False)
 
-    def compute(self, batch, rank):
-        """float32 (n,)."""
-        unsafe, safe = self.index.vectors(self.layer)
-        scores = score_vectors(self.vectors(batch), lambda piece: self.against(piece, unsafe, safe))
-        return {self.produces()[0]: scores}
+    def score(self, vectors):
+        """The score of vectors in the coordinates of the references."""
+        return self.against(vectors, self.coordinates.unsafe, self.coordinates.safe)
 
     @classmethod
     def against(cls, rows, unsafe, safe):

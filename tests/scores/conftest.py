@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value
-from stand_in import ROWS, UNREADABLE, WIDTH, StandIn, safe_rows, unsafe_rows, vector_of
+from stand_in import ROWS, UNREADABLE, WIDTH, StandIn, safe_rows, unsafe_rows, vector_of, windows_of
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.data.spans import SPAN
 from hf_safefilter.references import ReferenceIndex
 
 
@@ -29,25 +31,30 @@ def planted() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def rows(planted) -> Dataset:
-    """Embedded rows: every third complies, the others refuse at varied length; two cannot be read."""
+    """Embedded rows of one to three spans: every third complies in one of them, the others refuse at varied length;
+    two cannot be read."""
     texts = [f"Sure, row {n}." if bad else f"Sorry, {'no ' * (n % 9)}{n}." for n, bad in enumerate(planted)]
     texts[7] = ""
-    vectors = np.stack([vector_of(text) for text in texts]).astype(np.float16)
-    vectors[list(UNREADABLE)] = np.nan
+    read = [[] if n in UNREADABLE else windows_of(n, text) for n, text in enumerate(texts)]
     pairs = [{"prompt": f"Ask {n}", "response": text} for n, text in enumerate(texts)]
-    first, second = vectors[:, 0].astype(np.float32), vectors[:, 0].astype(np.float32) ** 3
+    first = np.array([vector_of(text)[0] for text in texts])
     columns = {
         "prompt": [pair["prompt"] for pair in pairs],
         "response": texts,
         "row_id": [row_id(one) for one in as_conversations(pairs)],
         "unscorable": [UNREADABLE.get(n, "") for n in range(ROWS)],
-        "emb_layer_2": vectors.tolist(),
-        "first_score": first.tolist(),
-        "second_score": second.tolist(),
+        "spans": [
+            [dict(zip(SPAN.names, (1, False, 5 * at, 5 * at + 5), strict=True)) for at in range(len(one))]
+            for one in read
+        ],
+        "emb_layer_2": [[vector_of(window).astype(np.float16).tolist() for window in one] for one in read],
+        "first_score": np.where([n in UNREADABLE for n in range(ROWS)], np.nan, first).tolist(),
+        "second_score": np.where([n in UNREADABLE for n in range(ROWS)], np.nan, first**3).tolist(),
     }
+    span = {"turn": Value("int32"), "rejected": Value("bool"), "start": Value("int32"), "stop": Value("int32")}
     features = Features(
         {name: Value("string") for name in ("prompt", "response", "row_id", "unscorable")}
-        | {"emb_layer_2": List(Value("float16"), length=WIDTH)}
+        | {"spans": List(span), "emb_layer_2": List(List(Value("float16"), length=WIDTH))}
         | {name: Value("float32") for name in ("first_score", "second_score")}
     )
     return Dataset.from_dict(columns, features=features)

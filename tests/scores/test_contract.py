@@ -9,12 +9,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from datasets import DatasetDict, List, Value
+from datasets import DatasetDict, Value
 from datasets.fingerprint import Hasher
 from processes import HANG
 from small_models import save_small_model
-from stand_in import ROWS, UNREADABLE, safe_rows, unsafe_rows
+from stand_in import ROWS, UNREADABLE, safe_rows, unsafe_rows, windows_of
 from trained_guard import save_trained_guard
 
 from hf_safefilter.errors import DataError, MissingError
@@ -96,14 +97,23 @@ def test_every_method_is_under_contract(steps):
     assert all(type(steps[name]) is method(name) for name in METHODS)
 
 
-def test_one_float32_a_row_and_nan_where_a_row_cannot_be_read(name, step, scored):
+def test_one_float32_a_row_and_nan_where_a_row_cannot_be_read(name, step, rows, scored):
     found = scores_of(scored, name)
     assert scored.features[column_of(name)] == Value("float32")
     assert found.dtype == np.float32 and found.shape == (ROWS,)
     # A row that has text but no vector can still be read.
     expected = [7] if name in READING_TEXT else sorted(UNREADABLE)
     assert np.flatnonzero(np.isnan(found)).tolist() == expected
-    assert set(step.produces()) == set(scored.column_names) - set(scored.column_names[:7])
+    assert set(step.produces()) == set(scored.column_names) - set(rows.column_names)
+
+
+@pytest.mark.parametrize("name", READING_VECTORS)
+def test_the_span_with_the_score_is_the_one_that_complies(name, scored, planted):
+    found = np.array(scored[f"{name}_span"])
+    assert scored.features[f"{name}_span"] == Value("int32")
+    assert np.flatnonzero(found == -1).tolist() == sorted(UNREADABLE)
+    for row in np.flatnonzero(planted):
+        assert found[row] == windows_of(row, "Sure").index("Sure")
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS, *ADDED} - set(CONTROLS)))
@@ -237,9 +247,8 @@ def test_vectors_that_mean_nothing_are_not_scored(step, name, bad):
 
 @pytest.mark.parametrize("name", READING_VECTORS)
 def test_a_column_of_no_fixed_size_and_null_rows(step, name, rows, scored):
-    loose = rows.cast_column("emb_layer_2", List(Value("float32"))).to_list()
-    for place in UNREADABLE:
-        loose[place]["emb_layer_2"] = None
-    batch = {"emb_layer_2": [row["emb_layer_2"] for row in loose]}
-    same(step(batch)[column_of(name)], scores_of(scored, name))
+    loose = [None if place in UNREADABLE else cell for place, cell in enumerate(rows["emb_layer_2"])]
+    same(step({"emb_layer_2": loose})[column_of(name)], scores_of(scored, name))
+    table = pa.table({"emb_layer_2": pa.array(loose, pa.list_(pa.list_(pa.float32())))})
+    same(step(table)[column_of(name)].to_numpy(), scores_of(scored, name))
     assert np.isnan(step({"emb_layer_2": [None, None]})[column_of(name)]).all()

@@ -9,10 +9,19 @@ from hf_safefilter.scores import METHODS, make, method
 from hf_safefilter.scores.controls import LengthScore, RandomScore
 
 
-def test_length_counts_the_characters_of_the_response():
+def test_length_counts_the_characters_of_the_answer():
     ds = Dataset.from_dict({"prompt": ["a" * 50, "b", "c"], "response": ["four", "", "naïve ☂"]})
     found = ds.map(LengthScore(), batched=True)["length_score"]
     np.testing.assert_array_equal(np.array(found, dtype=np.float32), [4, np.nan, 7])
+
+
+def test_length_counts_all_that_a_trainer_learns():
+    turns = [{"role": role, "content": role[0] * 5} for role in ("system", "user", "assistant", "user", "assistant")]
+    aside = [*turns[:2], turns[2] | {"weight": 0}, *turns[3:]]
+    thought = [*turns[:4], turns[4] | {"reasoning_content": "r" * 9}]
+    found = LengthScore()({"messages": [turns, aside, thought]})["length_score"]
+    # answers, and reasoning beside them, each on a line of its own
+    assert found.tolist() == [5 + 1 + 5, 5, 5 + 1 + 5 + 1 + 9]
 
 
 def test_random_depends_on_the_row_and_the_seed_alone(rows):

@@ -79,14 +79,15 @@ def test_steps_agree_with_the_definitions(index):
     vectors = np.random.default_rng(5).normal(size=(700, 16)).astype(np.float16)  # more than one piece
     unsafe, safe = (side.astype(np.float64) for side in index.vectors(2))
     expected = [by_definition(row, unsafe, safe) for row in vectors.astype(np.float64)]
+    plain = {"references": index, "layer": 2, "standardize": False}  # as the papers have it
     steps = {
-        "larf": LarfScore(index, 2),
-        "larf_top": LarfScore(index, 2, top=4),
-        "anchor": AnchorScore(index, 2),
-        "anchor_top": AnchorScore(index, 2, top=5),
-        "nearest": NearestScore(index, 2),
-        "direction": DirectionScore(index, 2),
-        "lda": DirectionScore(index, 2, form="lda"),
+        "larf": LarfScore(**plain),
+        "larf_top": LarfScore(**plain, top=4),
+        "anchor": AnchorScore(**plain),
+        "anchor_top": AnchorScore(**plain, top=5),
+        "nearest": NearestScore(**plain),
+        "direction": DirectionScore(**plain),
+        "lda": DirectionScore(**plain, form="lda"),
     }
     for name, step in steps.items():
         found = step({"emb_layer_2": vectors})[step.produces()[0]]
@@ -98,7 +99,7 @@ def test_steps_agree_with_the_definitions(index):
 def test_nearest_names_the_rows(index):
     vectors = np.random.default_rng(6).normal(size=(9, 16)).astype(np.float32)
     vectors[4] = 0
-    found = NearestScore(index, 2, k=3)({"emb_layer_2": vectors})["nearest_unsafe"]
+    found = NearestScore(index, 2, k=3, standardize=False)({"emb_layer_2": vectors})["nearest_unsafe"]
     ids = [row.row_id for row in index.rows("unsafe")]
     for at, row in enumerate(vectors):
         if at == 4:
@@ -111,7 +112,8 @@ def test_nearest_names_the_rows(index):
 def test_large_vectors_in_float16_do_not_overflow(index):
     vectors = np.full((2, 16), 65504, np.float16)
     vectors[1] = 6e-8  # the smallest float16
-    for step in (LarfScore(index, 2), AnchorScore(index, 2), NearestScore(index, 2)):
+    for kind in (LarfScore, AnchorScore, NearestScore):
+        step = kind(index, 2, standardize=False)
         found = step({"emb_layer_2": vectors})[step.produces()[0]]
         np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
@@ -124,7 +126,8 @@ def lopsided():
 def test_unequal_sides_are_fine_where_no_pairs_are_needed(lopsided):
     vectors = np.random.default_rng(7).normal(size=(5, 16))
     expected = larf(vectors, *lopsided.vectors(2))
-    np.testing.assert_allclose(LarfScore(lopsided, 2)({"emb_layer_2": vectors})["larf_score"], expected, atol=1e-6)
+    step = LarfScore(lopsided, 2, standardize=False)
+    np.testing.assert_allclose(step({"emb_layer_2": vectors})["larf_score"], expected, atol=1e-6)
 
 
 def test_options_that_make_no_sense(index, lopsided):

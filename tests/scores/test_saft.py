@@ -114,6 +114,43 @@ def test_unreadable_rows_are_skipped_and_counted():
     np.testing.assert_allclose(subspace.directions, kept.directions, atol=1e-12)
 
 
+def in_spans(vectors, counts, **columns) -> Dataset:
+    """The same vectors, so many of them a row."""
+    stops = np.cumsum(counts)
+    cells = [vectors[stop - count : stop].tolist() for count, stop in zip(counts, stops, strict=True)]
+    kind = List(List(Value(str(vectors.dtype)), length=vectors.shape[1]))
+    return Dataset.from_dict({"emb_layer_3": cells} | columns).cast_column("emb_layer_3", kind)
+
+
+def test_every_span_of_a_row_is_a_vector_of_its_own():
+    draw = np.random.default_rng(5)
+    counts = draw.integers(0, 4, size=60)
+    vectors = draw.normal(size=(counts.sum(), 6)).astype(np.float32)
+    found, alone = fit_saft(in_spans(vectors, counts), 3, k=2), fit_saft(embedded(vectors), 3, k=2)
+    np.testing.assert_array_equal(found.directions, alone.directions)
+    assert found.facts["spans"] == alone.facts["spans"] == counts.sum()
+    assert (found.facts["rows"], found.facts["skipped"]) == ((counts > 0).sum(), (counts == 0).sum())
+
+
+def test_a_row_of_which_no_span_can_be_read_is_skipped():
+    vectors = np.random.default_rng(6).normal(size=(8, 4)).astype(np.float32)
+    vectors[[1, 4, 5]] = np.nan
+    facts = fit_saft(in_spans(vectors, [2, 2, 2, 1, 1]), 3).facts  # of the first row one can be read, of the third none
+    assert (facts["rows"], facts["spans"], facts["skipped"]) == (4, 5, 1)
+
+
+def test_labels_settle_the_sign_by_the_span_that_counts():
+    """Unsafe rows have one long vector among short ones, safe rows a middling one each: only the largest tells them."""
+    draw = np.random.default_rng(7)
+    lengths = np.array([[9, 1, 1] if n % 2 else [4, 4, 4] for n in range(40)]).ravel()
+    vectors = (lengths[:, None] * np.eye(5)[0] + 0.01 * draw.normal(size=(120, 5))).astype(np.float32)
+    labels = ["unsafe" if n % 2 else "safe" for n in range(40)]
+    found = fit_saft(in_spans(vectors, [3] * 40, label=labels), 3, label="label")
+    assert found.sign == 1 and found.facts["orientation"]["auroc"] == 1
+    turned = ["safe" if n % 2 else "unsafe" for n in range(40)]
+    assert fit_saft(in_spans(vectors, [3] * 40, label=turned), 3, label="label").sign == -1
+
+
 def test_a_filtered_data_set_and_splits_give_their_own_rows():
     vectors = np.random.default_rng(2).normal(size=(300, 5)).astype(np.float16)
     ds = embedded(vectors)

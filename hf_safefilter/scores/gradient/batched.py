@@ -224,7 +224,7 @@ def agrees(tuned: Tuned, rules: Rules) -> bool:
     This catches what no list of modules can: parameters used outside their module, and rows that see each other.
     """
     words = embedding_of(tuned.model).num_embeddings
-    examples = [Example((np.arange(size) * 7 + size) % words, size // 2) for size in (6, 11)]
+    examples = [Example((np.arange(n) * 7 + n) % words, np.arange(n) >= n // 2) for n in (6, 11)]
     anchor = {name: parameter.detach() for name, parameter in tuned.parameters.items()}
     together, alone = Exact(anchor, 2), Exact(anchor, 2)
     with hooked(rules):

@@ -1,4 +1,4 @@
-"""Rows -> what a loss is computed from: token ids, and the position from which on they are labels."""
+"""Rows -> what a loss is computed from: token ids, and which of them are labels."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ class Example:
 
     Attributes:
         ids: Token ids up to the last label, int32 (length,); tokens after it do not affect the loss.
-        first: Position of the first label, at least 1.
+        labels: Which of them are labels, bool (length,); never the first.
         reason: Why there is no loss, or ""; with a reason, `ids` is empty.
     """
 
     ids: np.ndarray
-    first: int = 1
+    labels: np.ndarray
     reason: str = ""
+
+    @property
+    def first(self) -> int:
+        """Position of the first label."""
+        return int(np.argmax(self.labels))
 
 
 def read_examples(
@@ -46,25 +51,23 @@ def read_examples(
     chat_template: str | None,
     most: int | None = None,
 ) -> list[Example]:
-    """One example per row: the labels are the response's tokens and the one after it, by which the model would stop.
+    """One example per row: the labels are the tokens of all answers, with those by which the model would stop.
 
     Args:
         tokenizer: A fast tokenizer, that of the model.
         conversations: The rows.
-        max_length: Largest number of tokens a row may have; the middle of longer responses is cut.
+        max_length: Largest number of tokens a row may have; a longer row is not read (``too_long``).
         chat_template: For a model without a chat template: a Jinja template, or "plain".
-        most: Largest number of labels, counted from the response's first token; None: no limit.
+        most: Largest number of labels, counted from the first; None: no limit.
     """
-    rows = tokenise(
-        tokenizer, conversations, position="mean_response", max_length=max_length, chat_template=chat_template
-    )
     examples = []
-    for row in rows:
-        first = max(1, row.start)  # the first token has no token before it from which it could be predicted
-        stop = min(len(row.ids), row.stop + 1)
-        stop = stop if most is None else min(stop, first + most)
-        reason = row.reason or ("" if stop > first else NO_LABELS)
-        examples.append(Example(row.ids[:0] if reason else row.ids[:stop], first, reason))
+    for row in tokenise(tokenizer, conversations, chat_template=chat_template):
+        labels = row.labelled()
+        places = np.flatnonzero(labels)[:most]
+        too_long = max_length is not None and len(row.ids) > max_length
+        reason = row.reason or ("too_long" if too_long else "" if len(places) else NO_LABELS)
+        stop = 0 if reason else int(places[-1]) + 1
+        examples.append(Example(row.ids[:stop], labels[:stop], reason))
     return examples
 
 
@@ -78,9 +81,10 @@ def row_losses(model: PreTrainedModel, examples: Sequence[Example], mask: bool) 
     """
     device = embedding_of(model).weight.device
     ids, attended = right_padded([example.ids for example in examples])
-    first = torch.tensor([example.first for example in examples])
-    labelled = (torch.arange(ids.shape[1]) >= first[:, None]) & attended.bool()
-    start = int(first.min())
+    labelled = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        labelled[row, : len(example.ids)] = torch.from_numpy(example.labels)
+    start = min(example.first for example in examples)
     labels = torch.where(labelled, ids, _IGNORED)[:, start:].to(device)
     positions = torch.arange(start - 1, ids.shape[1] - 1, device=device)
     logits = logits_at(model, ids.to(device), attended.to(device) if mask else None, positions)

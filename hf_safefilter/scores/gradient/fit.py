@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_safefilter.checks import require_whole
-from hf_safefilter.data.conversations import Conversation, as_conversations, row_id
+from hf_safefilter.data.conversations import Conversation, as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.scores.gradient.anchor import PROJECTED, GradientAnchor, examples_of, stored, tuned_of
 from hf_safefilter.scores.gradient.parts import Parts
@@ -123,7 +124,7 @@ def fit_to_references(
     reading = {name: index.embed[name] for name in ("model", "revision", "dtype", "chat_template", "max_length")}
     options = {"projection": projection, "anchor_tokens": anchor_tokens}
     chosen, facts = _pinned(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
-    sides = [[Conversation(row.messages) for row in index.rows(side)[:anchors]] for side in ("unsafe", "safe")]
+    sides = [[row.conversation for row in index.rows(side)[:anchors]] for side in ("unsafe", "safe")]
     return _fitted(facts | {"references": index.digest}, sides, chosen)
 
 

@@ -173,8 +173,8 @@ def fast_rules(tuned: Tuned) -> Rules | None:
 
 def _equal_rows(examples: Sequence[Example]) -> list[list[int]]:
     """Numbers of the rows without a reason, in groups of equal rows."""
-    groups: dict[tuple[bytes, int], list[int]] = {}
+    groups: dict[tuple[bytes, bytes], list[int]] = {}
     for row, example in enumerate(examples):
         if not example.reason:
-            groups.setdefault((example.ids.tobytes(), example.first), []).append(row)
+            groups.setdefault((example.ids.tobytes(), example.labels.tobytes()), []).append(row)
     return list(groups.values())

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
 from hf_safefilter import cache
 from hf_safefilter.columns import reason_column
-from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.scores.base import Fitting, Score
 from hf_safefilter.scores.controls import Pairs, as_pairs
@@ -27,9 +25,9 @@ logger = logging.getLogger(__name__)
 class GradientScore(Score):
     """Dot product of the row's unit gradient with the anchor gradient; within [-2, 2] for one safe set.
 
-    It reads the text, not the embedded vectors: the loss is the mean negative log likelihood of the response and of the
-    token after it, by the anchor's own model. Short responses have large gradients and long ones resemble each other:
-    compare with `LengthScore`. `gradient_unscored` says why a row has no score.
+    It reads the text, not the embedded vectors: the loss is the mean negative log likelihood of all answers and of the
+    tokens that end them, by the anchor's own model. Short responses have large gradients and long ones resemble
+    each other: compare with `LengthScore`. `gradient_unscored` says why a row has no score.
 
     Args:
         anchor: The result of `fit_gradient`, or its digest.
@@ -57,7 +55,7 @@ class GradientScore(Score):
     _: KW_ONLY
     columns: Mapping[str, str] | Pairs | None = None
     device: str | None = None
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -69,7 +67,7 @@ class GradientScore(Score):
         """`gradient_score` and `gradient_unscored`."""
         return (*Score.produces(self), reason_column(self.METHOD))
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
         """float32 (n,) and strings (n,)."""
         from hf_safefilter.model.load import pick_device
 
@@ -78,9 +76,9 @@ class GradientScore(Score):
         if rows and cache.enabled():
             facts = {"step": "GradientScore", "anchor": self.anchor, "algorithm": self.algorithm, "device": device.type}
             space = cache.Space.of(facts, f"gradient of {anchor.facts['model']}")
-            scores = cache.recall_scores(space, rows, lambda new: cache.as_row_vectors(*anchor.score(new, device)))
+            scores = cache.recall_scores(space, rows, lambda new: cache.one_score_each(*anchor.score(new, device)))
         else:
-            scores = cache.as_row_vectors(*anchor.score(rows, device))
+            scores = cache.one_score_each(*anchor.score(rows, device))
         for reason, count in Counter(filter(None, scores.reasons)).items():
             logger.warning("%d rows have no gradient score: %s", count, reason)
-        return dict(zip(self.produces(), (scores.vectors[cache.SCORE][:, 0], scores.reasons), strict=True))
+        return dict(zip(self.produces(), (scores.of(cache.SCORE).largest()[0], scores.reasons), strict=True))

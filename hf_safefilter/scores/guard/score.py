@@ -1,4 +1,4 @@
-"""GuardScore: the verdict of a guard model on the response."""
+"""GuardScore: the verdict of a guard model on the answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from hf_safefilter import cache
 from hf_safefilter.cache import RowVectors
 from hf_safefilter.checks import require_choice, require_whole
 from hf_safefilter.columns import reason_column
-from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import TEXT, Conversation, conversations
+from hf_safefilter.data.batch import Batch, Column
+from hf_safefilter.data.conversations import Conversation, conversations
+from hf_safefilter.data.ragged import offsets_of
+from hf_safefilter.data.spans import SPAN
 from hf_safefilter.errors import OptionError
 from hf_safefilter.scores.base import Score
 from hf_safefilter.scores.controls import Pairs, as_pairs
 from hf_safefilter.scores.guard.presets import CLASSIFIER, PRESETS, recognise
+from hf_safefilter.scores.guard.shown import shown
 from hf_safefilter.step import Step
 
 if TYPE_CHECKING:
@@ -34,14 +37,17 @@ logger = logging.getLogger(__name__)
 NON_FINITE = "non_finite"
 """Reason of a row for which the guard's probability is not finite."""
 
+TURN = "guard_turn"
+"""Column with the index, among the messages of a row, of the answer with the largest score; -1 where there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class GuardScore(Score):
-    """P(unsafe) of the last response by a guard model: the share of its unsafe words in the logits of the verdict.
+    """P(unsafe) of an answer by a guard model: the share of its unsafe words in the logits of the verdict.
 
-    The conversation is rendered by the guard's own chat template. System turns, which guards do not judge, are left
-    out, and a row of plain text is judged as a user's turn. Nothing is generated. `guard_unscored` says why a row has
-    no score.
+    Each answer is judged with the turns before it (see `guard.shown`), rendered by the guard's own chat template; the
+    largest score counts, and `guard_turn` says whose it is. Nothing is generated. `guard_unscored` says why a row has
+    no score; a row of which an answer cannot be judged whole has none.
 
     Args:
         model: Hub id or local folder of the guard: a causal model, or one with a classification head.
@@ -53,8 +59,8 @@ class GuardScore(Score):
             counts.
         revision: Branch, tag or commit; the default branch if None.
         dtype: "auto" (float32; on CUDA the checkpoint's own 16-bit format), "float32", "bfloat16" or "float16".
-        max_length: Largest number of tokens a row may have; the guard's own limit if None. The middle of a longer
-            response is cut.
+        max_length: Largest number of tokens that are judged at once; the guard's own limit if None. A longer row has
+            no score (``too_long``).
         columns: Which columns hold prompt and response, for rows whose shape is not recognised.
         device: "cpu", "cuda", "cuda:1" or "mps"; the best available one if None.
         chat_template: For a guard without a chat template: a Jinja template, or "plain".
@@ -85,7 +91,7 @@ class GuardScore(Score):
     columns: Mapping[str, str] | Pairs | None = None
     device: str | None = None
     chat_template: str | None = None
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         from hf_safefilter.model import load
@@ -113,11 +119,11 @@ class GuardScore(Score):
         Step.__post_init__(self)
 
     def produces(self) -> tuple[str, ...]:
-        """`guard_score` and `guard_unscored`."""
-        return (*Score.produces(self), reason_column(self.METHOD))
+        """`guard_score`, `guard_turn` and `guard_unscored`."""
+        return (*Score.produces(self), TURN, reason_column(self.METHOD))
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,) in [0, 1], and strings (n,)."""
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
+        """float32 (n,) in [0, 1], int32 (n,), and strings (n,)."""
         from hf_safefilter.model import load
 
         rows = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
@@ -126,26 +132,36 @@ class GuardScore(Score):
         if rows and cache.enabled():
             facts = {name: value for name, value in self.record().items() if name not in ("model", "columns", "device")}
             space = cache.Space.of(facts | {"device": device.type}, f"guard {self.model}")
-            scores = cache.recall_scores(space, rows, lambda new: self._judge(new, device))
+            judged = cache.recall_scores(space, rows, lambda new: self._judge(new, device))
         else:
-            scores = self._judge(rows, device)
-        for reason, count in Counter(filter(None, scores.reasons)).items():
+            judged = self._judge(rows, device)
+        for reason, count in Counter(filter(None, judged.reasons)).items():
             logger.warning("%d rows have no guard score: %s", count, reason)
-        if cut := int(scores.truncated.sum()):  # a guard does not judge what it has not read, so the user must know
-            logger.warning("%d rows are too long for the guard: it has not read the middle of their responses", cut)
-        return dict(zip(self.produces(), (scores.vectors[cache.SCORE][:, 0], scores.reasons), strict=True))
+        scores, at = judged.of(cache.SCORE).largest()
+        turns = np.append(judged.spans["turn"], np.int32(-1))[np.where(at < 0, -1, judged.offsets[:-1] + at)]
+        return dict(zip(self.produces(), (scores, turns, judged.reasons), strict=True))
 
     def _judge(self, rows: Sequence[Conversation], device: torch.device) -> RowVectors:
+        """A score for each answer of each row that can be judged whole."""
         judge = _by_label if self.preset == CLASSIFIER else _by_verdict
-        scores, reasons, truncated = judge(self, [_shown(row) for row in rows], device)
-        reasons = [
-            reason or ("" if np.isfinite(score) else NON_FINITE) for score, reason in zip(scores, reasons, strict=True)
-        ]
-        return cache.as_row_vectors(scores, reasons, truncated)
+        asked = [[] if row.reason else shown(row) for row in rows]
+        scores, faults = judge(self, [said for answers in asked for _, said in answers], device)
+        offsets = offsets_of(np.array([len(answers) for answers in asked], dtype=np.int64))
+        spans = np.zeros(len(scores), SPAN)
+        spans["turn"] = [turn for answers in asked for turn, _ in answers]
+        reasons = np.empty(len(rows), dtype=object)
+        for index, row in enumerate(rows):
+            own = slice(int(offsets[index]), int(offsets[index + 1]))
+            unjudged = NON_FINITE if not np.isfinite(scores[own]).all() else ""
+            reasons[index] = row.reason or next(filter(None, faults[own]), unjudged)
+        found = RowVectors(
+            offsets, spans, {cache.SCORE: scores.astype(np.float32)[:, None]}, np.zeros(len(rows), bool), reasons
+        )
+        return found.without(reasons != "", reasons)
 
     def _preset(self, architectures: Sequence[str]) -> str:
+        from hf_safefilter.model.chat_template import template_source
         from hf_safefilter.model.load import tokenizer
-        from hf_safefilter.model.template import template_source
 
         if self.preset == "auto":
             return recognise(self.model, architectures, template_source(tokenizer(_key(self)), self.chat_template))
@@ -165,14 +181,6 @@ def _key(step: GuardScore) -> ModelKey:
     from hf_safefilter.model.source import ModelKey
 
     return ModelKey(step.model, cast("str", step.revision), step.dtype)  # it was resolved when the step was made
-
-
-def _shown(row: Conversation) -> Conversation:
-    """The turns that a guard gets to read."""
-    if row.reason:
-        return row
-    turns = (("user" if role == TEXT else role, content) for role, content in row.messages)
-    return Conversation(tuple(turn for turn in turns if turn[0] != "system"))
 
 
 @lru_cache(maxsize=8)
@@ -195,11 +203,11 @@ def _questions(step: GuardScore) -> Questions:
     return plan(tokenizer(_key(step)), words, step.leads, step.guidelines or (), template)
 
 
-Judged = tuple[np.ndarray, list[str], np.ndarray]
-"""P(unsafe) of each row, float64 (n,), why it has none, or "", and whether it was cut, bool (n,)."""
+Judged = tuple[np.ndarray, list[str]]
+"""P(unsafe) of each conversation, float64 (n,), and why it has none, or ""."""
 
 
-def _by_verdict(step: GuardScore, rows: Sequence[Conversation], device: torch.device) -> Judged:
+def _by_verdict(step: GuardScore, asked: Sequence[Conversation], device: torch.device) -> Judged:
     """The largest score over several guidelines, the weighted mean over answers before the verdict."""
     from hf_safefilter.model import load
     from hf_safefilter.scores.guard.judge import answers
@@ -207,11 +215,10 @@ def _by_verdict(step: GuardScore, rows: Sequence[Conversation], device: torch.de
 
     key, questions = _key(step), _questions(step)
     n_unsafe = len(step.unsafe or ())
-    scores = np.zeros((max(1, len(step.guidelines or ())), len(rows)))
-    reasons, truncated = [""] * len(rows), np.zeros(len(rows), bool)
-    for question, tokens in tokenised(load.tokenizer(key), questions, rows, step.max_length or load.max_tokens(key)):
+    scores = np.zeros((max(1, len(step.guidelines or ())), len(asked)))
+    reasons = [""] * len(asked)
+    for question, tokens in tokenised(load.tokenizer(key), questions, asked, step.max_length or load.max_tokens(key)):
         reasons = [reason or row.reason for reason, row in zip(reasons, tokens, strict=True)]
-        truncated |= np.array([row.truncated for row in tokens], bool)
         readable = [index for index, row in enumerate(tokens) if not row.reason]
         if not readable:
             continue
@@ -219,31 +226,29 @@ def _by_verdict(step: GuardScore, rows: Sequence[Conversation], device: torch.de
         probabilities = answers(load.causal_lm(key, device), ids, question.back, questions.tokens)
         weight = np.prod([probabilities[:, answer, word] for answer, word in enumerate(question.earlier)], axis=0)
         scores[question.guideline, readable] += weight * probabilities[:, -1, :n_unsafe].sum(axis=1)
-    return np.where([bool(reason) for reason in reasons], np.nan, scores.max(axis=0)), reasons, truncated
+    return np.where([bool(reason) for reason in reasons], np.nan, scores.max(axis=0)), reasons
 
 
-def _by_label(step: GuardScore, rows: Sequence[Conversation], device: torch.device) -> Judged:
+def _by_label(step: GuardScore, asked: Sequence[Conversation], device: torch.device) -> Judged:
     """The sum over the unsafe labels, or the largest of them if labels do not exclude each other."""
     from hf_safefilter.model import load
-    from hf_safefilter.model.template import PLAIN
-    from hf_safefilter.model.tokens import tokenise
+    from hf_safefilter.model.chat_template import PLAIN
     from hf_safefilter.scores.guard.judge import labels
+    from hf_safefilter.scores.guard.verdict import read_whole
 
     key, unsafe = _key(step), _unsafe_labels(step)
     tokenizer = load.tokenizer(key)
     template = step.chat_template or (None if tokenizer.chat_template else PLAIN)
-    tokens = tokenise(
-        tokenizer, rows, position="last", max_length=step.max_length or load.max_tokens(key), chat_template=template
-    )
+    tokens = read_whole(tokenizer, asked, template, step.max_length or load.max_tokens(key))
     readable = [index for index, row in enumerate(tokens) if not row.reason]
-    scores = np.full(len(rows), np.nan)
+    scores = np.full(len(asked), np.nan)
     if readable:
         config = load.model_config(key)
         exclusive = (config.num_labels or 0) > 1 and config.problem_type != "multi_label_classification"
         ids = [tokens[index].ids for index in readable]
         probabilities = labels(load.sequence_classifier(key, device), ids, exclusive)[:, unsafe]
         scores[readable] = probabilities.sum(axis=1) if exclusive else probabilities.max(axis=1)
-    return scores, [row.reason for row in tokens], np.array([row.truncated for row in tokens], bool)
+    return scores, [row.reason for row in tokens]
 
 
 def _unsafe_labels(step: GuardScore) -> list[int]:

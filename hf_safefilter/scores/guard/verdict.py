@@ -9,21 +9,16 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from hf_safefilter.data.conversations import Conversation
+from hf_safefilter.data.messages import Message
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model.template import renderer, template_source
+from hf_safefilter.model.chat_template import template_source
+from hf_safefilter.model.template import renderer
 from hf_safefilter.model.tokens import Tokens, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SAMPLE = Conversation((("user", "Is it raining?"), ("assistant", "It is.")))
-
-# Llama Guard 3 1B and 4 take the content of a turn as a list of parts, as models for text and images do.
-_AS_PARTS = (
-    "{%- set turns = namespace(all=[]) %}{%- for m in messages %}{%- set turns.all = turns.all + "
-    "[{'role': m['role'], 'content': [{'type': 'text', 'text': m['content']}]}] %}{%- endfor %}"
-    "{%- set messages = turns.all %}"
-)
+_SAMPLE = Conversation((Message("user", "Is it raining?"), Message("assistant", "It is.")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +94,28 @@ def tokenised(
 ) -> Iterator[tuple[Question, list[Tokens]]]:
     """The rows as the guard reads them, for each question."""
     for question in questions.questions:
-        yield (
-            question,
-            tokenise(tokenizer, rows, position="last", max_length=max_length, chat_template=question.template),
-        )
+        yield question, read_whole(tokenizer, rows, question.template, max_length)
+
+
+def read_whole(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Conversation], template: str | None, max_length: int | None
+) -> list[Tokens]:
+    """The tokens of rows whose last turn is judged; a row longer than `max_length` is not read (``too_long``).
+
+    Turns before the last one are context, which some guards leave out.
+    """
+    tokens = tokenise(tokenizer, rows, chat_template=template, ignore=("content",))
+    return [Tokens.unread("too_long") if max_length and len(row.ids) > max_length else row for row in tokens]
 
 
 def _base(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
-    """The guard's template, changed to end where the guard would answer and to get turns in the form it renders."""
+    """The guard's template, changed to end where the guard would answer."""
     source = template_source(tokenizer, chat_template)
     if source is None:
         raise ModelError("this guard has no chat template", fix="pass the one from its model card: `chat_template=...`")
     source = "{%- set add_generation_prompt = true %}" + source
-    for template in (source, _AS_PARTS + source):
-        if not renderer(tokenizer, template).render(_SAMPLE.messages).reason:
-            return template
+    if not renderer(tokenizer, source).render(_SAMPLE).reason:
+        return source
     raise ModelError(
         "the guard's chat template does not render the response that is to be judged",
         fix="pass the one from its model card: `chat_template=...`",
@@ -122,7 +124,7 @@ def _base(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
 
 def _unless_rendered(tokenizer: PreTrainedTokenizerBase, base: str, lead: str) -> str:
     """`lead`, or "" if the template already renders it at its end."""
-    text = renderer(tokenizer, base).render(_SAMPLE.messages).text
+    text = renderer(tokenizer, base).render(_SAMPLE).text
     return "" if lead and text.endswith(lead) else lead
 
 
@@ -154,7 +156,7 @@ def _answer(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, head: str, written: str) -> list[int]:
-    (row,) = tokenise(tokenizer, [_SAMPLE], position="last", max_length=None, chat_template=head + _written(written))
+    (row,) = tokenise(tokenizer, [_SAMPLE], chat_template=head + _written(written))
     return row.ids.tolist()
 
 

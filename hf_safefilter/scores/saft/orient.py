@@ -47,8 +47,12 @@ class Orientation:
         return asdict(self) | {"signal": self.signal}
 
 
-def orient(scores: np.ndarray, labels: Sequence[Any], label: str, unsafe: str | int | bool) -> Orientation:
+def orient(
+    scores: np.ndarray, labels: Sequence[Any], label: str, unsafe: str | int | bool, names: Sequence[str] = ()
+) -> Orientation:
     """Choose the sign of `scores` (n,) by `labels`; rows without a score do not count.
+
+    `names` are those of the classes, where labels are their numbers.
 
     Raises:
         DataError: There are fewer than 20 labelled rows, or labels of one kind only.
@@ -56,7 +60,7 @@ def orient(scores: np.ndarray, labels: Sequence[Any], label: str, unsafe: str | 
     from scipy.stats import rankdata
 
     scored = np.isfinite(scores)
-    is_unsafe = np.array([same_label(cell, unsafe) for cell in labels], dtype=bool)[scored]
+    is_unsafe = np.array([same_label(cell, unsafe, names) for cell in labels], dtype=bool)[scored]
     n_unsafe, n_safe = int(is_unsafe.sum()), int((~is_unsafe).sum())
     if n_unsafe + n_safe < FEWEST_LABELS or not n_unsafe or not n_safe:
         raise DataError(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.errors import OptionError
-from hf_safefilter.scores.base import Fitting, Score, layer_vectors, score_vectors
+from hf_safefilter.scores.base import Fitting, SpanScore, layer_vectors
 from hf_safefilter.scores.saft.subspace import SaftSubspace, fit_saft
 from hf_safefilter.step import Step
 
 
 @dataclass(frozen=True, slots=True)
-class SaftScore(Score):
+class SaftScore(SpanScore):
     """Mean squared projection on the leading directions of the data set; 0 or more unless the sign is -1.
 
     A reconstruction of SAFT, not its reference code. Rows other than those it was fitted to can be scored too.
@@ -24,6 +25,7 @@ class SaftScore(Score):
     Args:
         subspace: What `fit_saft` returned, or its digest.
         layer: The layer at which the rows were read; it must be that of the subspace, and may be left out.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
 
     Raises:
         OptionError: `layer` is not the layer of the subspace.
@@ -44,6 +46,8 @@ class SaftScore(Score):
 
     subspace: SaftSubspace | str
     layer: Layer | None = None
+    _: KW_ONLY
+    pairs: bool = False
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
@@ -58,8 +62,11 @@ class SaftScore(Score):
         set_field(self, "layer", fitted.layer)
         Step.__post_init__(self)
 
-    def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
-        """float32 (n,)."""
+    def vectors(self, batch: Batch) -> Ragged:
+        """The batch's vectors at the layer of the subspace."""
         subspace = SaftSubspace.of(self.subspace)
-        rows = layer_vectors(batch, subspace.layer, len(subspace.directions))
-        return {self.produces()[0]: score_vectors(rows, subspace.strength)}
+        return layer_vectors(batch, subspace.layer, len(subspace.directions))
+
+    def span_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """See `SaftSubspace.strength`."""
+        return SaftSubspace.of(self.subspace).strength(vectors)

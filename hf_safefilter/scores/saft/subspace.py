@@ -10,9 +10,12 @@ import numpy as np
 from hf_safefilter.checks import require_choice, require_whole
 from hf_safefilter.columns import Layer, embedding_column
 from hf_safefilter.data.batch import arrow_vectors
+from hf_safefilter.data.labels import names_of
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.data.splits import parts_of
 from hf_safefilter.data.vectors import by_piece, lengths
 from hf_safefilter.errors import DataError
-from hf_safefilter.scores.base import record_batches, score_vectors
+from hf_safefilter.scores.base import record_batches
 from hf_safefilter.scores.saft.leading import Moments
 from hf_safefilter.scores.saft.orient import Orientation, orient
 from hf_safefilter.storage.fitted import Fitted
@@ -27,7 +30,7 @@ _FILE = "subspace.safetensors"
 class SaftSubspace(Fitted):
     """Leading directions of a data set's vectors at one layer; made by `fit_saft`.
 
-    `facts` has the options, the number of rows fitted and skipped, and how the sign was chosen.
+    `facts` has the options, the numbers of rows and spans fitted and of rows skipped, and how the sign was chosen.
     """
 
     KIND = "saft_subspace"
@@ -123,17 +126,19 @@ def fit_saft(
     require_choice("weight", weight, WEIGHTS)
     column = embedding_column(layer)
     fix = f"ds = ds.map(EmbedLayers(model, layers=[{layer!r}]), batched=True)"
-    moments, n_rows = Moments(center), 0
+    moments, n_rows, n_read = Moments(center), 0, 0
     for table in record_batches(ds, [column], fix=fix):
         vectors = arrow_vectors(table[column], column)
         n_rows += len(vectors)
-        if vectors.shape[1]:
-            moments.add(np.concatenate(by_piece(vectors, lambda piece: _readable(piece, normalize_rows))))
+        if len(vectors.values):
+            pieces = by_piece(vectors.values, lambda piece: _readable(piece, normalize_rows))
+            moments.add(np.concatenate([kept for kept, _ in pieces]))
+            n_read += len(np.unique(vectors.owners[np.concatenate([readable for _, readable in pieces])]))
     if not moments.count:
         raise DataError(f"column {column!r} holds no vector that can be read", found=f"{n_rows} rows", fix=fix)
     directions, sigma, mean = moments.leading(k)
     facts = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight, "sign": 1,
-             "rows": moments.count, "skipped": n_rows - moments.count, "orientation": None}  # fmt: skip
+             "rows": n_read, "spans": moments.count, "skipped": n_rows - n_read, "orientation": None}  # fmt: skip
     subspace = _make(facts, directions, sigma, mean)
     if label is None:
         return subspace
@@ -141,10 +146,12 @@ def fit_saft(
     return _make(facts | {"sign": orientation.sign, "orientation": orientation.facts()}, directions, sigma, mean)
 
 
-def _readable(piece: np.ndarray, normalize_rows: bool) -> np.ndarray:
+def _readable(piece: np.ndarray, normalize_rows: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a piece that can be read, and which these are, bool `(n,)`."""
     size = lengths(piece)
     readable = ~np.isnan(size)
-    return piece[readable] / size[readable, None] if normalize_rows else piece[readable]
+    kept = piece[readable] / size[readable, None] if normalize_rows else piece[readable]
+    return kept, readable
 
 
 def _make(facts: dict[str, Any], directions: np.ndarray, sigma: np.ndarray, mean: np.ndarray) -> SaftSubspace:
@@ -162,6 +169,9 @@ def _orient(
     for table in record_batches(ds, [column, label], fix="name the column that holds labels"):
         table = table.filter(table[label].is_valid())
         if table.num_rows:
-            scores.append(score_vectors(arrow_vectors(table[column], column), subspace.strength))
+            vectors = arrow_vectors(table[column], column)
+            spans = np.concatenate(by_piece(vectors.values, subspace.strength)).astype(np.float32)
+            scores.append(Ragged(spans, vectors.offsets).largest()[0])
             labels.extend(table[label].to_pylist())
-    return orient(np.concatenate(scores) if scores else np.empty(0), labels, label, unsafe)
+    names = next((found for part in parts_of(ds) if (found := names_of(part, label))), [])
+    return orient(np.concatenate(scores) if scores else np.empty(0), labels, label, unsafe, names)

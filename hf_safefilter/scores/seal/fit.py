@@ -78,7 +78,7 @@ def fit_seal(
     """
     _require_extra("accelerate", *(["peft"] if lora is not None else []))
     from hf_safefilter.model import load
-    from hf_safefilter.model.tokens import template_digest
+    from hf_safefilter.model.chat_template import template_digest
     from hf_safefilter.scores.seal.checkpoint import Checkpoints
     from hf_safefilter.scores.seal.loop import learn
     from hf_safefilter.scores.seal.models import pick_compute, stored_in

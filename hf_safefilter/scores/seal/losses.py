@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from hf_safefilter.scores.seal.training_rows import Labelled
@@ -21,7 +22,7 @@ def sequence_losses(model: torch.nn.Module, examples: Sequence[Labelled]) -> tor
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.from_numpy(example.ids)
         mask[row, : len(example.ids)] = 1
-        labels[row, example.start : example.stop] = torch.from_numpy(example.ids[example.start : example.stop])
+        labels[row, : len(example.ids)] = torch.from_numpy(np.where(example.labels, example.ids, _IGNORED))
     ids, mask, labels = ids.to(device), mask.to(device), labels[:, 1:].to(device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     token_losses = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=_IGNORED, reduction="none")

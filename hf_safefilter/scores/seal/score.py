@@ -11,7 +11,8 @@ import numpy as np
 
 from hf_safefilter.columns import ROW_ID, UNSCORABLE, reason_column, score_column
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import conversations, row_id
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.scores.base import Score
 from hf_safefilter.scores.controls import Pairs, as_pairs

@@ -1,4 +1,4 @@
-"""Rows -> tokens with the position of the response; rows that cannot be weighed are counted, never guessed at."""
+"""Rows -> tokens with their labels; rows that cannot be weighed are counted, never guessed at."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import Conversation, as_conversations, conversations, row_id
+from hf_safefilter.data.conversations import Conversation, as_conversations, conversations
+from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.data.shapes import ignored_in
 from hf_safefilter.data.splits import parts_of
 from hf_safefilter.errors import DataError
 from hf_safefilter.model.tokens import tokenise
@@ -26,11 +28,15 @@ _ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A row to learn from: the tokens at [start:stop] are its labels, each predicted from the tokens before it."""
+    """A row to learn from.
+
+    Attributes:
+        ids: Token ids, int32 (length,).
+        labels: Which of them are labels, each predicted from the tokens before it, bool (length,).
+    """
 
     ids: np.ndarray
-    start: int
-    stop: int
+    labels: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class TrainingRows:
         ids: Row ids, ascending.
         examples: The tokens of these rows.
         unfit: Id -> reason, for rows without a label.
-        counts: Number of rows read, of duplicates, of truncated rows, and of rows for each reason.
+        counts: Number of rows read, of duplicates, and of rows for each reason.
     """
 
     ids: tuple[str, ...]
@@ -58,34 +64,33 @@ def read_rows(
     max_length: int | None,
     chat_template: str | None,
 ) -> TrainingRows:
-    """Render rows by the model's own template and find their labels: the response, and the token that ends its turn.
+    """Render rows by the model's own template and find their labels: the answers, and the tokens that end them.
 
     Args:
         rows: `Dataset`, `DatasetDict` (all splits), `IterableDataset`, or dicts.
         tokenizer: The tokenizer of the model.
         columns: Which columns hold prompt and response, for rows of no known shape.
-        max_length: Largest number of tokens a row may have; None: no limit.
+        max_length: Largest number of tokens a row may have; a longer one is unfit (``too_long``). None: no limit.
         chat_template: For a model without a template: a Jinja template, or "plain".
     """
     fit: dict[str, Labelled] = {}
     unfit: dict[str, str] = {}
-    counts: Counter[str] = Counter(rows=0, duplicates=0, truncated=0)
+    counts: Counter[str] = Counter(rows=0, duplicates=0)
     for part in _conversations(rows, columns):
-        read = tokenise(tokenizer, part, position="mean_response", max_length=max_length, chat_template=chat_template)
+        read = tokenise(tokenizer, part, chat_template=chat_template, ignore=ignored_in(columns))
         for conversation, tokens in zip(part, read, strict=True):
             key = row_id(conversation)
             counts["rows"] += 1
             if key in fit or key in unfit:
                 counts["duplicates"] += 1
                 continue
-            # a model that learns to answer learns to stop: the token after the response is a label too
-            start, stop = max(tokens.start, 1), min(tokens.stop + 1, len(tokens.ids))
-            reason = tokens.reason or ("" if start < stop else NO_LABELS)
+            labels = tokens.labelled()
+            too_long = max_length is not None and len(tokens.ids) > max_length
+            reason = tokens.reason or ("too_long" if too_long else "" if labels.any() else NO_LABELS)
             if reason:
                 unfit[key] = reason
-                continue
-            counts["truncated"] += tokens.truncated
-            fit[key] = Labelled(tokens.ids, start, stop)
+            else:
+                fit[key] = Labelled(tokens.ids, labels)
     ids = tuple(sorted(fit))
     counts.update(f"unscorable: {reason}" for reason in unfit.values())
     return TrainingRows(ids, tuple(fit[key] for key in ids), unfit, dict(counts))

@@ -32,13 +32,21 @@ def small(name: str = "llama", parts: Parts | None = None, dtype: torch.dtype = 
 
 
 def made_up(sizes: Sequence[int] = (9, 4, 14, 9, 2, 30), words: int = 320, seed: int = 3) -> list[Example]:
-    """Rows of random tokens, some twice in a row, one of them padding's own; labels from the middle on."""
+    """Rows of random tokens, some twice in a row, one of them padding's own; labels from the middle on, with gaps in
+    longer rows, as between two answers."""
     draw = np.random.default_rng(seed)
     rows = [draw.integers(1, words, size) for size in sizes]
     for ids in rows:
         ids[-1] = ids[0]
     rows[0][1] = rows[0][-2] = PAD
-    return [Example(ids.astype(np.int32), max(1, len(ids) // 2)) for ids in rows]
+    return [Example(ids.astype(np.int32), _labels(len(ids))) for ids in rows]
+
+
+def _labels(length: int) -> np.ndarray:
+    labels = np.arange(length) >= max(1, length // 2)
+    if length >= 14:
+        labels[2 * length // 3 : length - 3] = False
+    return labels
 
 
 def random_anchor(tuned: Tuned, seed: int = 5) -> dict[str, torch.Tensor]:
@@ -54,8 +62,7 @@ def flat_gradient(tuned: Tuned, example: Example) -> torch.Tensor:
     for one in tuned.parameters.values():
         one.requires_grad_(True)
     ids = torch.from_numpy(example.ids[None].astype(np.int64))
-    labels = ids.clone()
-    labels[0, : example.first] = -100
+    labels = torch.where(torch.from_numpy(example.labels)[None], ids, -100)
     logits = tuned.model(input_ids=ids).logits  # transformers' own loss would compute in float32
     loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
     found = torch.autograd.grad(loss, list(tuned.parameters.values()))

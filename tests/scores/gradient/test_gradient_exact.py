@@ -116,7 +116,7 @@ def test_adapters_are_the_same_everywhere_and_their_second_factor_counts():
 def test_the_padding_token_of_a_row_counts_in_the_head_but_not_in_the_embedding():
     tuned = small("llama", tie_word_embeddings=True)
     assert tuned.model.get_input_embeddings().padding_idx == PAD
-    example = Example(np.array([PAD, 5, PAD, 7, PAD], dtype=np.int32), 2)
+    example = Example(np.array([PAD, 5, PAD, 7, PAD], dtype=np.int32), np.array([0, 0, 1, 1, 1], dtype=bool))
     anchor = random_anchor(tuned)
     np.testing.assert_allclose(
         scores(tuned, [example, *made_up()], anchor)[:1], by_definition(tuned, [example], anchor), rtol=0, atol=1e-10
@@ -163,7 +163,8 @@ def test_nothing_stays_behind_between_rows():
 def test_equal_rows_are_read_once_and_bad_ones_not_at_all(monkeypatch):
     tuned = small("llama")
     examples = made_up()
-    doubled = [*examples, Example(examples[0].ids[:0], reason="empty_response"), *examples]
+    unread = Example(examples[0].ids[:0], examples[0].labels[:0], reason="empty_response")
+    doubled = [*examples, unread, *examples]
     seen = []
     monkeypatch.setattr(measure, "measure_rows", lambda *given: seen.extend(given[2]) or batched.measure_rows(*given))
     found = scores(tuned, doubled, random_anchor(tuned))
@@ -172,13 +173,23 @@ def test_equal_rows_are_read_once_and_bad_ones_not_at_all(monkeypatch):
     assert np.isnan(found).tolist() == [row == len(examples) for row in range(len(doubled))]
 
 
+def test_rows_alike_but_for_their_labels_are_two_rows():
+    tuned = small("llama")
+    anchor = random_anchor(tuned)
+    (one,) = made_up((9,))
+    other = Example(one.ids, np.arange(9) >= 2)
+    found = scores(tuned, [one, other], anchor)
+    np.testing.assert_allclose(found, by_definition(tuned, [one, other], anchor), rtol=0, atol=1e-10)
+    assert abs(found[0] - found[1]) > 1e-4
+
+
 def test_rows_without_a_meaning_spoil_no_other_row():
     tuned = small("llama")
     examples, anchor = made_up(), random_anchor(tuned)
     expected = scores(tuned, examples, anchor)
     with torch.no_grad():
         tuned.model.get_input_embeddings().weight[319] = torch.nan
-    spoilt = Example(np.array([3, 319, 4, 5], dtype=np.int32), 2)
+    spoilt = Example(np.array([3, 319, 4, 5], dtype=np.int32), np.array([0, 0, 1, 1], dtype=bool))
     found, reasons = measure.measure(tuned, [spoilt, *examples], lambda rows: Exact(anchor, rows), 64)
     clean = [319 not in one.ids for one in examples]
     assert reasons == ["nan_loss", *("" if one else "nan_loss" for one in clean)] and sum(clean) > 3

@@ -10,7 +10,7 @@ from small import by_definition, flat_gradient, made_up, small
 from small_models import save_small_model
 from stand_in import safe_rows, unsafe_rows
 
-from hf_safefilter.data.conversations import Conversation, as_conversations
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.model import load
 from hf_safefilter.scores.gradient import GradientAnchor, GradientScore, anchor, fit_gradient
@@ -83,8 +83,31 @@ def test_labels_are_the_response_and_its_end(fitted):
     tokenizer = tokenizer_of(fitted)
     (whole,) = read_examples(tokenizer, as_conversations(rows), max_length=None, chat_template=None)
     (cut,) = read_examples(tokenizer, as_conversations(rows), max_length=None, chat_template=None, most=3)
-    assert tokenizer.decode(whole.ids[whole.first :]) == "A rose, of course.<|end|>"
+    assert tokenizer.decode(whole.ids[whole.labels]) == "A rose, of course.<|end|>"
+    assert whole.labels.tolist() == (np.arange(len(whole.ids)) >= whole.first).tolist()
     assert cut.first == whole.first and cut.ids.tolist() == whole.ids[: whole.first + 3].tolist()
+    assert cut.labels.tolist() == whole.labels[: whole.first + 3].tolist()
+
+
+def test_labels_are_every_answer_that_is_trained_on(fitted):
+    turns = [("user", "Name a flower"), ("assistant", "A rose."), ("user", "Another"), ("assistant", "A tulip.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    aside = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello.", "weight": 0}]
+    tokenizer = tokenizer_of(fitted)
+    rows = as_conversations([{"messages": messages}, {"messages": [*aside, *messages]}])
+    both, trained = read_examples(tokenizer, rows, max_length=None, chat_template=None)
+    assert tokenizer.decode(both.ids[both.labels]) == "A rose.<|end|>A tulip.<|end|>"
+    assert tokenizer.decode(trained.ids[trained.labels]) == "A rose.<|end|>A tulip.<|end|>"
+    first = len(tokenizer("A rose.<|end|>", add_special_tokens=False)["input_ids"])
+    (cut,) = read_examples(tokenizer, rows[:1], max_length=None, chat_template=None, most=first + 2)
+    assert cut.labels.sum() == first + 2 and cut.ids.tolist() == both.ids[: len(cut.ids)].tolist()
+
+
+def test_a_row_that_is_too_long_is_not_read(fitted):
+    rows = as_conversations([{"prompt": "Go", "response": "on " * 40}, {"prompt": "Go", "response": "on"}])
+    long, short = read_examples(tokenizer_of(fitted), rows, max_length=30, chat_template=None)
+    assert (long.reason, len(long.ids), len(long.labels)) == ("too_long", 0, 0)
+    assert short.reason == "" and len(short.ids) <= 30
 
 
 def test_control_tokens_in_a_row_stay_text(fitted):
@@ -98,7 +121,8 @@ def test_a_text_of_one_token_has_no_label(fitted):
     tokenizer = tokenizer_of(fitted)
     bare = type(tokenizer).from_pretrained(fitted.facts["model"])
     bare.backend_tokenizer.post_processor = None
-    (found,) = read_examples(bare, [Conversation((("text", "a"),))], max_length=None, chat_template=None)
+    bare.eos_token = None
+    (found,) = read_examples(bare, as_conversations([{"text": "a"}]), max_length=None, chat_template=None)
     assert found.reason == NO_LABELS and len(found.ids) == 0
 
 

@@ -1,5 +1,8 @@
 """Tiny guards in the published shapes: templates and words as the families have them, the wording and weights ours."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import transformers
 from small_tokenizers import PLAIN_ADDED, SPECIAL, TEXTS
@@ -97,6 +100,16 @@ def save_classifier(folder, kind: str = "Llama", labels=("SAFE", "UNSAFE"), **ch
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def by_hand(folder: str, text: str, words: Sequence[str]) -> np.ndarray:
+    """Softmax over the logits of the words' first tokens, after `text`."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    with torch.no_grad():
+        return model(ids).logits[0, -1, first].double().softmax(-1).numpy()
 
 
 def sizes(words: int) -> dict:

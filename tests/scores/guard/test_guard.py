@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from guards import TEMPLATES, save_classifier, save_guard, tokenizer_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from guards import TEMPLATES, by_hand, save_classifier, save_guard, tokenizer_of
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.errors import ModelError, OptionError
@@ -43,15 +43,6 @@ def guard(tmp_path_factory):
 
 def batch_of(rows):
     return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def by_hand(folder, text, words):
-    """Softmax over the logits of the words' first tokens, after `text`."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
-    with torch.no_grad():
-        return model(ids).logits[0, -1, first].double().softmax(-1).numpy()
 
 
 def rendered(folder, row, parts=False, **options):
@@ -156,7 +147,7 @@ def test_classifiers(tmp_path, kind, problem):
 
 def test_the_plain_template_gives_each_turn_a_line():
     tokenizer = tokenizer_of(None)
-    (row,) = tokenise(tokenizer, as_conversations(ROWS[1:2]), position="last", max_length=None, chat_template="plain")
+    (row,) = tokenise(tokenizer, as_conversations(ROWS[1:2]), chat_template="plain")
     assert tokenizer.decode(row.ids) == "Who is the hero?\nZelda."
 
 
@@ -204,22 +195,18 @@ def test_a_row_cannot_speak_for_the_guard(guard):
     assert np.isfinite(found) and abs(found - injected) > 1e-4  # by hand the control tokens were let in
 
 
-def test_long_rows_are_cut_in_the_middle_of_the_response(guard):
-    step = GuardScore(guard("llama_guard_3"), max_length=400, device="cpu")
-    rows = [{"prompt": "Ask", "response": "again and " * 400}, {"prompt": "Ask " * 500, "response": "No."}]
-    found = step(batch_of(rows))
-    assert np.isfinite(found["guard_score"][0]) and found["guard_unscored"].tolist() == ["", "too_long"]
-
-
 @pytest.mark.parametrize("preset", ["llama_guard_3", "shieldgemma", "classifier"])
-def test_what_the_guard_has_not_read_is_said_once(guard, tmp_path, caplog, preset):
+def test_a_row_that_is_too_long_is_not_judged_in_part_and_counted_once(guard, tmp_path, caplog, preset):
     folder = save_classifier(tmp_path / "c", pad_token_id=0) if preset == "classifier" else guard(preset)
-    step = GuardScore(folder, preset, max_length=600, device="cpu")
-    rows = [ROWS[1], {"prompt": "Ask", "response": "again and " * 400}]
+    step = GuardScore(folder, preset, max_length=400, device="cpu")
+    rows = [ROWS[1], {"prompt": "Ask", "response": "again and " * 400}, {"prompt": "Ask " * 500, "response": "No."}]
     with caplog.at_level(logging.WARNING):
-        assert np.isfinite(step(batch_of(rows))["guard_score"]).all()
-    said = [record.getMessage() for record in caplog.records]
-    assert said == ["1 rows are too long for the guard: it has not read the middle of their responses"]
+        found = step(batch_of(rows))
+    assert found["guard_unscored"].tolist() == ["", "too_long", "too_long"]
+    assert np.isnan(found["guard_score"]).tolist() == [False, True, True]
+    assert [record.getMessage() for record in caplog.records] == ["2 rows have no guard score: too_long"]
+    whole = GuardScore(folder, preset, device="cpu")
+    assert found["guard_score"][0] == whole(batch_of(rows[:1]))["guard_score"][0]
 
 
 def test_words_can_be_given(guard):

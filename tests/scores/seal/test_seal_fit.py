@@ -12,7 +12,8 @@ from datasets import Dataset
 from rows_and_models import QUICK, fox_rows, poison, safe_rows, small_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.load import ModelKey, resolve_revision
 from hf_safefilter.scores.seal import Lora, SealOptions, SealScore, fit_seal
@@ -60,8 +61,7 @@ def plain_tuning(model, examples, schedule, options):
         batch = schedule.safe_at(step)
         for at in batch:
             ids = torch.from_numpy(examples[at].ids.astype(np.int64))[None]
-            labels = torch.full_like(ids, -100)
-            labels[0, examples[at].start : examples[at].stop] = ids[0, examples[at].start : examples[at].stop]
+            labels = torch.where(torch.from_numpy(examples[at].labels)[None], ids, -100)
             (tuned(input_ids=ids, labels=labels).loss / len(batch)).backward()
         torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
         optimiser.step()
@@ -98,7 +98,7 @@ def test_the_whole_fit_against_a_loop_over_whole_losses(model, fitted):
     def loss(row):
         ids = torch.from_numpy(row.ids.astype(np.int64))
         chances = torch.log_softmax(tuned(input_ids=ids[None]).logits[0], -1)
-        return -torch.stack([chances[at - 1, ids[at]] for at in range(row.start, row.stop)]).mean()
+        return -torch.stack([chances[at - 1, ids[at]] for at in np.flatnonzero(row.labels)]).mean()
 
     for step in range(schedule.steps):
         u = (0.8, 0.5)[schedule.epoch_of(step)]
@@ -168,7 +168,7 @@ def test_curves_say_what_happened(fitted):
     assert line["rows"] == 8
     assert line["border_score"] == -np.sort(fitted.logits)[::-1][7]
     assert 8 / 11 < line["weight"] < 1
-    assert fitted.facts["rows"] == {"rows": 11, "duplicates": 0, "truncated": 0}
+    assert fitted.facts["rows"] == {"rows": 11, "duplicates": 0}
 
 
 def test_the_rate_of_the_selector_follows_its_optimiser():

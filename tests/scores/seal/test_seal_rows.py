@@ -7,7 +7,8 @@ from datasets import Dataset, DatasetDict
 from rows_and_models import fox_rows, safe_rows
 from small_models import small_tokenizer
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import DataError
 from hf_safefilter.scores.seal.losses import sequence_losses
 from hf_safefilter.scores.seal.schedule import Schedule
@@ -25,8 +26,18 @@ def read(rows, tokenizer, max_length=256, chat_template=None):
 
 def test_labels_are_the_response_and_the_end_of_its_turn(tokenizer):
     (one,) = read([{"prompt": "Where is the fox?", "response": "In the tree."}], tokenizer).examples
-    assert tokenizer.decode(one.ids[one.start : one.stop]) == "In the tree.<|end|>"
+    assert tokenizer.decode(one.ids[one.labels]) == "In the tree.<|end|>"
     assert tokenizer.decode(one.ids) == "<s><|user|>Where is the fox?<|end|><|assistant|>In the tree.<|end|>"
+
+
+def test_every_answer_that_is_trained_on_is_learned(tokenizer):
+    turns = [("user", "Where is the fox?"), ("assistant", "In the tree."), ("user", "And the owl?")]
+    turns = [{"role": role, "content": content} for role, content in [*turns, ("assistant", "With the mole.")]]
+    aside = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Away.", "weight": 0}]
+    (one,) = read([{"messages": turns}], tokenizer).examples
+    assert tokenizer.decode(one.ids[one.labels]) == "In the tree.<|end|>With the mole.<|end|>"
+    (other,) = read([{"messages": [*aside, *turns]}], tokenizer).examples
+    assert tokenizer.decode(other.ids[other.labels]) == "In the tree.<|end|>With the mole.<|end|>"
 
 
 def test_control_tokens_in_a_row_are_text(tokenizer):
@@ -34,7 +45,7 @@ def test_control_tokens_in_a_row_are_text(tokenizer):
     (one,) = read(rows, tokenizer).examples
     control = set(tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>", "<|assistant|>"]))
     assert [int(at) for at in one.ids if int(at) in control] == [3, 6, 4, 6]
-    assert one.stop == len(one.ids)
+    assert one.labels[-1] and tokenizer.decode(one.ids[one.labels]) == "Yes.<|end|><|user|>Again<|end|>"
 
 
 def test_rows_are_in_the_order_of_their_ids_whatever_they_came_in(tokenizer):
@@ -54,20 +65,21 @@ def test_what_cannot_be_weighed_is_counted(tokenizer):
             {"prompt": "", "response": "Yes."}, {"prompt": "Long", "response": "on " * 300}]  # fmt: skip
     result = read(rows, tokenizer)
     assert result.counts == {
-        "rows": 9, "duplicates": 2, "truncated": 1, "unscorable: empty_response": 1, "unscorable: too_long": 1,
+        "rows": 9, "duplicates": 2, "unscorable: empty_response": 1, "unscorable: too_long": 2,
         "unscorable: empty_prompt": 1,
     }  # fmt: skip
-    assert len(result.ids) == 4
-    assert sorted(result.unfit.values()) == ["empty_prompt", "empty_response", "too_long"]
+    assert len(result.ids) == 3
+    assert sorted(result.unfit.values()) == ["empty_prompt", "empty_response", "too_long", "too_long"]
 
 
-def test_a_row_without_a_label_token(tokenizer):
-    # one token of plain text, in the frame of a tokenizer that adds nothing: there is nothing to predict it from
+def test_a_row_without_a_label_token():
+    # one token of plain text, to a tokenizer that puts nothing before or after it: there is nothing to predict it from
     tokenizer = small_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.eos_token = None
     result = read([{"text": "a"}, {"text": "a fox and an owl"}], tokenizer)
     assert list(result.unfit.values()) == ["no_label_tokens"] and len(result.ids) == 1
-    assert result.examples[0].start == 1
+    assert result.examples[0].labels.tolist() == [False] + [True] * (len(result.examples[0].ids) - 1)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +112,14 @@ class Fixed(torch.nn.Module):
 
 def test_the_loss_is_the_mean_over_the_labels():
     logits = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0))
-    examples = [Labelled(np.array([1, 4, 7, 2, 8, 3], np.int32), 3, 6), Labelled(np.array([5, 6, 1], np.int32), 1, 2)]
+    examples = [
+        Labelled(np.array([1, 4, 7, 2, 8, 3], np.int32), np.array([0, 1, 0, 1, 0, 1], bool)),
+        Labelled(np.array([5, 6, 1], np.int32), np.array([0, 1, 0], bool)),
+    ]
     model = Fixed(logits)
     result = sequence_losses(model, examples).detach().numpy()
     chances = torch.log_softmax(logits.double(), -1).numpy()
-    expected = [-(chances[0, 2, 2] + chances[0, 3, 8] + chances[0, 4, 3]) / 3, -chances[1, 0, 6]]
+    expected = [-(chances[0, 0, 4] + chances[0, 2, 2] + chances[0, 4, 3]) / 3, -chances[1, 0, 6]]
     np.testing.assert_allclose(result, expected, rtol=1e-6)
     assert model.mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
 

@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset
 from rows_and_models import fox_rows
 
-from hf_safefilter.data.conversations import as_conversations, row_id
+from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError
 from hf_safefilter.recipe import Recipe
 from hf_safefilter.scores import make

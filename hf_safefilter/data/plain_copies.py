@@ -1,0 +1,101 @@
+"""Files of text as a reader takes them: uncompressed and in UTF-8, copied only where they are not so already.
+
+Copies lie in the cache of `datasets`, named by the content they were made from; a source is never changed.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from hf_safefilter.errors import DataError, is_disk_full
+from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.storage.atomic import atomic_file
+
+_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]  # all open in "rb" by default
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_CHUNK = 1 << 22
+
+
+def uncompressed(path: Path) -> Path:
+    """The file itself, or what it holds compressed.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    packing = path.suffix.lower()
+    if packing == ".zst":
+        return _copy(path, path.with_suffix("").suffix, _open_zstd)
+    opener = _OPENERS.get(packing)
+    return path if opener is None else _copy(path, path.with_suffix("").suffix, opener)
+
+
+def plainly_named(path: Path) -> Path:
+    """The file itself, or a copy of one whose path fsspec would take for a chain of file systems."""
+    text = str(path.resolve())
+    return _copy(path, path.suffix, lambda source: source.open("rb")) if "::" in text or "://" in text else path
+
+
+def as_utf8(path: Path) -> Path:
+    """The file itself if it begins with no mark of another encoding; else the same text in UTF-8 without a mark.
+
+    Raises:
+        DataError: The file is not in the encoding that its mark says.
+    """
+    with path.open("rb") as stream:
+        begin = stream.read(4)
+    encoding = next((name for mark, name in _MARKS if begin.startswith(mark)), None)
+    if encoding is None:
+        return path
+    return _copy(path, path.suffix, lambda source: _Recoded(source, encoding))
+
+
+def _copy(path: Path, ending: str, opener: Callable[[Path], Any]) -> Path:
+    from datasets import config
+
+    target = Path(config.HF_DATASETS_CACHE) / "safefilter-plain" / f"{file_sha256(path)}{ending.lower()}"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_file(target) as scratch, opener(path) as source, scratch.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _CHUNK)
+    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        raise DataError(f"{path.name} cannot be unpacked", found=str(error), fix="make the file again") from error
+    return target
+
+
+def _open_zstd(path: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(str(path), "zstd")
+
+
+class _Recoded:
+    """The bytes of a text file in UTF-8."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        self._stream = path.open(encoding=encoding, newline="")
+
+    def read(self, size: int = -1) -> bytes:
+        return self._stream.read(size).encode("utf-8")
+
+    def __enter__(self) -> _Recoded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()

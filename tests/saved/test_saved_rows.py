@@ -1,0 +1,59 @@
+"""Rows on disk with the steps that filled their columns: a later command has the same steps again."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from hf_safefilter.embed import EmbedLayers
+from hf_safefilter.errors import IntegrityError
+from hf_safefilter.saved.saved_rows import TRAIL, load_rows_with_steps, save_rows
+from hf_safefilter.scores.controls import LengthScore
+
+COLUMNS = {"prompt": "q", "response": "a"}
+
+
+@pytest.fixture
+def steps():
+    embed = EmbedLayers(
+        "toy", [2], columns=COLUMNS, position="last,mean", spans="all", window=9, too_long="drop", ignore=["b", "a"]
+    )
+    return [embed, LengthScore(embed.mapping)]
+
+
+@pytest.fixture
+def folder(steps, tmp_path):
+    rows = Dataset.from_list([{"q": "How are you?", "a": "Well.", "text": "an aside"}])
+    for step in steps:
+        rows = rows.map(step, batched=True)
+    save_rows(rows, tmp_path / "saved", steps, name="rows", revision="none")
+    return tmp_path / "saved"
+
+
+def test_every_option_comes_back(folder, steps):
+    saved = load_rows_with_steps(folder)
+    assert saved.steps == steps
+    assert [step.record() for step in saved.steps] == [step.record() for step in steps]
+
+
+def test_a_record_is_what_json_makes_of_it(steps):
+    for step in steps:
+        assert json.loads(json.dumps(step.record())) == step.record()
+
+
+def test_later_commands_know_where_things_stand_and_what_may_go_unread(folder):
+    assert load_rows_with_steps(folder).mapping == COLUMNS | {"ignore": "a,b,trailing_turn"}
+
+
+def test_without_an_embedding_nothing_is_said_about_columns(tmp_path):
+    rows = Dataset.from_list([{"prompt": "How are you?", "response": "Well."}]).map(LengthScore(), batched=True)
+    save_rows(rows, tmp_path / "saved", [LengthScore()], name="rows", revision="none")
+    assert load_rows_with_steps(tmp_path / "saved").mapping is None
+
+
+def test_rows_of_another_algorithm_are_refused(folder):
+    trail = json.loads((folder / TRAIL).read_text())
+    trail["steps"][0]["algorithm"] = 1
+    (folder / TRAIL).write_text(json.dumps(trail))
+    with pytest.raises(IntegrityError, match="EmbedLayers gives other values"):
+        load_rows_with_steps(folder)
