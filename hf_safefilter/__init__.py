@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_safefilter.compare.compare_methods import compare_methods
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.decide.evaluate import evaluate
+    from hf_safefilter.decide.mask_tokens import MaskTokens
     from hf_safefilter.decide.select import IsSafe, split
     from hf_safefilter.decide.thresholds import threshold_for
     from hf_safefilter.effect import EffectReport, Questions, Study, Tuning, measure_effect
@@ -66,6 +67,7 @@ _HOMES = {
     "IsSafe": "decide.select",
     "LarfScore": "scores.larf",
     "LengthScore": "scores.controls",
+    "MaskTokens": "decide.mask_tokens",
     "NearestScore": "scores.nearest",
     "Provenance": "publish.provenance",
     "Purified": "pipeline.purify",
@@ -121,6 +123,7 @@ __all__ = [
     "IsSafe",
     "LarfScore",
     "LengthScore",
+    "MaskTokens",
     "NearestScore",
     "Provenance",
     "Purified",

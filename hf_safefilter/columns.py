@@ -19,6 +19,7 @@ UNSCORABLE = "unscorable"
 
 EMBEDDING_PREFIX = "emb_layer_"
 SCORE_SUFFIX = "_score"
+PAIR_SHIFT = "_pair_shift"
 FLOAT16_MAX = 65504.0
 
 Layer = int | str
@@ -55,6 +56,11 @@ def span_column(method: str) -> str:
     return f"{method}_span"
 
 
+def span_scores_column(method: str) -> str:
+    """Name of the column that holds, for each row, the scores of its spans in the order of `spans`."""
+    return f"{method}_span_scores"
+
+
 def rejected_column(method: str) -> str:
     """Name of the column that holds the scores of the rejected side of preference pairs."""
     return f"{method}_rejected{SCORE_SUFFIX}"
@@ -62,7 +68,7 @@ def rejected_column(method: str) -> str:
 
 def shift_column(method: str) -> str:
     """Name of the column that holds score(chosen) - score(rejected) of preference pairs."""
-    return f"{method}_pair_shift"
+    return f"{method}{PAIR_SHIFT}"
 
 
 def reason_column(method: str) -> str:

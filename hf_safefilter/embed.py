@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from hf_safefilter.model.reading_options import Attention, Dtype, Spans, TooLong
     from hf_safefilter.model.source import ModelKey
+    from hf_safefilter.model.tokens import Tokens
     from hf_safefilter.model.windows import RowReads
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,13 @@ class EmbedLayers(ReadingOptions, Step):
         from hf_safefilter.model.windows import plan_reads
 
         return plan_reads(rows, load.tokenizer(self._key()), self, load.max_tokens(self._key()))
+
+    def tokens(self, rows: Sequence[Conversation]) -> list[Tokens]:
+        """The tokens of each row, of a preference pair those of its chosen side, as the model reads them."""
+        from hf_safefilter.model import load
+        from hf_safefilter.model.tokens import tokenise
+
+        return tokenise(load.tokenizer(self._key()), rows, chat_template=self.chat_template, ignore=self.ignored)
 
     def all_layers(self) -> list[int]:
         """Layers 1..L of this model: the outputs of its blocks."""

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hf_safefilter.columns import score_column, shift_column
 from hf_safefilter.data.strict_yaml import load_yaml
+from hf_safefilter.decide.actions import Action
 from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.locate.search_prompts import ASKED, KINDS
 from hf_safefilter.model.reading_options import ReadingOptions, described, option_names
@@ -147,6 +149,10 @@ class SelectionRule(_Part):
 
     by: str | None = None
     """Name of the score to decide by; the only one, or the rank average of several, if left out."""
+    on: Literal["score", "pair_shift"] = "score"
+    """What of it decides: score, or, for preference pairs, pair_shift: the chosen answer's minus the rejected one's."""
+    action: Action = "drop"
+    """What becomes of dangerous rows: drop; switch (exchange chosen and rejected); mask (answers get weight 0)."""
     drop_fraction: float | None = None
     """Drop this share of the scored rows."""
     drop_count: int | None = None
@@ -180,6 +186,10 @@ class SelectionRule(_Part):
         passed = [name for name, value in ways.items() if value is not None]
         if len(passed) != 1:
             raise ValueError(f"give exactly one of {', '.join(ways)}; given: {', '.join(passed) or 'none'}")
+        if (self.action == "switch") > (self.on == "pair_shift"):
+            raise ValueError("action: switch exchanges the sides of preference pairs; decide by on: pair_shift")
+        if self.action == "mask" and self.on != "score":
+            raise ValueError("action: mask goes by the scores of answers; leave on: pair_shift out")
         return self
 
 
@@ -229,14 +239,23 @@ class Recipe(_Part):
             raise ValueError("methods is empty; name at least one")
         if len(set(names)) < len(names):
             raise ValueError("a method is named twice")
+        if self.select.on == "pair_shift" and self.decided_by == "rank_average":
+            raise ValueError("select.on is pair_shift, which an average of ranks does not have; name one method in by")
+        if self.select.action == "mask" and self.data.streaming:
+            raise ValueError("action: mask needs rows that are stored; leave data.streaming out")
         if self.select.by not in (None, "rank_average", *names):
             raise ValueError(f"select.by is {self.select.by!r}, which is not among the methods {', '.join(names)}")
         return self
 
     @property
     def decided_by(self) -> str:
-        """Name of the score that the threshold applies to."""
+        """Name of the method that the threshold applies to."""
         return self.select.by or (self.methods[0].name if len(self.methods) == 1 else "rank_average")
+
+    @property
+    def decided_column(self) -> str:
+        """Name of the column that the threshold applies to."""
+        return (shift_column if self.select.on == "pair_shift" else score_column)(self.decided_by)
 
     @classmethod
     def read(cls, source: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

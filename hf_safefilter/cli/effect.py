@@ -50,7 +50,7 @@ def effect(
         str | None,
         typer.Option(help="Good rows to measure the loss on; some kept rows are held out if this is left out."),
     ] = None,
-    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS}, separated by commas.")] = _ARMS,
+    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS},masked, separated by commas.")] = _ARMS,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; intervals need two, and are wide with few.")] = 3,
     tune: Annotated[str | None, typer.Option(help="lora, or full for all parameters.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the optimizer, the same for all arms.")] = 200,

@@ -97,6 +97,13 @@ class Batch:
             raise DataError(f"column {name!r} holds vectors of different lengths", fix=_EMBED_AGAIN)
         return Ragged.of(rows, np.empty((0, 0), np.float32))
 
+    def ragged(self, name: str) -> Ragged:
+        """A column of any number of plain numbers a row, in the dtype they are stored in."""
+        arrow = self._arrow(name)
+        if arrow is not None:
+            return ragged_from_arrow(arrow)
+        return Ragged.of([np.asarray(cell or (), np.float32) for cell in self.cells(name)])
+
     def spans(self) -> Ragged | None:
         """What was read of each row; None if there is no such column."""
         if SPANS not in self.names:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from hf_safefilter.checks import is_finite
+from hf_safefilter.checks import is_finite, require_choice
+from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX, SPANS, span_scores_column
 from hf_safefilter.data.arrow_files import arrow_file, scratch_folder
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.splits import joined, splits_of
+from hf_safefilter.decide.actions import Action, flagged_turns, masked, switched
 from hf_safefilter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,16 +33,21 @@ class IsSafe:
 
     Args:
         column: Name of a score column; higher = more dangerous.
-        threshold: A finite number; rows that score it or more are dropped.
+        threshold: A finite number; rows that score it or more are dangerous.
         rule: How the threshold was found, in words; a `Threshold` states it itself.
+        action: What becomes of dangerous rows: they are dropped, a preference pair is switched (see
+            `decide.actions`), or answers are masked. All but "drop" change rows: use `split` in place of a filter.
+        columns: ``{"messages": ...}`` for rows of no known shape whose answers are masked.
 
     Raises:
-        OptionError: The threshold is not a finite number.
+        OptionError: The threshold is not a finite number, or the action is not known.
     """
 
     column: str
     threshold: float
     rule: str = ""
+    action: Action = "drop"
+    columns: Mapping[str, str] | Sequence[tuple[str, str]] | None = None
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
@@ -48,22 +55,81 @@ class IsSafe:
             raise OptionError(
                 f"`threshold={self.threshold!r}` is not a finite number", fix="find one with threshold_for(...)"
             )
+        require_choice("action", self.action, get_args(Action))
         set_field = object.__setattr__
         rule = getattr(self.threshold, "rule", f"score below {float(self.threshold):.6g}")
         set_field(self, "rule", self.rule or rule)
         set_field(self, "threshold", float(self.threshold))
+        set_field(self, "columns", tuple(sorted(dict(self.columns).items())) if self.columns else None)
 
     def __call__(self, batch: Any) -> Any:
         """True for the rows to keep: a bool for a single row, bool (n,) for a batch."""
+        if self.action != "drop":
+            raise OptionError(
+                f"a filter cannot {self.action} rows, it drops them", fix="use split(ds, is_safe), or `action='drop'`"
+            )
         view = Batch(batch)
         mask = self.mask(view)
         return bool(mask[0]) if view.is_row else mask
 
     def mask(self, batch: Batch) -> np.ndarray:
-        """bool (n,): True for the rows to keep."""
+        """bool (n,): True for the rows that are kept as they are."""
         batch.require(self.column, f"score the rows first: ds.map(...) with the step that adds {self.column!r}")
         scores = batch.numbers(self.column)
         return np.isfinite(scores) & (scores < self.threshold)
+
+    def divide(self, table: pa.Table, scored: pa.Table | None = None) -> tuple[pa.Table, np.ndarray]:
+        """The rows as they are to be kept, and which of them are, bool (n,).
+
+        Args:
+            table: The rows.
+            scored: Their score columns, where `table` does not have them.
+        """
+        batch = Batch(table if scored is None else scored)
+        safe = self.mask(batch)
+        if self.action == "drop":
+            return table, safe
+        dangerous = ~safe & np.isfinite(batch.numbers(self.column))
+        if self.action == "switch":
+            return switched(table, dangerous), safe | dangerous
+        changed, left = masked(table, self.flagged(batch), dict(self.columns or ()))
+        return changed, safe | (dangerous & left)
+
+    def kept(self, table: pa.Table) -> np.ndarray:
+        """bool (n,): which rows are kept, as they are or changed."""
+        if self.action == "switch":
+            return np.isfinite(Batch(table).numbers(self.column))
+        return self.divide(table)[1]
+
+    @property
+    def method(self) -> str:
+        """Name of the method whose column decides."""
+        return self.column.removesuffix(PAIR_SHIFT).removesuffix(SCORE_SUFFIX)
+
+    def flagged(self, batch: Batch) -> list[set[int]]:
+        """The turns of each row whose score reaches the threshold."""
+        name = span_scores_column(self.method)
+        for column in (name, SPANS):
+            batch.require(column, "score the rows by a method that reads spans")
+        spans = batch.spans()
+        assert spans is not None  # required above
+        return flagged_turns(spans, batch.ragged(name), self.threshold)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values from which `from_json` makes the same decision."""
+        columns = {"columns": dict(self.columns)} if self.columns else {}
+        return {
+            "column": self.column,
+            "threshold": self.threshold.hex(),
+            "rule": self.rule,
+            "action": self.action,
+        } | columns
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> IsSafe:
+        """See `to_json`."""
+        threshold = float.fromhex(record["threshold"])
+        return cls(record["column"], threshold, record["rule"], record.get("action", "drop"), record.get("columns"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +144,8 @@ def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
     """Split rows by a predicate into two flat data sets, streaming; `ds` is not changed.
 
     Unlike `filter`, which stores indices into the rows of `ds`, the parts are written to disk once and then read at
-    full speed. They are stored beside the other cache files of `ds`, and the same split is not written twice.
+    full speed. They are stored beside the other cache files of `ds`, and the same split is not written twice. Rows
+    that the decision switches or masks are among the kept ones, as they are to be trained on.
 
     Raises:
         MissingError: The score column is missing.
@@ -95,16 +162,22 @@ def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
     from datasets.fingerprint import Hasher
 
     Batch({name: [] for name in ds.column_names}).require(is_safe.column, "score the rows first")
-    prints = {keep: Hasher.hash(("split/1", ds._fingerprint, Hasher.hash(is_safe), keep)) for keep in (True, False)}
+    prints = {keep: Hasher.hash(("split/2", ds._fingerprint, Hasher.hash(is_safe), keep)) for keep in (True, False)}
     paths = {keep: _folder(ds) / f"safefilter-{fingerprint}.arrow" for keep, fingerprint in prints.items()}
     schema = ds.features.arrow_schema
+    schemas = {True: is_safe.divide(schema.empty_table())[0].schema, False: schema}
     with ExitStack() as files:
-        writers = {k: files.enter_context(arrow_file(path, schema)) for k, path in paths.items() if not path.exists()}
+        writers = {
+            keep: files.enter_context(arrow_file(path, schemas[keep]))
+            for keep, path in paths.items()
+            if not path.exists()
+        }
         for table in _tables(ds) if writers else ():
-            mask = is_safe.mask(Batch(table))
+            changed, mask = is_safe.divide(table)
             for keep, write in writers.items():
-                write(table.filter(pa.array(mask == keep)))
-    return _open(paths[True], ds, prints[True]), _open(paths[False], ds, prints[False])
+                write((changed if keep else table).filter(pa.array(mask == keep)))
+    kept, dropped = (_open(paths[keep], ds, prints[keep], schemas[keep]) for keep in (True, False))
+    return kept, dropped
 
 
 def _tables(ds: Dataset) -> Iterable[pa.Table]:
@@ -114,10 +187,13 @@ def _tables(ds: Dataset) -> Iterable[pa.Table]:
         yield from ds.with_format("arrow").iter(_ROWS)
 
 
-def _open(path: Path, like: Dataset, fingerprint: str) -> Dataset:
-    from datasets import Dataset
+def _open(path: Path, like: Dataset, fingerprint: str, schema: pa.Schema) -> Dataset:
+    from datasets import Dataset, Features
 
-    part = Dataset.from_file(str(path), info=like.info.copy(), split=like.split)
+    info = like.info.copy()
+    if schema != like.features.arrow_schema:
+        info.features = Features.from_arrow_schema(schema)
+    part = Dataset.from_file(str(path), info=info, split=like.split)
     part._fingerprint = fingerprint
     return part
 

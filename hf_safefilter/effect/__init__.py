@@ -4,10 +4,20 @@
 rows chosen without the score, and asks harmful and harmless questions before and after tuning.
 """
 
-from hf_safefilter.effect.arms import ARMS, CONTRASTS
+from hf_safefilter.effect.arms import ARMS, CONTRASTS, USUAL
 from hf_safefilter.effect.effect_report import EffectReport, read_card_part
 from hf_safefilter.effect.questions import Questions
 from hf_safefilter.effect.study import Study, measure_effect
 from hf_safefilter.effect.tuning import Tuning
 
-__all__ = ["ARMS", "CONTRASTS", "EffectReport", "Questions", "Study", "Tuning", "measure_effect", "read_card_part"]
+__all__ = [
+    "ARMS",
+    "CONTRASTS",
+    "USUAL",
+    "EffectReport",
+    "Questions",
+    "Study",
+    "Tuning",
+    "measure_effect",
+    "read_card_part",
+]

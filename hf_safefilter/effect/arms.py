@@ -11,14 +11,23 @@ import numpy as np
 from hf_safefilter.checks import require_choice
 from hf_safefilter.errors import DataError, OptionError
 
-ARMS = ("all", "kept", "dropped", "random", "length_matched")
-"""All rows; kept rows; dropped rows; as many rows as dropped, at random; as many kept rows with the same lengths."""
+ARMS = ("all", "kept", "dropped", "random", "length_matched", "masked")
+"""All rows; kept rows; dropped rows; as many rows as dropped, at random; as many kept rows with the same lengths; all
+rows of which anything is left when the spans above the threshold are not learned."""
+
+USUAL = ARMS[:5]
+"""The arms of a study that names none; `masked` needs a method that scores spans."""
+
+MASKED = "masked"
+_ORDER = 5  # no arm that draws rows has this number
 
 FROZEN = "+frozen"
 """Ending of the name of an arm that is tuned with the safety blocks frozen."""
 
 CONTRASTS = (
     ("kept", "all"),
+    ("masked", "all"),
+    ("masked", "kept"),
     ("dropped", "random"),
     ("dropped", "length_matched"),
     ("all+frozen", "all"),
@@ -68,7 +77,9 @@ def arms_of(names: Sequence[str], blocks: tuple[int, int] | None) -> list[Arm]:
     return arms
 
 
-def choose_rows(rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int) -> np.ndarray:
+def choose_rows(
+    rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int, left: np.ndarray | None = None
+) -> np.ndarray:
     """Indices of the rows of an arm, in ascending order.
 
     Args:
@@ -76,6 +87,7 @@ def choose_rows(rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int) -> 
         kept: Which rows the score keeps, bool (n,).
         lengths: Lengths of the responses, (n,).
         seed: Seed of the draws; another seed draws other rows.
+        left: In which rows something is left when they are masked, bool (n,); for the arm `MASKED`.
 
     Raises:
         DataError: The arm is empty, or there are too few rows to draw from.
@@ -86,6 +98,8 @@ def choose_rows(rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int) -> 
         indices = dropped
     elif rows == "random":
         indices = np.sort(draw.permutation(len(kept))[: len(dropped)])
+    elif rows == MASKED:
+        indices = np.flatnonzero(kept if left is None else left)
     elif rows == "length_matched":
         indices = match_lengths(dropped, np.flatnonzero(kept), lengths, draw)
     else:
@@ -134,6 +148,6 @@ def schedule(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     This way arms of any size see as many rows in as many steps.
     """
-    draw = np.random.default_rng([seed, len(ARMS)])
+    draw = np.random.default_rng([seed, _ORDER])
     rounds = [draw.permutation(rows) for _ in range(-(-count // len(rows)))]
     return np.concatenate(rounds)[:count]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_safefilter.columns import EMBEDDING_PREFIX
+from hf_safefilter.columns import EMBEDDING_PREFIX, SPANS, span_scores_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import Conversation, conversations, prompt_of
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.shapes import ignored_in
-from hf_safefilter.errors import DataError
+from hf_safefilter.decide.mask_tokens import masked_tokens
+from hf_safefilter.errors import DataError, MissingError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -32,13 +33,17 @@ class Material:
         conversations: Conversations of the rows.
         tokens: Tokens of the rows, as the model reads them.
         kept: Which rows the filter keeps, bool (n,); a row without a score is not kept.
+        scored: Which rows have a score, bool (n,).
         unreadable: Number of rows that are in no arm because the model cannot read them.
+        masked: For each row the tokens [start:stop] that the decision finds dangerous; None if spans have no scores.
     """
 
     conversations: tuple[Conversation, ...]
     tokens: tuple[Tokens, ...]
     kept: np.ndarray
+    scored: np.ndarray
     unreadable: int
+    masked: tuple[tuple[tuple[int, int], ...], ...] | None = None
 
     @cached_property
     def ids(self) -> list[str]:
@@ -54,6 +59,25 @@ class Material:
     def lengths(self) -> np.ndarray:
         """Number of tokens that are learned, int (n,)."""
         return np.array([int(row.labelled().sum()) for row in self.tokens])
+
+    @cached_property
+    def masked_tokens(self) -> tuple[Tokens, ...]:
+        """Tokens of the rows, of which the dangerous ones are not learned.
+
+        Raises:
+            MissingError: Spans have no scores.
+        """
+        if self.masked is None:
+            raise MissingError(
+                "the arm 'masked' needs the scores of spans", fix="score the rows by a method of vectors, such as larf"
+            )
+        return tuple(replace(row, masked=spans) for row, spans in zip(self.tokens, self.masked, strict=True))
+
+    @cached_property
+    def left(self) -> np.ndarray:
+        """In which scored rows something is left to learn when they are masked, bool (n,)."""
+        learned = np.array([bool(row.labelled().any()) for row in self.masked_tokens])
+        return learned & self.scored
 
     def hold_out(self, count: int) -> tuple[Material, tuple[Conversation, ...]]:
         """The material without up to `count` kept rows (at most a tenth of the kept ones), and these rows.
@@ -75,7 +99,9 @@ class Material:
             tuple(self.conversations[index] for index in indices),
             tuple(self.tokens[index] for index in indices),
             self.kept[indices],
+            self.scored[indices],
             self.unreadable,
+            None if self.masked is None else tuple(self.masked[index] for index in indices),
         )
 
 
@@ -103,11 +129,16 @@ def read_material(
     """
     rows: list[Conversation] = []
     kept: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
+    masked: list[tuple[tuple[int, int], ...]] | None = []
     for split in scored.values() if isinstance(scored, Mapping) else [scored]:
         text = split.select_columns([name for name in split.column_names if not name.startswith(EMBEDDING_PREFIX)])
         for table in text.with_format("arrow").iter(4096):
             batch = Batch(table)
             kept.append(is_safe.mask(batch))
+            scores.append(batch.numbers(is_safe.column))
+            if masked is not None:
+                masked = [*masked, *masked_tokens(batch, is_safe)] if _scores_spans(batch, is_safe) else None
             rows += conversations(batch, columns)
     tokens = tokens_of(rows, key, max_length, chat_template, ignored_in(columns))
     readable = [index for index, row in enumerate(tokens) if not row.reason]
@@ -117,8 +148,14 @@ def read_material(
         tuple(rows[index] for index in readable),
         tuple(tokens[index] for index in readable),
         np.concatenate(kept)[readable],
+        np.isfinite(np.concatenate(scores))[readable],
         len(rows) - len(readable),
+        None if masked is None else tuple(masked[index] for index in readable),
     )
+
+
+def _scores_spans(batch: Batch, is_safe: IsSafe) -> bool:
+    return {SPANS, span_scores_column(is_safe.method)} <= set(batch.names)
 
 
 def tokens_of(

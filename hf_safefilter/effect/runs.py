@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.effect.arms import Arm, schedule
+from hf_safefilter.effect.arms import MASKED, Arm, schedule
 from hf_safefilter.effect.ledger import Ledger, Run, digest_of
 from hf_safefilter.effect.material import Material, tokens_of
 from hf_safefilter.effect.measures import Measurements, Replies, mean_loss, replies_to
@@ -70,8 +70,10 @@ class Runs:
         from hf_safefilter.model import load
 
         blocks = freeze if arm.frozen else None
-        ids = [self.rows.ids[row] for row in rows]
-        digest = self._digest(arm=arm.rows, seed=seed, rows=ids, tuning=asdict(self.tuning), frozen=blocks)
+        learned: list[Any] = [self.rows.ids[row] for row in rows]
+        if arm.rows == MASKED:
+            learned = [[id_, self.rows.masked_tokens[row].masked] for id_, row in zip(learned, rows, strict=True)]
+        digest = self._digest(arm=arm.rows, seed=seed, rows=learned, tuning=asdict(self.tuning), frozen=blocks)
         finished = self.ledger.find(arm.name, seed, digest)
         if finished is not None:
             logger.info("%s, seed %d: finished before", arm.name, seed)
@@ -82,7 +84,7 @@ class Runs:
         model, losses = tune(
             load.fresh_causal_lm(self.key, self.device),
             load.tokenizer(self.key),
-            self.rows.tokens,
+            self.rows.masked_tokens if arm.rows == MASKED else self.rows.tokens,
             order,
             self.tuning,
             seed=seed,

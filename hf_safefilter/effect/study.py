@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.data.row_ids import row_id
-from hf_safefilter.effect.arms import ARMS, Arm, arms_of, choose_rows
+from hf_safefilter.effect.arms import MASKED, USUAL, Arm, arms_of, choose_rows
 from hf_safefilter.effect.effect_plot import draw
 from hf_safefilter.effect.effect_report import EffectReport
 from hf_safefilter.effect.ledger import Ledger, Run, digest_of
@@ -63,7 +63,7 @@ class Study:
     questions: Questions
     _: KW_ONLY
     tuning: Tuning = field(default_factory=Tuning)
-    arms: Sequence[str] = ARMS
+    arms: Sequence[str] = USUAL
     seeds: Sequence[int] = (0, 1, 2)
     freeze: tuple[int, int] | None = None
     known_prompts: Sequence[str] = ()
@@ -140,8 +140,11 @@ def measure_effect(
         questions = questions.first(study.ask_at_most)
     questions.required(left_out)
     judge = matcher(study.judge, option="judge")
+    left = rows.left if any(arm.rows == MASKED for arm in arms) else None
     chosen = {
-        (arm.name, seed): choose_rows(arm.rows, rows.kept, rows.lengths, seed) for arm in arms for seed in study.seeds
+        (arm.name, seed): choose_rows(arm.rows, rows.kept, rows.lengths, seed, left)
+        for arm in arms
+        for seed in study.seeds
     }
     inputs = _inputs(study, key, is_safe, rows, questions, judge)
     ledger.open(inputs)

@@ -52,7 +52,8 @@ def _with_columns(
         from datasets import concatenate_datasets
 
         vectors = {name for name in part.column_names if name.startswith(EMBEDDING_PREFIX)}
-        read = list(step.needs()) or [name for name in part.column_names if name not in vectors]
+        spans = [SPANS] if SPANS in part.column_names else []  # they tell the sides of a preference pair apart
+        read = [*step.needs(), *spans] if step.needs() else [name for name in part.column_names if name not in vectors]
         options = {"batched": True, "batch_size": ROWS_PER_CALL, "num_proc": num_proc, "with_rank": True, "desc": desc}
         # A selection of rows would have to be written out first. Where a column is missing, the step raises.
         if part._indices is not None or not len(part) or not set(read) <= set(part.column_names):

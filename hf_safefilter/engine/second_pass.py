@@ -16,7 +16,7 @@ from hf_safefilter.engine.ordered import Piece, cut
 from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, Features, IterableDataset
 
     from hf_safefilter.decide.select import IsSafe
 
@@ -45,13 +45,23 @@ def reread_kept(
 
     features = None
     if stream.features is not None:
-        features = Features({**stream.features, **{name: scored.features[name] for name in names}})
+        features = _features_of_kept(stream.features, scored, is_safe)
+        features = Features({**features, **{name: scored.features[name] for name in names}})
     second_pass = _SecondPass(stream, scored, is_safe, tuple(names), dict(columns) if columns else None)
     # Not the map and filter of the stream: where a filter leaves batches of different sizes, `datasets` 5.2 joins the
     # keys of its Arrow tables into ever longer ones, until memory is full.
     return IterableDataset(
         ArrowExamplesIterable(second_pass.tables, {}), DatasetInfo(features=features), split=stream.split
     )
+
+
+def _features_of_kept(features: Features, scored: Dataset, is_safe: IsSafe) -> Features:
+    """Those of the rows that are kept, which may have more than the stream's: the weight of a turn."""
+    from datasets import Features
+
+    schema = features.arrow_schema
+    changed = is_safe.divide(schema.empty_table(), scored.features.arrow_schema.empty_table())[0].schema
+    return features if changed == schema else Features.from_arrow_schema(changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +77,10 @@ class _SecondPass:
         for piece in cut(self.stream):
             scored = self.scored.with_format("arrow")[piece.start : piece.start + piece.table.num_rows]
             self._require_scored_rows(piece, scored[ROW_ID].to_pylist())
-            table = piece.table
+            table, kept = self.is_safe.divide(piece.table, scored)
             for name in self.names:
                 table = table.append_column(scored.schema.field(name), scored[name])
-            table = table.filter(pa.array(self.is_safe.mask(Batch(scored))))
+            table = table.filter(pa.array(kept))
             if table.num_rows:
                 yield piece.start, table
 

@@ -178,6 +178,12 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
         raise ModelError(f"{model} is not cached and the Hub cannot be reached", found=_line(error), fix=fix) from error
     except SafefilterError:
         raise
+    except ImportError as error:  # of a package that reads a format of quantised weights
+        raise ModelError(
+            f"{model} has weights in a format that needs another package",
+            found=_line(error),
+            fix="install that package, or use the model in float32, bfloat16 or float16",
+        ) from error
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(error)) from error
 
@@ -188,6 +194,8 @@ def _line(error: Exception) -> str:
 
 def _advice(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, FileNotFoundError):
+        return "download the model again: a file that its index names is missing"
     if "safetensors" in text and not isinstance(error, ValueError):
         return CONVERT
     if "trust_remote_code" in text or "model type" in text:

@@ -48,6 +48,7 @@ class Tokens:
         truncated: Whether its end was cut off.
         ended: Whether nothing but whitespace and the tokenizer's own tokens follow the last span.
         reason: "" or why it cannot be read; then `ids` is empty.
+        masked: Tokens [start:stop] of spans that are not to be learned.
     """
 
     ids: np.ndarray
@@ -55,6 +56,7 @@ class Tokens:
     truncated: bool = False
     ended: bool = False
     reason: str = ""
+    masked: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def unread(cls, reason: str) -> Tokens:
@@ -69,13 +71,18 @@ class Tokens:
         if not left:
             return Tokens.unread("too_long")
         spans = [Span(turn, start, min(content, longest), min(stop, longest)) for turn, start, content, stop in left]
-        return Tokens(self.ids[:longest], spans, truncated=True)
+        return Tokens(self.ids[:longest], spans, truncated=True, masked=self.masked)
 
     def labelled(self) -> np.ndarray:
-        """Which tokens a trainer would learn, bool `(length,)`: those of the spans, but never the first of a row."""
+        """Which tokens a trainer would learn, bool `(length,)`: those of the spans that are not masked.
+
+        The first token of a row is never learned.
+        """
         labels = np.zeros(len(self.ids), bool)
         for span in self.spans:
             labels[span.start : span.stop] = True
+        for start, stop in self.masked:
+            labels[start:stop] = False
         labels[:1] = False  # no token stands before it from which it could be predicted
         return labels
 

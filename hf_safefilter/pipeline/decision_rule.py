@@ -21,7 +21,7 @@ def decide_threshold(
     scored: Dataset | DatasetDict, column: str, rule: SelectionRule, steps: Sequence[Step]
 ) -> Threshold:
     """The threshold that `rule` states; rows known to be good are scored by the same `steps` first."""
-    options = rule.model_dump(exclude_none=True, exclude={"by"})
+    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action"})
     if rule.label is None:
         options.pop("unsafe")
     if rule.known_good is not None:

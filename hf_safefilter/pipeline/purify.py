@@ -24,7 +24,7 @@ from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.cross_validation import choose_layer, compares_with_references
 from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
 from hf_safefilter.pipeline.decision_rule import decide_threshold
-from hf_safefilter.recipe import Recipe
+from hf_safefilter.recipe import MethodChoice, Recipe
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.open import open_references, require_same_reading
 from hf_safefilter.scores import fitted_to, make_score, takes
@@ -110,7 +110,14 @@ def purify(
         embedded = embed_rows(ds, embed) if engine is None else engine.add(ds, [embed])
     columns = embed.mapping
     scores = [
-        make_score(method.name, method.options, references=references, layer=layer, columns=columns, rows=embedded)
+        make_score(
+            method.name,
+            _with_pairs(method, recipe),
+            references=references,
+            layer=layer,
+            columns=columns,
+            rows=embedded,
+        )
         for method in recipe.methods
     ]
     steps: list[Step] = [embed, *scores]
@@ -149,6 +156,21 @@ def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | Sa
     return index, choice
 
 
+def _with_pairs(method: MethodChoice, recipe: Recipe) -> dict[str, Any]:
+    """The options of a method, with columns for both sides of preference pairs if the decision needs them.
+
+    Raises:
+        OptionError: The method does not tell the sides apart.
+    """
+    if recipe.select.on != "pair_shift" or method.name != recipe.decided_by:
+        return method.options
+    if "pairs" not in takes(method.name):
+        raise OptionError(
+            f"{method.name} does not score both sides of a pair", fix="decide by a score of vectors, such as larf"
+        )
+    return method.options | {"pairs": True}
+
+
 def _reads_a_layer(recipe: Recipe) -> bool:
     return any("layer" in takes(method.name) for method in recipe.methods)
 
@@ -185,9 +207,10 @@ def _decide(
     from hf_safefilter.publish.gather import gather
 
     warn_of_unscorable(scored)
-    column = score_column(recipe.decided_by)
+    column = recipe.decided_column
     threshold = decide_threshold(scored, column, recipe.select, steps)
-    is_safe = IsSafe(column, threshold)
+    columns = with_ignored(recipe.data.columns, recipe.model.ignored) if recipe.select.action == "mask" else None
+    is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns)
     parts = split(scored, is_safe)
     evaluation = None
     if recipe.evaluate is not None:

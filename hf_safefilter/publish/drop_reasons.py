@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.columns import ROW_ID, SCORE_SUFFIX, UNSCORABLE, reason_column
+from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, UNSCORABLE, reason_column
 from hf_safefilter.data.batch import Batch
 
 if TYPE_CHECKING:
@@ -21,18 +21,21 @@ NO_NUMBER = "score is not a number"
 
 def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
     """Why each row was dropped; "" for a row that was kept."""
-    own = reason_column(is_safe.column.removesuffix(SCORE_SUFFIX))
-    columns = [name for name in (is_safe.column, own, UNSCORABLE) if name in part.column_names]
-    view = Batch(part.select_columns(columns).with_format("arrow")[:]) if len(part) else None
-    if view is None:
+    if not len(part):
         return []
+    own = reason_column(is_safe.method)
+    columns = [name for name in (is_safe.column, own, UNSCORABLE) if name in part.column_names]
+    if is_safe.action == "mask":  # it depends on the turns whether anything is left
+        columns = [name for name in part.column_names if not name.startswith(EMBEDDING_PREFIX)]
+    table = part.select_columns(columns).with_format("arrow")[:]
+    view = Batch(table)
     # the reason of a method that reads the text itself comes before that of the embedder
     column = next((name for name in (own, UNSCORABLE) if name in columns), None)
     unread = view.cells(column) if column else [""] * view.n
     finite = np.isfinite(view.numbers(is_safe.column))
     return [
         "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER
-        for kept, reason, scored in zip(is_safe.mask(view).tolist(), unread, finite.tolist(), strict=True)
+        for kept, reason, scored in zip(is_safe.kept(table).tolist(), unread, finite.tolist(), strict=True)
     ]
 
 

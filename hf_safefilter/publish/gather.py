@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
-from hf_safefilter.publish.drop_reasons import by_split, reasons_of, row_ids
+from hf_safefilter.publish.drop_reasons import REACHED, by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
 from hf_safefilter.step import Step, steps_made
 
@@ -103,8 +103,9 @@ def gather(
             threshold=is_safe.threshold,
             threshold_hex=is_safe.threshold.hex(),
             rule=is_safe.rule,
+            action=is_safe.action,
         ),
-        counts=_counts(parts, reasons),
+        counts=_counts(parts, reasons, int((scores >= is_safe.threshold).sum())),
         quantiles=_quantiles(scores),
         controls=_controls(scored, scores, _columns_option(steps)),
         check=check,
@@ -178,7 +179,7 @@ def _indexes(steps: Sequence[Step]) -> list[ReferenceIndex]:
     return [references(digest) for digest in digests]
 
 
-def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]]) -> Counts:
+def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dangerous: int) -> Counts:
     all_reasons = [reason for part in reasons.values() for reason in part]
     dropped = Counter(filter(None, all_reasons))
     tables: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
@@ -190,6 +191,7 @@ def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]]) -> C
         rows=len(all_reasons),
         kept=len(all_reasons) - sum(dropped.values()),
         dropped=sum(dropped.values()),
+        changed=dangerous - dropped[REACHED],
         by_reason=dict(dropped.most_common()),
         by_split={name: Share(rows=len(part), dropped=sum(map(bool, part))) for name, part in reasons.items()},
         by_source=tables["source"],

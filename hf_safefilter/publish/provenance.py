@@ -44,6 +44,8 @@ class Decision(_Facts):
     threshold_hex: str
     """The same number to the last bit."""
     rule: str
+    action: str = "drop"
+    """What became of the rows above the threshold: drop, switch or mask."""
 
 
 class Share(_Facts):
@@ -59,6 +61,8 @@ class Counts(_Facts):
     rows: int
     kept: int
     dropped: int
+    changed: int = 0
+    """Kept rows that were switched or masked."""
     by_reason: dict[str, int]
     by_split: dict[str, Share]
     by_source: dict[str, Share] = Field(default_factory=dict)

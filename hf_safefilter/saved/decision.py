@@ -31,12 +31,11 @@ def write_decision(folder: Path, saved: Saved, is_safe: IsSafe) -> Decided:
     from hf_safefilter.decide.select import split
 
     parts = split(saved.rows, is_safe)
-    decision = {"column": is_safe.column, "threshold": float(is_safe.threshold).hex(), "rule": is_safe.rule}
     with atomic_folder(folder, marker=DECISION) as scratch:
         for name, part in (("kept", parts.kept), ("dropped", parts.dropped)):
             part.save_to_disk(str(scratch / name), num_shards=files_for(part))
         save_rows(saved.rows, scratch / "scored", saved.steps, name=saved.name, revision=saved.revision)
-        (scratch / DECISION).write_text(json.dumps(decision, indent=1) + "\n", encoding="utf-8")
+        (scratch / DECISION).write_text(json.dumps(is_safe.to_json(), indent=1) + "\n", encoding="utf-8")
     return Decided(count_rows(parts.kept), count_rows(parts.dropped))
 
 
@@ -54,7 +53,7 @@ def read_decision(folder: Path) -> tuple[Saved, IsSafe]:
         raise MissingError(f"{folder} holds no decision", fix="make one: hf-safefilter select --help")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        is_safe = IsSafe(record["column"], float.fromhex(record["threshold"]), record["rule"])
+        is_safe = IsSafe.from_json(record)
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path} is damaged", fix="decide again: hf-safefilter select --help") from error
     return load_rows_with_steps(folder / "scored"), is_safe

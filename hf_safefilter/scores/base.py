@@ -16,6 +16,7 @@ from hf_safefilter.columns import (
     score_column,
     shift_column,
     span_column,
+    span_scores_column,
 )
 from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.data.ragged import Ragged
@@ -82,9 +83,10 @@ class Score(Step):
 class SpanScore(Score):
     """Base of scores of vectors: each span of a row has a score, and the row's is the largest of its spans'.
 
-    Adds ``<METHOD>_score`` and ``<METHOD>_span``, int32: the index in ``spans`` of the span with that score, -1 where
-    there is none. For preference pairs the score is that of the chosen side; with `pairs` there are also
-    ``<METHOD>_rejected_score`` and ``<METHOD>_pair_shift``, the chosen side's score minus the rejected side's.
+    Adds ``<METHOD>_score``; ``<METHOD>_span``, int32: the index in ``spans`` of the span with that score, -1 where
+    there is none; and ``<METHOD>_span_scores``, float32: the scores of all spans. For preference pairs the score is
+    that of the chosen side; with `pairs` there are also ``<METHOD>_rejected_score`` and ``<METHOD>_pair_shift``, the
+    chosen side's score minus the rejected side's.
 
     A subclass has the field ``pairs``, and implements `vectors` and `span_scores`.
     """
@@ -94,9 +96,9 @@ class SpanScore(Score):
     pairs: bool
 
     def produces(self) -> tuple[str, ...]:
-        """The score column and the column of spans; with `pairs` those of the other side and of the difference too."""
+        """The score column and those of spans; with `pairs` those of the other side and of the difference too."""
         more = (rejected_column(self.METHOD), shift_column(self.METHOD)) if self.pairs else ()
-        return (score_column(self.METHOD), span_column(self.METHOD), *more)
+        return (score_column(self.METHOD), span_column(self.METHOD), span_scores_column(self.METHOD), *more)
 
     def vectors(self, batch: Batch) -> Ragged:
         """The vectors of the batch that are scored."""
@@ -107,14 +109,18 @@ class SpanScore(Score):
         raise NotImplementedError
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
-        """float32 (n,) and int32 (n,); with `pairs` two more columns of float32 (n,)."""
+        """float32 (n,), int32 (n,) and float32 (m,) of all spans; with `pairs` two more columns of float32 (n,)."""
         vectors, spans = self.vectors(batch), batch.spans()
         scores = Ragged(np.concatenate(by_piece(vectors.values, self.span_scores)).astype(np.float32), vectors.offsets)
         if spans is not None and not np.array_equal(spans.offsets, vectors.offsets):
             raise DataError("`spans` and vectors do not belong together", fix="embed the rows again")
         rejected = np.zeros(len(scores.values), bool) if spans is None else spans.values["rejected"]
         chosen, at = largest_of(scores, ~rejected)
-        columns: dict[str, Column] = {score_column(self.METHOD): chosen, span_column(self.METHOD): at}
+        columns: dict[str, Column] = {
+            score_column(self.METHOD): chosen,
+            span_column(self.METHOD): at,
+            span_scores_column(self.METHOD): scores,
+        }
         if self.pairs:
             other, _ = largest_of(scores, rejected)
             columns |= {rejected_column(self.METHOD): other, shift_column(self.METHOD): chosen - other}

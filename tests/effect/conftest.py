@@ -9,6 +9,7 @@ from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.effect import Questions, Study, Tuning, measure_effect
 from hf_safefilter.effect.material import read_material, tokens_of
+from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.model import load
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.model.source import ModelKey
@@ -99,3 +100,36 @@ def study(scored, is_safe, questions, small):
         return measure_effect(data, is_safe, Study(TOY, asked, **options), output, on_run=on_run)
 
     return run
+
+
+@pytest.fixture
+def scored_spans():
+    """Ten benign rows, ten of a harmful and a benign answer, five harmful ones; spans have scores that know."""
+    rows = mixed_rows(100, 0.3, 6)
+    good, bad = ([row for row in rows if row["label"] == label] for label in ("safe", "unsafe"))
+    talks = (
+        [[good[i]] for i in range(10)] + [[bad[i], good[10 + i]] for i in range(10)] + [[bad[10 + i]] for i in range(5)]
+    )
+    turns = [
+        [
+            turn
+            for row in talk
+            for turn in (
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["response"]},
+            )
+        ]
+        for talk in talks
+    ]
+    step = EmbedLayers("toy", [1], window=None)
+    embedded = Dataset.from_list([{"messages": talk} for talk in turns]).map(step, batched=True)
+    scores = [[float(row["label"] == "unsafe") for row in talk] for talk in talks]
+    scored = embedded.add_column("some_span_scores", scores).add_column("some_score", [max(row) for row in scores])
+    study = Study(
+        "toy",
+        Questions.toy(6),
+        tuning=Tuning(steps=2, batch=4, learning_rate=1e-3),
+        arms=("kept", "masked"),
+        seeds=(0,),
+    )
+    return scored, IsSafe("some_score", 0.5), study

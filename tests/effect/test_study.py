@@ -11,11 +11,11 @@ import pytest
 from datasets import Dataset
 from processes import wait_until
 
-from hf_safefilter.effect import Questions, Tuning
+from hf_safefilter.effect import Questions, Tuning, measure_effect
 from hf_safefilter.effect import runs as study_module
-from hf_safefilter.effect.arms import ARMS
+from hf_safefilter.effect.arms import USUAL
 from hf_safefilter.effect.effect_report import metric
-from hf_safefilter.errors import DataError, ModelError, OptionError
+from hf_safefilter.errors import DataError, MissingError, ModelError, OptionError
 from hf_safefilter.toy.corpus import heldout_rows
 
 
@@ -45,18 +45,32 @@ def figures(report) -> dict:
 
 def test_every_arm_gets_as_many_steps_and_seeds(finished_study):
     report, _ = finished_study
-    assert report.arms == list(ARMS)
-    assert {(run.arm, run.seed) for run in report.runs} == {(arm, seed) for arm in ARMS for seed in (0, 1)}
+    assert report.arms == list(USUAL)
+    assert {(run.arm, run.seed) for run in report.runs} == {(arm, seed) for arm in USUAL for seed in (0, 1)}
     assert {run.steps for run in report.runs} == {2}
-    rows = {arm: {run.rows for run in report.of(arm)} for arm in ARMS}
+    rows = {arm: {run.rows for run in report.of(arm)} for arm in USUAL}
     assert rows == {"all": {80}, "kept": {64}, "dropped": {16}, "random": {16}, "length_matched": {16}}
-    length = {arm: report.of(arm)[0].mean_length for arm in ARMS}
+    length = {arm: report.of(arm)[0].mean_length for arm in USUAL}
     assert abs(length["length_matched"] - length["dropped"]) < abs(length["kept"] - length["dropped"]) / 2
     assert report.counts == {
         "rows": 80, "kept": 64, "dropped": 16, "unreadable": 0, "held_out": 0, "harmful": 12, "over_refusal": 12,
         "benign": 12, "harmful_left_out": 0, "over_refusal_left_out": 0, "benign_left_out": 0,
     }  # fmt: skip
     assert report.before.measured.harmful.refusal > 0.9
+
+
+def test_a_masked_arm_learns_the_rest_of_the_rows(scored_spans, tmp_path, tuned):
+    scored, is_safe, study = scored_spans
+    report = measure_effect(scored, is_safe, study, tmp_path / "out")
+    assert report.arms == ["kept", "masked"]
+    rows = {run.arm: run.rows for run in report.runs}
+    assert rows == {"kept": 10, "masked": 20}  # the ten rows of two answers, one of them harmful, are kept in part
+    assert report.contrasts
+
+
+def test_a_masked_arm_needs_scores_of_spans(study, tmp_path):
+    with pytest.raises(MissingError, match="scores of spans"):
+        study(tmp_path / "out", arms=("kept", "masked"))
 
 
 def test_what_is_on_disk_is_the_report(finished_study):
@@ -69,7 +83,7 @@ def test_what_is_on_disk_is_the_report(finished_study):
         "effect.svg",
     }
     body = json.loads((folder / "effect.json").read_text())
-    for arm in ARMS:
+    for arm in USUAL:
         by_hand = np.mean([run["measured"]["harmful"]["refused"] / 12 for run in body["runs"] if run["arm"] == arm])
         assert body["arms"][arm]["refusal"]["mean"] == pytest.approx(by_hand)
     assert body["card"]["threshold_hex"] == (0.5).hex()

@@ -214,8 +214,8 @@ def test_rows_that_are_no_pairs_have_no_rejected_score(make, name, ragged):
 
 
 def test_the_columns_of_a_pair_are_asked_for(make):
-    assert make("larf").produces() == ("larf_score", "larf_span")
-    columns = ("larf_score", "larf_span", "larf_rejected_score", "larf_pair_shift")
+    assert make("larf").produces() == ("larf_score", "larf_span", "larf_span_scores")
+    columns = ("larf_score", "larf_span", "larf_span_scores", "larf_rejected_score", "larf_pair_shift")
     assert make("larf", pairs=True).produces() == columns
     assert make("larf", pairs=True) != make("larf")
 
@@ -225,8 +225,20 @@ def test_the_types_of_the_columns(make, ragged):
     kinds = {name: added.schema.field(name).type for name in make("larf", pairs=True).produces()}
     assert kinds == {
         "larf_score": pa.float32(), "larf_span": pa.int32(), "larf_rejected_score": pa.float32(),
-        "larf_pair_shift": pa.float32(),
+        "larf_pair_shift": pa.float32(), "larf_span_scores": pa.list_(pa.float32()),
     }  # fmt: skip
+
+
+def test_each_span_has_its_score_and_the_row_its_largest(make, ragged):
+    rows, rejected = ragged
+    found = of(table_of(rows, rejected), make("larf"))
+    for row, sides, scores, top, at in zip(
+        rows, rejected, found["span_scores"], found["score"], found["span"], strict=True
+    ):
+        assert len(scores) == len(row)
+        chosen = [score for score, other in zip(scores, sides, strict=True) if not other]
+        if at >= 0:
+            assert top == max(chosen) == scores[at]
 
 
 def test_the_neighbours_are_those_of_the_span_that_counts(index, make, ragged):

@@ -1,0 +1,139 @@
+"""What becomes of rows that are found dangerous: they are dropped, switched, or trained on in part.
+
+- ``drop``: the row goes.
+- ``switch``: the two sides of a preference pair are exchanged, so that what was preferred is now what is not.
+- ``mask``: the dangerous answers of a conversation get ``weight: 0``, as OpenAI and axolotl write it, and the other
+  answers are trained on. A row of which no answer would be left goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import answers_in, conversations
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.data.shapes import TURNS
+from hf_safefilter.errors import DataError, MissingError
+
+Action = Literal["drop", "switch", "mask"]
+
+WEIGHT = "weight"
+"""Key of a turn that says how much it is trained on: 0 is not at all."""
+
+CHOSEN, REJECTED = "chosen", "rejected"
+
+
+def switched(table: pa.Table, dangerous: np.ndarray) -> pa.Table:
+    """The rows with ``chosen`` and ``rejected`` exchanged where `dangerous`, bool (n,).
+
+    All columns that differ by these words alone are exchanged, such as ``score_chosen`` and ``score_rejected``.
+
+    Raises:
+        MissingError: There are no two such columns.
+        DataError: Two such columns have different types.
+    """
+    pairs = list(_sides(table))
+    if not pairs:
+        raise MissingError(
+            "there are no columns of a chosen and a rejected answer to switch",
+            found=", ".join(table.column_names),
+            fix="use the action drop",
+        )
+    places = np.arange(len(dangerous))
+    other = places + len(places)
+    for chosen, rejected in pairs:
+        sides = [table[chosen], table[rejected]]
+        if sides[0].type != sides[1].type:
+            raise DataError(
+                f"columns {chosen!r} and {rejected!r} cannot be switched: they have different types",
+                found=f"{sides[0].type} and {sides[1].type}",
+                fix="give them one type, or use the action drop",
+            )
+        both = pa.concat_arrays([chunk for side in sides for chunk in side.chunks]) if table.num_rows else sides[0]
+        swapped = {chosen: np.where(dangerous, other, places), rejected: np.where(dangerous, places, other)}
+        for name, indices in swapped.items():
+            column = both.take(pa.array(indices)) if table.num_rows else both
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+    return table
+
+
+def _sides(table: pa.Table) -> Iterator[tuple[str, str]]:
+    for name in table.column_names:
+        partner = name.replace(CHOSEN, REJECTED)
+        if partner != name and partner in table.column_names:
+            yield name, partner
+
+
+def flagged_turns(spans: Ragged, scores: Ragged, threshold: float) -> list[set[int]]:
+    """The turns of each row that have a span whose score reaches the threshold."""
+    high = scores.values >= threshold
+    turns = spans.values["turn"]
+    flagged: list[set[int]] = [set() for _ in range(len(spans))]
+    for row, turn in zip(spans.owners[high].tolist(), turns[high].tolist(), strict=True):
+        flagged[row].add(turn)
+    return flagged
+
+
+def masked(
+    table: pa.Table, flagged: list[set[int]], columns: Mapping[str, str] | None = None
+) -> tuple[pa.Table, np.ndarray]:
+    """The rows with weight 0 at flagged turns, and where something is left to train on, bool (n,).
+
+    Args:
+        table: The rows.
+        flagged: Indices among the messages of each row.
+        columns: What stands where, for rows of no known shape.
+    """
+    name = (columns or {}).get("messages") or next((name for name in TURNS if name in table.column_names), None)
+    left = np.array([not turns for turns in flagged], bool)
+    if name is None or not _holds_turns(table.schema.field(name).type):
+        return table, left
+    column = table[name].combine_chunks()
+    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.cumsum(counts) - counts
+    turns = column.flatten()
+    weights = _weights(turns)
+    for row, conversation in enumerate(conversations(Batch(table), columns)):
+        shift = len(conversation.messages) - int(counts[row])  # turns of other columns stand before these
+        if not flagged[row] or shift < 0:
+            continue
+        if min(flagged[row]) < shift:
+            continue  # an answer in another column has no weight of its own
+        for turn in flagged[row]:
+            weights[starts[row] + turn - shift] = 0
+        left[row] = bool({*answers_in(conversation.messages)} - flagged[row])
+    return table.set_column(table.column_names.index(name), name, _with_weights(column, turns, weights)), left
+
+
+def masked_schema(schema: pa.Schema, columns: Mapping[str, str] | None = None) -> pa.Schema:
+    """The schema of the rows that `masked` returns."""
+    return masked(schema.empty_table(), [], columns)[0].schema
+
+
+def _holds_turns(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)
+
+
+def _weights(turns: pa.StructArray) -> list[float | int | None]:
+    if turns.type.get_field_index(WEIGHT) < 0:
+        return [None] * len(turns)
+    return turns.field(WEIGHT).to_pylist()
+
+
+def _with_weights(column: pa.ListArray, turns: pa.StructArray, weights: list[float | int | None]) -> pa.ListArray:
+    at = turns.type.get_field_index(WEIGHT)
+    kind = turns.type.field(at).type if at >= 0 else pa.int64()
+    fields = [field for field in turns.type if field.name != WEIGHT]
+    arrays = [turns.field(field.name) for field in fields]
+    structs = pa.StructArray.from_arrays(
+        [*arrays, pa.array(weights, kind)], fields=[*fields, pa.field(WEIGHT, kind)], mask=turns.is_null()
+    )
+    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, structs, mask=column.is_null())
+    return lists if len(lists) else pa.array([], lists.type)

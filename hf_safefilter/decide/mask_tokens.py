@@ -1,0 +1,81 @@
+"""`MaskTokens`: rows as token ids and labels for a trainer, without the stretches that a score finds dangerous."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_safefilter.columns import SPANS, span_scores_column
+from hf_safefilter.data.batch import Batch, Column
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.decide.select import IsSafe
+from hf_safefilter.embed import EmbedLayers
+from hf_safefilter.step import Step
+
+IGNORED = -100
+"""The label of a token that is not learned, as torch's cross entropy and TRL's collators have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTokens(Step):
+    """Adds ``input_ids`` and ``labels``, int32 lists, which TRL's trainers and collators take as they are.
+
+    Labels are the ids of the answers, and -100 for context and for each span, or window of one, whose score reaches
+    the threshold: the rest of a good row is still learned. A row that could not be scored has no labels, as nothing
+    of it is known to be safe.
+
+    Args:
+        embed: How the rows were read; the tokens are those of its model and template.
+        is_safe: The decision; its method's scores of spans are used.
+    """
+
+    embed: EmbedLayers
+    is_safe: IsSafe
+    algorithm: int = field(default=1, init=False)
+
+    def produces(self) -> tuple[str, ...]:
+        """``input_ids`` and ``labels``."""
+        return ("input_ids", "labels")
+
+    def needs(self) -> tuple[str, ...]:
+        """The scores of spans."""
+        return (span_scores_column(self.is_safe.method),)
+
+    def record(self) -> dict[str, Any]:
+        """See `Step.record`; the step and the decision as plain values too."""
+        return {"step": "MaskTokens", "embed": self.embed.record(), "decision": self.is_safe.to_json()}
+
+    def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
+        """int32 lists of one length a row."""
+        rows = self.embed.tokens(conversations(batch, self.embed.mapping)) if batch.n else []
+        ids, labels = [], []
+        scored = np.isfinite(batch.numbers(self.is_safe.column))
+        for tokens, masked, known in zip(rows, masked_tokens(batch, self.is_safe), scored, strict=True):
+            tokens.masked = masked
+            ids.append(tokens.ids)
+            labels.append(np.where(tokens.labelled() & known, tokens.ids, IGNORED).astype(np.int32))
+        none = np.empty(0, np.int32)
+        return {"input_ids": Ragged.of(ids, none), "labels": Ragged.of(labels, none)}
+
+
+def masked_tokens(batch: Batch, is_safe: IsSafe) -> list[tuple[tuple[int, int], ...]]:
+    """The stretches [start:stop] of each row whose score reaches the threshold, among its own tokens.
+
+    Raises:
+        MissingError: The rows have no scores of spans.
+    """
+    name = span_scores_column(is_safe.method)
+    for column in (name, SPANS):
+        batch.require(column, "score the rows by a method that reads spans")
+    spans, scores = batch.spans(), batch.ragged(name)
+    assert spans is not None  # required above
+    high = scores.values >= is_safe.threshold
+    rows = []
+    for row in range(batch.n):
+        part = slice(spans.offsets[row], spans.offsets[row + 1])
+        dangerous = spans.values[part][high[part] & ~spans.values["rejected"][part]]
+        rows.append(tuple(zip(dangerous["start"].tolist(), dangerous["stop"].tolist(), strict=True)))
+    return rows
