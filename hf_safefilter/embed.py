@@ -70,9 +70,11 @@ class EmbedLayers(ReadingOptions, Step):
     and "auto" becomes a number format. Weights are loaded at the first call and never held by the step.
 
     Args:
-        model: Hub id, local folder, or "toy" for the tiny model that ships with the package.
+        model: Hub id, local folder, GGUF file, or "toy" for the tiny model that ships with the package.
         layers: Layers to read: k in 0..L is ``hidden_states[k]`` (0 is the embedding, L the raw output of the last
             block); "norm" is the state after the final norm.
+        adapter: Folder or Hub id of a PEFT adapter, which is merged into the weights in memory; then `model` becomes
+            "base + adapter", and `revision` that of both.
         revision: Branch, tag or commit of the model; the default branch if None.
         dtype: "auto" (float32; on CUDA the checkpoint's own 16-bit format), "float32", "bfloat16" or "float16".
         position: Where a span is read: "mean", "last", "last_content", "last_prompt" or "first_<n>"; several are comma
@@ -108,6 +110,7 @@ class EmbedLayers(ReadingOptions, Step):
             model: str | Path,
             layers: Layer | Sequence[Layer],
             *,
+            adapter: str | None = None,
             revision: str | None = None,
             dtype: Dtype = "auto",
             device: str | None = None,
@@ -129,7 +132,7 @@ class EmbedLayers(ReadingOptions, Step):
         set_field = object.__setattr__
         for name, value in checked_reading(self).items():
             set_field(self, name, value)
-        set_field(self, "model", str(self.model))
+        ReadingOptions.__post_init__(self)
         layers = cast("Layer | Sequence[Layer]", self.layers)  # as passed
         set_field(self, "layers", (layers,) if isinstance(layers, (int, str)) else tuple(layers))
         set_field(self, "columns", tuple(sorted(dict(self.columns).items())) if self.columns is not None else None)

@@ -21,6 +21,7 @@ from hf_safefilter.decide.actions import Action
 from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.locate.search_prompts import ASKED, KINDS
 from hf_safefilter.model.reading_options import ReadingOptions, described, option_names
+from hf_safefilter.model.source import JOINED
 from hf_safefilter.storage.paths import is_file, is_there, shortened
 
 EXAMPLE = """\
@@ -343,14 +344,19 @@ class Recipe(_Part):
                           ("references", "safe"), ("select", "known_good"), ("locate", "normal"),
                           ("locate", "malicious"), ("locate", "over_refusal")):  # fmt: skip
             value = body.get(part, {}).get(key)
-            if value is not None and (is_there(value) or Path(value).is_absolute()):
-                body[part][key] = Path(value).resolve().name
+            if value is not None:
+                body[part][key] = JOINED.join(_last_part(name) for name in value.split(JOINED))
         return body
 
     @classmethod
     def schema_json(cls) -> str:  # type: ignore[override]  # pydantic's own is deprecated
         """The JSON schema of a recipe."""
         return json.dumps(cls.model_json_schema(), indent=2)
+
+
+def _last_part(name: str) -> str:
+    """A local path cut to its last part; any other name as it is."""
+    return Path(name).resolve().name if is_there(name) or Path(name).is_absolute() else name
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -14,17 +14,22 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.checks import is_whole, require_choice
 from hf_safefilter.columns import Layer
-from hf_safefilter.errors import ModelError, OptionError
+from hf_safefilter.errors import MissingError, ModelError, OptionError
+from hf_safefilter.model.adapter import merged
 from hf_safefilter.model.blocks import Stack, find_blocks
 from hf_safefilter.model.reading_options import ATTENTIONS
 from hf_safefilter.model.source import (
     CONVERT,
     ModelKey,
+    adapter_folder,
+    base_and_adapter,
     explained,
+    gguf_file,
     local_folder,
     location,
     quiet_load_report,
@@ -133,7 +138,11 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str) -> T
     # A text model inside a multimodal one has the same weights as a model of its own, under longer names.
     key_mapping = {r"^(model\.)?language_model\.(model\.)?": ""} if text is not whole else None
     attention = {"attn_implementation": attn} if attn != "auto" else {}
-    model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
+    if base_and_adapter(key.model)[1] is not None:  # it names the weights of the model with its head
+        whole_model = _load("AutoModelForCausalLM", key, config=config, key_mapping=key_mapping, **attention)
+        model = cast("PreTrainedModel", whole_model.base_model)  # declared as any module
+    else:
+        model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
     if hasattr(model, "pooler"):
         model.pooler = None  # type: ignore[assignment]  # torch accepts None for a module, its stubs do not
     stack, packs = find_blocks(model), False if attention else None
@@ -163,15 +172,17 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
 
     from hf_safefilter.model.freed_memory import keep_freed_memory
 
-    folder = local_folder(key.model)
-    if folder is not None and not any(folder.glob("*.safetensors")):
+    folder, gguf = local_folder(key.model), gguf_file(base_and_adapter(key.model)[0])
+    if gguf is not None and find_spec("gguf") is None:
+        raise MissingError("reading a GGUF file needs gguf: not installed", fix="pip install 'hf_safefilter[gguf]'")
+    if folder is not None and gguf is None and not any(folder.glob("*.safetensors")):
         raise ModelError(f"{key.model} has no safetensors files", fix=CONVERT)
     with explained(key.model, key.revision), quiet_load_report():
         model, report = getattr(transformers, auto).from_pretrained(
             **location(key),
             **options,
             dtype=getattr(torch, key.dtype),
-            use_safetensors=True,
+            use_safetensors=gguf is None,
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -187,9 +198,23 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
     # change this one, or end the process. So they are copied first, and the digest of the files is checked afterwards.
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
+    if gguf is not None:
+        _forget_quantisation(model)
+    adapter = adapter_folder(key)
+    if adapter is not None:
+        model = merged(model, adapter, str(base_and_adapter(key.model)[1]))
     location(key)
     keep_freed_memory()
     return model.eval().requires_grad_(False)
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """A GGUF file's weights are plain numbers once they are read; what says otherwise would be believed later."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(name, None)
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
 
 
 @lru_cache(maxsize=1)

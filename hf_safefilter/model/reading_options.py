@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 from hf_safefilter.checks import require_choice, require_whole
 from hf_safefilter.data.shapes import TRAILING
 from hf_safefilter.errors import OptionError
+from hf_safefilter.model.source import with_adapter
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Spans = Literal["trained", "all"]
@@ -48,9 +49,15 @@ class ModelOptions:
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
 
     model: str = field(
-        metadata=_described("Hub id, local folder, or 'toy' for the model that ships with this package.", alias="name")
+        metadata=_described(
+            "Hub id, local folder, GGUF file, or 'toy' for the model that ships with this package.", alias="name"
+        )
     )
     _: KW_ONLY
+    adapter: str | None = field(
+        default=None,
+        metadata=_described("Folder or Hub id of a PEFT adapter that is merged into the model in memory."),
+    )
     revision: str | None = field(default=None, metadata=_described("Hub branch, tag or commit of the model."))
     dtype: Dtype = field(
         default="auto",
@@ -61,6 +68,10 @@ class ModelOptions:
         default=None,
         metadata=_described("Jinja template, name of one of the model's, 'plain' or 'raw', for a model without one."),
     )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", with_adapter(str(self.model), self.adapter))
+        object.__setattr__(self, "adapter", None)  # it is part of the model's name from now on
 
     def values(self) -> dict[str, Any]:
         """Name -> value of every option."""

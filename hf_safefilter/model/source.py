@@ -1,16 +1,20 @@
-"""Where a model comes from, pinned to a commit of the Hub or to a digest of a local folder's files."""
+"""Where a model comes from, pinned to a commit of the Hub or to a digest of local files.
+
+A model is a Hub id, a folder, or a GGUF file (``folder/file.gguf``, ``owner/name/file.gguf``); with an adapter that is
+merged into it, it is called ``base + adapter``, and so is its revision.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Required, TypedDict
 
 from hf_safefilter.errors import IntegrityError, ModelError, OptionError, SafefilterError
 from hf_safefilter.storage.artifacts import file_sha256
@@ -37,6 +41,9 @@ _FILES = (
     "chat_template.*",
     "additional_chat_templates/*.jinja",
 )
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+GGUF = ".gguf"
+JOINED = " + "
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -55,11 +62,30 @@ class ModelKey:
     dtype: str
 
 
-class Location(TypedDict):
+class Location(TypedDict, total=False):
     """Arguments of `from_pretrained` that say which model is loaded."""
 
-    pretrained_model_name_or_path: str
-    revision: str | None
+    pretrained_model_name_or_path: Required[str]
+    revision: Required[str | None]
+    gguf_file: str
+
+
+def with_adapter(base: str, adapter: str | None) -> str:
+    """The name of a model into which an adapter is merged."""
+    return base if adapter is None else f"{base}{JOINED}{adapter}"
+
+
+def base_and_adapter(model: str) -> tuple[str, str | None]:
+    """The two parts of a name, or of a revision, that `with_adapter` has made."""
+    if is_there(model):
+        return model, None  # a folder may be called so
+    base, _, adapter = model.partition(JOINED)
+    return base, adapter or None
+
+
+def gguf_file(base: str) -> str | None:
+    """The name of the GGUF file that a model without its adapter is, if it is one."""
+    return Path(base).name if base.lower().endswith(GGUF) else None
 
 
 def resolve_revision(model: str, revision: str | None) -> str:
@@ -73,10 +99,19 @@ def resolve_revision(model: str, revision: str | None) -> str:
         OptionError: A local folder is requested at a revision that is not a digest.
         IntegrityError: The digest of a folder is not the requested `revision`.
     """
+    base, adapter = base_and_adapter(model)
+    base_revision, adapter_revision = base_and_adapter(revision or "")
+    resolved = _resolved(base, base_revision or None, _model_digest)
+    if adapter is None:
+        return resolved
+    return with_adapter(resolved, _resolved(adapter, adapter_revision, _adapter_digest))
+
+
+def _resolved(model: str, revision: str | None, digest_of: Callable[[str, Path], str]) -> str:
     folder = local_folder(model)
     if folder is None:
-        return _commit(model, revision)
-    digest = folder_digest(folder)
+        return _commit(repository(model), revision)
+    digest = digest_of(model, folder)
     if revision is None or revision == digest:
         return digest
     if not revision.startswith("sha256:"):
@@ -88,12 +123,18 @@ def resolve_revision(model: str, revision: str | None) -> str:
     )
 
 
+def repository(base: str) -> str:
+    """The Hub id of a model that is not local: of a GGUF file, that of its repository."""
+    return base.rpartition("/")[0] if gguf_file(base) else base
+
+
 def local_folder(model: str) -> Path | None:
-    """The folder that `model` names, or None if it is a Hub id.
+    """The folder that `model` is, or that its GGUF file is in; None if it is on the Hub.
 
     Raises:
-        ModelError: `model` is a file, or neither a folder nor a valid Hub id.
+        ModelError: `model` is another file, or neither a folder nor a valid Hub id.
     """
+    model, _ = base_and_adapter(model)
     if model == TOY:
         from hf_safefilter.toy import toy_model_path
 
@@ -101,12 +142,35 @@ def local_folder(model: str) -> Path | None:
     if is_folder(model):
         return Path(model).expanduser()
     if is_there(model):
+        if gguf_file(model):
+            return Path(model).expanduser().parent
         raise ModelError(f"{model} is a file, not a model", fix="pass the folder that contains config.json")
-    if not _REPO_ID.fullmatch(model):
+    if not _REPO_ID.fullmatch(repository(model)):
         raise ModelError(
             f"{shortened(model)!r} is neither a local folder nor a Hub id", fix="check the spelling of the path"
         )
     return None
+
+
+def _model_digest(model: str, folder: Path) -> str:
+    name = gguf_file(model)
+    return folder_digest(folder) if name is None else _digest_of(folder, [folder / name])
+
+
+def _adapter_digest(adapter: str, folder: Path) -> str:
+    """That of an adapter's files.
+
+    Raises:
+        ModelError: It is not an adapter as PEFT saves it, with safetensors.
+    """
+    paths = [folder / name for name in _ADAPTER_FILES]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ModelError(
+            f"{adapter} contains no adapter: {missing[0]} is missing",
+            fix="save it with save_pretrained of PEFT, as safetensors",
+        )
+    return _digest_of(folder, paths)
 
 
 def folder_digest(folder: Path) -> str:
@@ -116,10 +180,18 @@ def folder_digest(folder: Path) -> str:
         ModelError: There is no config.json, or the folder contains an adapter.
     """
     paths = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
-    if folder / "config.json" not in paths:
-        raise ModelError(f"{folder} contains no model: config.json is missing", fix="save it with save_pretrained")
     if (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} contains an adapter", fix="merge it (merge_and_unload) and save the whole model")
+        raise ModelError(
+            f"{folder} contains an adapter", fix=f"name its base model, and `adapter={str(folder)!r}` beside it"
+        )
+    if folder / "config.json" not in paths:
+        files = sorted(path.name for path in folder.glob(f"*{GGUF}"))
+        fix = f"name the file: {folder / files[0]}" if files else "save it with save_pretrained"
+        raise ModelError(f"{folder} contains no model: config.json is missing", fix=fix)
+    return _digest_of(folder, paths)
+
+
+def _digest_of(folder: Path, paths: Sequence[Path]) -> str:
     total = hashlib.sha256()
     for path in paths:
         stat = path.stat()
@@ -147,11 +219,40 @@ def location(key: ModelKey) -> Location:
     Raises:
         IntegrityError: A local folder has changed since the key was made.
     """
-    folder = local_folder(key.model)
+    base, adapter = base_and_adapter(key.model)
+    folder, name = local_folder(base), gguf_file(base)
     if folder is None:
-        return {"pretrained_model_name_or_path": key.model, "revision": key.revision}
-    resolve_revision(key.model, key.revision)
-    return {"pretrained_model_name_or_path": str(folder), "revision": None}
+        found: Location = {"pretrained_model_name_or_path": repository(base), "revision": _base_revision(key)}
+    else:
+        found = {"pretrained_model_name_or_path": str(folder), "revision": None}
+    if folder is not None or adapter is not None:
+        resolve_revision(key.model, key.revision)
+    return found | {"gguf_file": name} if name else found
+
+
+def _base_revision(key: ModelKey) -> str:
+    return base_and_adapter(key.revision)[0]
+
+
+def adapter_folder(key: ModelKey) -> Path | None:
+    """The folder with the files of the adapter of a pinned model; None if it has none.
+
+    Raises:
+        ModelError: It cannot be fetched from the Hub.
+    """
+    _, adapter = base_and_adapter(key.model)
+    if adapter is None:
+        return None
+    folder = local_folder(adapter)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    revision = base_and_adapter(key.revision)[1]
+    with explained(adapter, revision):
+        fetched = Path(snapshot_download(adapter, revision=revision, allow_patterns=list(_ADAPTER_FILES)))
+    _adapter_digest(adapter, fetched)  # both files are there
+    return fetched
 
 
 @contextmanager
@@ -194,6 +295,8 @@ def _line(error: Exception) -> str:
 
 def _advice(error: Exception) -> str:
     text = str(error)
+    if GGUF in text.lower():
+        return "use a whole GGUF file of an architecture that transformers reads, or the model's safetensors"
     if isinstance(error, FileNotFoundError):
         return "download the model again: a file that its index names is missing"
     if "safetensors" in text and not isinstance(error, ValueError):

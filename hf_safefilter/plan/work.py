@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model.source import explained, local_folder
+from hf_safefilter.model.source import base_and_adapter, explained, gguf_file, local_folder, repository
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,10 +78,13 @@ def pretrained(auto: str, model: str, revision: str | None) -> Any:
     """A configuration or a tokenizer; a local folder is not hashed for it, as nothing is computed with the weights."""
     import transformers
 
-    folder = local_folder(model)
-    options = {"revision": revision} if folder is None else {}
+    base, _ = base_and_adapter(model)
+    folder, file = local_folder(base), gguf_file(base)
+    options = {"revision": base_and_adapter(revision or "")[0] or None} if folder is None else {}
+    options |= {"gguf_file": file} if file else {}
     with explained(model, revision):
-        return getattr(transformers, auto).from_pretrained(str(folder or model), **options, trust_remote_code=False)
+        source = str(folder or repository(base))
+        return getattr(transformers, auto).from_pretrained(source, **options, trust_remote_code=False)
 
 
 def count_work(config: PreTrainedConfig, layers: Sequence[Layer], position: str = "last") -> Work:

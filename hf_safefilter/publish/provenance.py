@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hf_safefilter.errors import IntegrityError, PublishError
+from hf_safefilter.model.source import JOINED
+from hf_safefilter.storage.paths import is_there
 
 SCHEMA = 1
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
@@ -154,6 +156,8 @@ def portable(value: Any) -> Any:
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
+    if isinstance(value, str) and JOINED in value and not is_there(value):  # a model and its adapter
+        return JOINED.join(portable(part) for part in value.split(JOINED))
     if isinstance(value, str) and len(value) < 1024 and "\n" not in value:
         path = Path(value).expanduser()
         if path.is_absolute() or (len(path.parts) > 1 and path.exists()):
