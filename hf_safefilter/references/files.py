@@ -25,6 +25,7 @@ _SCHEMA = pa.schema(
         ("side", pa.string()),
         ("position", pa.int32()),
         ("spans", pa.int32()),
+        ("benign", pa.bool_()),
         ("conversation", pa.string()),
     ]
 )
@@ -39,6 +40,7 @@ class ReferenceRow:
         side: "unsafe" or "safe".
         position: Its index among the rows of its side, from 0.
         spans: In how many spans it was read: as many vectors are its own.
+        benign: Whether it is an ordinary row of the safe side, and not a refusal.
         conversation: What it says.
     """
 
@@ -46,6 +48,7 @@ class ReferenceRow:
     side: str
     position: int
     spans: int
+    benign: bool
     conversation: Conversation
 
 
@@ -58,6 +61,7 @@ class Side:
         ids: Their row ids.
         spans: In how many spans each was read.
         truncated: How many rows were cut.
+        benign: How many rows, the last ones, are ordinary ones.
         vectors: Layer -> float32 `(m, d)`: those of the spans of the first row, then of the second, ...
     """
 
@@ -65,6 +69,7 @@ class Side:
     ids: list[str]
     spans: list[int]
     truncated: int
+    benign: int
     vectors: dict[Layer, np.ndarray]
 
 
@@ -89,14 +94,28 @@ def to_files(sides: Mapping[str, Side]) -> dict[str, bytes]:
 def read_rows(content: bytes) -> tuple[ReferenceRow, ...]:
     """All rows of a rows file, in the order of the file."""
     return tuple(
-        ReferenceRow(row["row_id"], row["side"], row["position"], row["spans"], from_json(row["conversation"]))
+        ReferenceRow(
+            row["row_id"],
+            row["side"],
+            row["position"],
+            row["spans"],
+            row["benign"],
+            from_json(row["conversation"]),
+        )
         for row in pq.read_table(pa.BufferReader(content), schema=_SCHEMA).to_pylist()
     )
 
 
 def _rows_bytes(sides: Mapping[str, Side]) -> bytes:
     rows = [
-        {"row_id": row_id, "side": side, "position": position, "spans": spans, "conversation": to_json(conversation)}
+        {
+            "row_id": row_id,
+            "side": side,
+            "position": position,
+            "spans": spans,
+            "benign": position >= len(sides[side].ids) - sides[side].benign,
+            "conversation": to_json(conversation),
+        }
         for side in SIDES
         for position, (row_id, spans, conversation) in enumerate(
             zip(sides[side].ids, sides[side].spans, sides[side].conversations, strict=True)

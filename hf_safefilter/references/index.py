@@ -69,6 +69,7 @@ class ReferenceIndex(Fitted):
         safe: Dataset | Iterable[Mapping[str, Any]],
         embed: EmbedLayers,
         *,
+        benign: Dataset | Iterable[Mapping[str, Any]] | None = None,
         license: str,
         source: str,
     ) -> Self:
@@ -78,6 +79,8 @@ class ReferenceIndex(Fitted):
             unsafe: Harmful requests with answers, in any known row shape.
             safe: Their counterparts, e.g. the same requests with refusals.
             embed: The step that the data set is embedded with; all its layers are stored.
+            benign: Ordinary requests answered, for the safe side: without them, what only sounds unlike a refusal is
+                taken for harm.
             license: Licence of the rows, e.g. ``mit``.
             source: Where the rows come from.
 
@@ -89,13 +92,15 @@ class ReferenceIndex(Fitted):
         for name, value in (("license", license), ("source", source)):
             if not isinstance(value, str) or not value.strip():
                 raise OptionError(f"references need a {name}", found=repr(value), fix=f"pass `{name}=...`")
-        sides = read_sides({"unsafe": unsafe, "safe": safe}, embed)
+        rows = {"unsafe": unsafe, "safe": safe} | ({"benign": benign} if benign is not None else {})
+        sides = read_sides(rows, embed)
         facts = {
             "license": license.strip(),
             "source": source.strip(),
             "embed": embed.describe(),
             "layers": list(sides["unsafe"].vectors),
             "counts": {side: len(read.ids) for side, read in sides.items()},
+            "benign": sides["safe"].benign,
             "spans": {side: sum(read.spans) for side, read in sides.items()},
             "truncated": {side: read.truncated for side, read in sides.items()},
         }
@@ -104,9 +109,11 @@ class ReferenceIndex(Fitted):
     @classmethod
     def starter(cls, embed: EmbedLayers) -> Self:
         """Build the small reference set that ships with this package."""
-        from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
+        from hf_safefilter.starter import LICENSE, NAMES, SOURCE, starter_rows
 
-        return cls.build(starter_rows("unsafe"), starter_rows("safe"), embed, license=LICENSE, source=SOURCE)
+        unsafe, safe = map(starter_rows, ("unsafe", "safe"))
+        benign = starter_rows("benign") if "benign" in NAMES else None
+        return cls.build(unsafe, safe, embed, benign=benign, license=LICENSE, source=SOURCE)
 
     @classmethod
     def from_hub(cls, repo_id: str, revision: str | None = None, *, token: str | None = None) -> Self:
@@ -144,8 +151,13 @@ class ReferenceIndex(Fitted):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of rows on each side."""
+        """Number of rows on each side; `benign` of the safe ones are ordinary rows and not refusals."""
         return {side: self.facts["counts"][side] for side in SIDES}
+
+    @property
+    def benign(self) -> int:
+        """Number of ordinary rows on the safe side, its last ones."""
+        return self.facts["benign"]
 
     def summary(self) -> dict[str, Any]:
         """Facts about these references for a card; they hold no text of the rows."""
@@ -155,6 +167,7 @@ class ReferenceIndex(Fitted):
             "source": self.source,
             "unsafe": self.counts["unsafe"],
             "safe": self.counts["safe"],
+            "benign": self.benign,
             "truncated": sum(self.facts["truncated"].values()),
             "model": self.embed.get("model"),
             "revision": self.embed.get("revision"),
@@ -174,6 +187,11 @@ class ReferenceIndex(Fitted):
                 fix=f"build them with EmbedLayers(..., layers=[{str(layer).partition('_')[0]}])",
             )
         return self._tensors[f"unsafe.{layer}"], self._tensors[f"safe.{layer}"]
+
+    def refused(self, layer: Layer) -> np.ndarray:
+        """The vectors of the refusals alone, `(r, d)`: those of the safe side without its ordinary rows."""
+        _, safe = self.vectors(layer)
+        return safe[self.owners("safe") < self.counts["safe"] - self.benign]
 
     def owners(self, side: str) -> np.ndarray:
         """Index of the row that each vector of a side belongs to, int64 (m,)."""

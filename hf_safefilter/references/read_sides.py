@@ -33,18 +33,32 @@ def read_sides(
     """Embed the rows of both sides ("unsafe" and "safe") and check them.
 
     Args:
-        rows_by_side: Side -> data set or iterable of rows.
+        rows_by_side: Side -> data set or iterable of rows; "benign" rows are added to the safe side.
         embed: The step that reads the rows.
 
     Raises:
         DataError: See `ReferenceIndex.build`.
     """
-    sides = {side: _read(side, rows, embed) for side, rows in rows_by_side.items()}
-    unsafe, safe = sides["unsafe"], sides["safe"]
+    read = {side: _read(side, rows, embed) for side, rows in rows_by_side.items()}
+    unsafe, safe = read["unsafe"], read["safe"]
+    if "benign" in read:
+        _refuse_shared(unsafe.ids, read["benign"].ids, "benign")
+        safe = _with_benign(safe, read["benign"])
     _refuse_shared(unsafe.ids, safe.ids)
     for layer in embed.layers:  # at further positions, such as the end of the prompt, both sides may be alike
         refuse_zero_direction(layer, unsafe.vectors[layer], safe.vectors[layer])
-    return sides
+    return {"unsafe": unsafe, "safe": safe}
+
+
+def _with_benign(safe: Side, benign: Side) -> Side:
+    return Side(
+        safe.conversations + benign.conversations,
+        safe.ids + benign.ids,
+        safe.spans + benign.spans,
+        safe.truncated + benign.truncated,
+        len(benign.ids),
+        {layer: np.concatenate([values, benign.vectors[layer]]) for layer, values in safe.vectors.items()},
+    )
 
 
 def _read(side: str, rows: Dataset | Iterable[Mapping[str, Any]], embed: EmbedLayers) -> Side:
@@ -61,7 +75,7 @@ def _read(side: str, rows: Dataset | Iterable[Mapping[str, Any]], embed: EmbedLa
     if len(ids) > 1 and len(set(ids)) == 1:
         raise DataError(f"all {len(ids)} {side} reference rows are the same row", fix="pass different rows")
     by_layer = {layer: np.ascontiguousarray(values, dtype=np.float32) for layer, values in read.vectors.items()}
-    return Side(list(conversations), ids, np.diff(read.offsets).tolist(), truncated, by_layer)
+    return Side(list(conversations), ids, np.diff(read.offsets).tolist(), truncated, 0, by_layer)
 
 
 def _refuse_pairs(side: str, conversations: Sequence[Conversation]) -> None:
@@ -87,10 +101,10 @@ def _refuse_unreadable(side: str, read: RowVectors) -> None:
         )
 
 
-def _refuse_shared(unsafe: Sequence[str], safe: Sequence[str]) -> None:
+def _refuse_shared(unsafe: Sequence[str], safe: Sequence[str], other: str = "safe") -> None:
     both = set(unsafe) & set(safe)
     if both and both == set(unsafe) | set(safe):
-        raise DataError("the unsafe and the safe references are the same rows", fix="check which file is which")
+        raise DataError(f"the unsafe and the {other} references are the same rows", fix="check which file is which")
     if both:
         raise DataError(
             f"{len(both)} rows are on both sides of the references",

@@ -10,7 +10,7 @@ from hf_safefilter.errors import OptionError
 
 LICENSE = "cc0-1.0"
 SOURCE = "starter set of hf_safefilter"
-NAMES = ("unsafe", "safe", "over_refusal", "normal")
+NAMES = ("unsafe", "safe", "benign", "over_refusal", "normal")
 
 
 def starter_path() -> Path:
@@ -22,14 +22,16 @@ def starter_rows(name: str) -> list[dict[str, str]]:
     """The rows of one set.
 
     ``unsafe`` and ``safe`` are pairs: row i of both has the same prompt; the unsafe response complies in tone (without
-    anything usable), the safe response refuses. ``over_refusal`` holds prompts that only sound harmful, and ``normal``
+    anything usable), the safe response refuses. ``benign`` holds ordinary requests answered, at every length, some of
+    them about subjects near the harmful ones. ``over_refusal`` holds prompts that only sound harmful, and ``normal``
     holds prompts of everyday life; both have no responses.
 
     Args:
         name: One of `NAMES`.
 
     Returns:
-        Rows with ``prompt``, ``label`` and ``category``, and in the pairs with ``response``.
+        Rows with ``prompt``, ``label`` and ``category``; in the first three sets also with ``response`` and
+        ``language``, an ISO 639-1 code.
 
     Raises:
         OptionError: There is no such set.

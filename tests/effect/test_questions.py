@@ -40,7 +40,7 @@ def test_the_sets_that_ship():
     toy = Questions.toy(10)
     assert toy.counts() == {"harmful": 10, "over_refusal": 10, "benign": 10}
     starter = Questions.starter(ROWS)
-    assert starter.counts() == {"harmful": 110, "over_refusal": 110, "benign": 4}
+    assert starter.counts() == {"harmful": 220, "over_refusal": 110, "benign": 4}
     assert starter.first(5).counts() == {"harmful": 5, "over_refusal": 5, "benign": 4}
     other = starter.replaced(harmful=(["mine"], "my file"))
     assert other.harmful == ("mine",)

@@ -48,7 +48,8 @@ def test_what_was_built_is_there(index):
     assert first.conversation == as_conversations(unsafe_rows())[3] and first.spans == 1
     assert first.row_id == row_id(first.conversation)
     assert index.summary() == SAID | {
-        "digest": index.digest, "unsafe": 12, "safe": 9, "truncated": 0, "model": "stand-in", "revision": "0" * 40,
+        "digest": index.digest, "unsafe": 12, "safe": 9, "benign": 0, "truncated": 0, "model": "stand-in",
+        "revision": "0" * 40,
         "layers": [2, "norm"],
     }  # fmt: skip
 
@@ -66,7 +67,7 @@ def test_the_files_are_plain_and_verified(index, tmp_path):
     tensors = load_file(folder / "vectors.safetensors")
     assert tensors["unsafe.2"].shape == (12, WIDTH) and tensors["safe.norm"].dtype == np.float32
     assert pq.read_schema(folder / "rows.parquet").names == [
-        "row_id", "side", "position", "spans", "conversation",
+        "row_id", "side", "position", "spans", "benign", "conversation",
     ]  # fmt: skip
     flat = faiss.read_index(str(folder / "index_2_safe.faiss"))
     assert (flat.ntotal, flat.d, flat.metric_type) == (9, WIDTH, faiss.METRIC_INNER_PRODUCT)
@@ -201,7 +202,8 @@ def test_the_store_is_not_trusted_either(index):
         fresh.bytes_of("../elsewhere")
 
 
-def test_an_artefact_under_another_name_is_refused(index):
+def test_an_artefact_under_another_name_is_refused():
+    index = build(unsafe_rows(7), safe_rows(6))  # of its own: an open artefact is used by the tests after this one
     other = artifacts.find("references", build(unsafe_rows(5), safe_rows(5)).digest)
     home = artifacts.find("references", index.digest)
     for path in other.iterdir():
