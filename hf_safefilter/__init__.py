@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_safefilter.errors import SafefilterError
     from hf_safefilter.freeze import FrozenBlocks, freeze_safety_blocks, lora_config
     from hf_safefilter.locate.bounds import BoundsOptions
+    from hf_safefilter.locate.choose_reading import choose_reading
     from hf_safefilter.locate.cross_validation import choose_layer
     from hf_safefilter.locate.gap import GapOptions
     from hf_safefilter.locate.refusals import RefusalMatcher
@@ -43,13 +44,16 @@ if TYPE_CHECKING:
     from hf_safefilter.scores.anchors import AnchorScore
     from hf_safefilter.scores.controls import LengthScore, RandomScore
     from hf_safefilter.scores.direction import DirectionScore
-    from hf_safefilter.scores.gradient import GradientAnchor, GradientScore, fit_gradient
+    from hf_safefilter.scores.gradient import GradientAnchor, GradientScore, SelfInfluenceScore, fit_gradient
     from hf_safefilter.scores.guard import GuardScore
     from hf_safefilter.scores.larf import LarfScore
     from hf_safefilter.scores.nearest import NearestScore
+    from hf_safefilter.scores.probe import Probe, ProbeScore, fit_probe
     from hf_safefilter.scores.rank_average import RankAverage, fit_rank_average
     from hf_safefilter.scores.saft import SaftScore, fit_saft
     from hf_safefilter.scores.seal import SealOptions, SealScore, SealSelector, fit_seal
+    from hf_safefilter.scores.shift import ShiftScore
+    from hf_safefilter.scores.token_risk import TokenRiskScore, fit_token_risk
 
 __version__ = "0.1.0"
 
@@ -69,6 +73,8 @@ _HOMES = {
     "LengthScore": "scores.controls",
     "MaskTokens": "decide.mask_tokens",
     "NearestScore": "scores.nearest",
+    "Probe": "scores.probe",
+    "ProbeScore": "scores.probe",
     "Provenance": "publish.provenance",
     "Purified": "pipeline.purify",
     "Questions": "effect",
@@ -86,15 +92,21 @@ _HOMES = {
     "SealOptions": "scores.seal",
     "SealScore": "scores.seal",
     "SealSelector": "scores.seal",
+    "SelfInfluenceScore": "scores.gradient",
+    "ShiftScore": "scores.shift",
     "Study": "effect",
+    "TokenRiskScore": "scores.token_risk",
     "Tuning": "effect",
     "choose_layer": "locate.cross_validation",
+    "choose_reading": "locate.choose_reading",
     "compare_methods": "compare.compare_methods",
     "evaluate": "decide.evaluate",
     "fit_gradient": "scores.gradient",
+    "fit_probe": "scores.probe",
     "fit_rank_average": "scores.rank_average",
     "fit_saft": "scores.saft",
     "fit_seal": "scores.seal",
+    "fit_token_risk": "scores.token_risk",
     "freeze_safety_blocks": "freeze",
     "load_rows": "data.load_rows",
     "locate_safety_layers": "locate.search",
@@ -125,6 +137,8 @@ __all__ = [
     "LengthScore",
     "MaskTokens",
     "NearestScore",
+    "Probe",
+    "ProbeScore",
     "Provenance",
     "Purified",
     "Questions",
@@ -142,16 +156,22 @@ __all__ = [
     "SealOptions",
     "SealScore",
     "SealSelector",
+    "SelfInfluenceScore",
+    "ShiftScore",
     "Study",
+    "TokenRiskScore",
     "Tuning",
     "__version__",
     "choose_layer",
+    "choose_reading",
     "compare_methods",
     "evaluate",
     "fit_gradient",
+    "fit_probe",
     "fit_rank_average",
     "fit_saft",
     "fit_seal",
+    "fit_token_risk",
     "freeze_safety_blocks",
     "load_rows",
     "locate_safety_layers",

@@ -196,7 +196,7 @@ def _candidate(layer: Layer, method: str, high: np.ndarray, low: np.ndarray) -> 
     spread = np.sqrt((high.var() + low.var()) / 2)
     margin = float((high.mean() - low.mean()) / spread) if spread > 0 else 0.0
     block = layer - 1 if isinstance(layer, int) and layer > 0 else None
-    return Candidate(layer, block, method, auroc, auroc - 1.96 * _error(auroc, len(high), len(low)), margin)
+    return Candidate(layer, block, method, auroc, auroc - 1.96 * auroc_error(auroc, len(high), len(low)), margin)
 
 
 def _auroc(high: np.ndarray, low: np.ndarray) -> float:
@@ -205,7 +205,7 @@ def _auroc(high: np.ndarray, low: np.ndarray) -> float:
     return float(roc_auc_score(np.repeat([1, 0], [len(high), len(low)]), np.concatenate([high, low])))
 
 
-def _error(auroc: float, n_high: int, n_low: int) -> float:
+def auroc_error(auroc: float, n_high: int, n_low: int) -> float:
     """Standard error of an AUROC (Hanley and McNeil 1982, equation 2)."""
     q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     spread = auroc * (1 - auroc) + (n_high - 1) * (q1 - auroc**2) + (n_low - 1) * (q2 - auroc**2)

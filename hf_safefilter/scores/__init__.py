@@ -7,7 +7,7 @@ command line, `compare`, the tests of the contract and the table in the README r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from difflib import get_close_matches
 from importlib import import_module
@@ -28,10 +28,14 @@ METHODS: dict[str, str] = {
     "anchor": "anchors:AnchorScore",
     "nearest": "nearest:NearestScore",
     "direction": "direction:DirectionScore",
+    "probe": "probe:ProbeScore",
+    "shift": "shift:ShiftScore",
     "saft": "saft:SaftScore",
     "seal": "seal:SealScore",
     "gradient": "gradient:GradientScore",
+    "self_influence": "gradient:SelfInfluenceScore",
     "guard": "guard:GuardScore",
+    "token_risk": "token_risk:TokenRiskScore",
     "rank_average": "rank_average:RankAverage",
     "length": "controls:LengthScore",
     "random": "controls:RandomScore",
@@ -74,7 +78,8 @@ def takes(name: str) -> set[str]:
         OptionError: There is no such method.
     """
     fitting = method(name).FITTING
-    return {field.name for field in fields_of(method(name))} | ({fitting.to} if fitting is not None else set())
+    fitted = {fitting.to, *({"layers"} & set(fitting.options))} if fitting is not None else set()
+    return {field.name for field in fields_of(method(name))} | fitted
 
 
 def make(name: str, **options: Any) -> Score:
@@ -105,6 +110,7 @@ def make_score(
     *,
     references: ReferenceIndex | None = None,
     layer: Layer | None = None,
+    layers: Sequence[Layer] | None = None,
     columns: Mapping[str, str] | None = None,
     rows: Dataset | DatasetDict | None = None,
 ) -> Score:
@@ -115,6 +121,7 @@ def make_score(
         options: Options as for `make`; they take precedence over the other arguments.
         references: The references to compare with.
         layer: The layer at which rows and references were read.
+        layers: The layers, for a score that reads several; `layer` alone if left out.
         columns: Columns of prompt and response, for rows of no known shape.
         rows: The embedded rows, for a score that is fitted to them; None while they are streamed.
 
@@ -130,7 +137,9 @@ def make_score(
         )
     if ("references" in own or source == "references") and references is None and "references" not in options:
         raise OptionError(f"{name} compares with references", fix="pass `references=...`")
-    values = {"references": references, "layer": layer, "columns": columns, "rows": rows}
+    if layers is None and layer is not None:
+        layers = (layer,)
+    values = {"references": references, "layer": layer, "layers": layers, "columns": columns, "rows": rows}
     # A score whose fitted artefact is among the options does not accept what it would be fitted to.
     accepted = takes(name) if source is not None else own
     usable = {key: value for key, value in values.items() if key in accepted and value is not None}

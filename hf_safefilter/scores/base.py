@@ -108,12 +108,17 @@ class SpanScore(Score):
         """Score of each of `vectors` (m, d), which are float32 or float64: (m,), NaN where there is none."""
         raise NotImplementedError
 
+    def of_rows(self, scores: Ragged, batch: Batch) -> Ragged:
+        """What `span_scores` gave, float32 (m,), where the spans of a row are to be looked at together."""
+        return scores
+
     def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
         """float32 (n,), int32 (n,) and float32 (m,) of all spans; with `pairs` two more columns of float32 (n,)."""
         vectors, spans = self.vectors(batch), batch.spans()
         scores = Ragged(np.concatenate(by_piece(vectors.values, self.span_scores)).astype(np.float32), vectors.offsets)
         if spans is not None and not np.array_equal(spans.offsets, vectors.offsets):
             raise DataError("`spans` and vectors do not belong together", fix="embed the rows again")
+        scores = self.of_rows(scores, batch)
         rejected = np.zeros(len(scores.values), bool) if spans is None else spans.values["rejected"]
         chosen, at = largest_of(scores, ~rejected)
         columns: dict[str, Column] = {
@@ -125,6 +130,24 @@ class SpanScore(Score):
             other, _ = largest_of(scores, rejected)
             columns |= {rejected_column(self.METHOD): other, shift_column(self.METHOD): chosen - other}
         return columns
+
+
+def answer_means(scores: Ragged, spans: Ragged | None) -> np.ndarray:
+    """For each window the mean score of its answer's windows, weighted by their lengths, float32 (m,).
+
+    Args:
+        scores: A score for each span of each row.
+        spans: What was read of each row; None if nothing is known but the row, which then is one answer.
+    """
+    if not len(scores.values):
+        return scores.values
+    answer, weights = scores.owners, np.ones(len(scores.values))
+    if spans is not None:
+        place = np.stack([scores.owners, spans.values["turn"], spans.values["rejected"]], axis=1)
+        answer = np.unique(place, axis=0, return_inverse=True)[1].reshape(-1)
+        weights = (spans.values["stop"] - spans.values["start"]).astype(np.float64)
+    means = np.bincount(answer, weights * scores.values) / np.bincount(answer, weights)
+    return means[answer].astype(np.float32)
 
 
 def largest_of(scores: Ragged, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.vectors import lengths, mean_of_largest, unit, widen
 from hf_safefilter.errors import DataError
-from hf_safefilter.references import ReferenceIndex
+from hf_safefilter.references import ReferenceIndex, references
 from hf_safefilter.references.coordinates import coordinates
 from hf_safefilter.references.flat import flat_index, search
 from hf_safefilter.references.index import check_count
@@ -55,7 +55,9 @@ class LarfScore(ReferenceScore):
         """Raise unless there are at least `top` pairs."""
         if self.top is not None:
             index.require_one_span_each("`top` compares unsafe reference j with safe reference j")
-            check_count("top", self.top, check_pairs(*index.vectors(self.layer)), "reference pairs")
+            check_count(
+                "top", self.top, check_pairs(index.vectors(self.layer)[0], index.refused(self.layer)), "reference pairs"
+            )
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """See `larf`."""
@@ -105,4 +107,5 @@ def _direction(digest: str, layer: Layer, standardize: bool) -> np.ndarray:
 @lru_cache(maxsize=32)
 def _pairs(digest: str, layer: Layer, standardize: bool) -> faiss.IndexFlatIP:
     both = coordinates(digest, layer, standardize)
-    return flat_index(unit(both.unsafe) - unit(both.safe))
+    refused = both.safe[: len(references(digest).refused(layer))]  # ordinary rows stand behind them
+    return flat_index(unit(both.unsafe) - unit(refused))

@@ -48,13 +48,17 @@ def rows(planted) -> Dataset:
             for one in read
         ],
         "emb_layer_2": [[vector_of(window).astype(np.float16).tolist() for window in one] for one in read],
+        "emb_layer_2_last_prompt": [
+            [vector_of(f"Ask {n}").astype(np.float16).tolist()] * len(one) for n, one in enumerate(read)
+        ],
         "first_score": np.where([n in UNREADABLE for n in range(ROWS)], np.nan, first).tolist(),
         "second_score": np.where([n in UNREADABLE for n in range(ROWS)], np.nan, first**3).tolist(),
     }
     span = {"turn": Value("int32"), "rejected": Value("bool"), "start": Value("int32"), "stop": Value("int32")}
     features = Features(
         {name: Value("string") for name in ("prompt", "response", "row_id", "unscorable")}
-        | {"spans": List(span), "emb_layer_2": List(List(Value("float16"), length=WIDTH))}
+        | {"spans": List(span)}
+        | {name: List(List(Value("float16"), length=WIDTH)) for name in ("emb_layer_2", "emb_layer_2_last_prompt")}
         | {name: Value("float32") for name in ("first_score", "second_score")}
     )
     return Dataset.from_dict(columns, features=features)

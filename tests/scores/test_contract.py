@@ -15,21 +15,25 @@ from datasets import DatasetDict, Value
 from datasets.fingerprint import Hasher
 from processes import HANG
 from small_models import save_small_model
-from stand_in import ROWS, UNREADABLE, safe_rows, unsafe_rows, windows_of
+from stand_in import ROWS, UNREADABLE, StandIn, safe_rows, unsafe_rows, windows_of
 from trained_guard import save_trained_guard
+from trained_refuser import save_trained_refuser
 
+from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores import CONTROLS, METHODS, make_score, method
 from hf_safefilter.scores.gradient import fit_gradient
 from hf_safefilter.scores.rank_average import fit_rank_average
 from hf_safefilter.scores.saft import fit_saft
 from hf_safefilter.scores.seal import SealSelector
+from hf_safefilter.scores.token_risk import fit_token_risk
 
 ADDED = {"farthest": "scores.added_score:FarthestScore"}
 """A score that is added as `test_adding_a_score` shows: a file and a line bring it under the contract, too."""
 
-READING_VECTORS = ("larf", "anchor", "nearest", "direction", "saft", "farthest")
-READING_TEXT = ("length", "gradient", "guard")
+READING_VECTORS = ("larf", "anchor", "nearest", "direction", "probe", "saft", "farthest")
+READING_TEXT = ("length", "gradient", "self_influence", "guard", "token_risk")
 
 
 def column_of(name: str) -> str:
@@ -49,17 +53,38 @@ def guard(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def steps(index, rows, anchor, guard):
+def refuser(tmp_path_factory):
+    """A model that has learned to refuse, which rows that comply would move farthest."""
+    return str(save_trained_refuser(tmp_path_factory.mktemp("refusers") / "refuser"))
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory):
+    """Two adapters of a small model, of which one has learned to comply and one to refuse."""
+    embed = EmbedLayers(save_small_model(tmp_path_factory.mktemp("base") / "llama"), [1], device="cpu")
+    index = ReferenceIndex.build(unsafe_rows(24), safe_rows(24), embed, license="mit", source="the tests")
+    # The base is random: steering its attention, as published, hardly changes what it says.
+    return fit_token_risk(index, steps=30, learning_rate=3e-2, targets=["up_proj", "down_proj"], device="cpu")
+
+
+@pytest.fixture(scope="session")
+def steps(index, rows, anchor, guard, refuser, adapters):
     """Every score in `METHODS`: those that need more than references and rows by hand, all others by their name."""
-    known = [row for row in rows.remove_columns("emb_layer_2") if not row["unscorable"]]
+    known = [row for row in rows.remove_columns(["emb_layer_2", "emb_layer_2_last_prompt"]) if not row["unscorable"]]
     logits = {row["row_id"]: -row["first_score"] for row in known}
+    both = ReferenceIndex.build(
+        unsafe_rows(), safe_rows(), StandIn((2, "2_last_prompt")), license="mit", source="the tests"
+    )
     options = {
+        "shift": {"references": both},
         # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
         "saft": {"subspace": fit_saft(rows, 2, center=True)},
         "rank_average": {"ranks": fit_rank_average(rows, ["first_score", "second_score"])},
         "seal": {"selector": SealSelector.of_logits(logits)},
         "gradient": {"anchor": anchor, "device": "cpu"},
+        "self_influence": {"model": refuser, "device": "cpu"},
         "guard": {"model": guard, "device": "cpu"},
+        "token_risk": {"adapters": adapters, "device": "cpu"},
     }
     METHODS.update(ADDED)
     try:

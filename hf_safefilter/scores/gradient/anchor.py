@@ -33,6 +33,7 @@ class GradientAnchor(Fitted):
     """One combined anchor gradient, a float32 tensor per parameter (or its random projection); made by `fit_gradient`.
 
     `facts` has the model, the parameters whose gradient is taken, how rows were read, and the ids of the anchor rows.
+    The fact `normalize` is there only if it is False, so that an anchor has the digest that it always had.
     """
 
     KIND = "gradient_anchor"
@@ -49,6 +50,8 @@ class GradientAnchor(Fitted):
     def score(self, conversations: Sequence[Conversation], device: torch.device) -> tuple[np.ndarray, list[str]]:
         """<g, G> / |g| of each row, float64 (n,), and the reason of each row without a score ("" for the others).
 
+        With the fact `normalize` False it is <g, G>.
+
         Raises:
             ModelError: The model cannot be loaded.
             IntegrityError: The model has changed.
@@ -62,10 +65,10 @@ class GradientAnchor(Fitted):
     def _meter(self, tuned: Tuned, tensors: Mapping[str, torch.Tensor], count: int) -> Meter:
         from hf_safefilter.scores.gradient.meters import Exact, Projected
 
-        projection = self.facts["projection"]
+        projection, normalize = self.facts["projection"], self.facts.get("normalize", True)
         if projection is None:
-            return Exact(tensors, count)
-        return Projected(projection["seed"], projection["width"], count, tensors[PROJECTED], tuned.device)
+            return Exact(tensors, count, normalize)
+        return Projected(projection["seed"], projection["width"], count, tensors[PROJECTED], tuned.device, normalize)
 
 
 def examples_of(facts: Mapping[str, Any], conversations: Sequence[Conversation], most: int | None) -> list[Example]:

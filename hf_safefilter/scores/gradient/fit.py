@@ -40,6 +40,7 @@ def fit_gradient(
     projection: int | None = None,
     seed: int = 0,
     anchor_tokens: int = 10,
+    normalize: bool = True,
     revision: str | None = None,
     dtype: str = "auto",
     max_length: int | None = None,
@@ -48,6 +49,11 @@ def fit_gradient(
     device: str | None = None,
 ) -> GradientAnchor:
     """Mean unit gradient of the unsafe rows minus mean unit gradient of the safe rows, in one pass over them.
+
+    With `normalize=False` no gradient is scaled, neither of anchor rows nor of scored ones. The mean loss of the unsafe
+    rows minus that of the safe rows is then a differentiable proxy of safety and the anchor its gradient; the score of
+    a row is, to first order, how far the proxy falls per unit of learning rate when SGD takes one step on this row.
+    Rows with large gradients, often short ones, then count for more.
 
     Args:
         model: Hub id, local folder, or "toy": the model that is to be fine-tuned.
@@ -65,6 +71,7 @@ def fit_gradient(
         seed: Seed of the adapters and of the projection.
         anchor_tokens: Number of tokens at the start of an anchor row's response that its loss is computed over; the
             loss of a scored row covers its whole response.
+        normalize: Whether gradients are scaled to length one.
         revision: Branch, tag or commit; the default branch if None.
         dtype: "auto" (float32; on CUDA the checkpoint's own 16-bit format), "float32", "bfloat16" or "float16".
         max_length: Largest number of tokens a row may have; the model's own limit if None. The middle of a longer
@@ -78,9 +85,11 @@ def fit_gradient(
         OptionError: An option makes no sense, or LoRA targets do not exist.
         ModelError: The model cannot be read.
 
-    Source: He et al., arXiv 2404.01099, gradient matching; Xia et al., arXiv 2402.04333 (LESS), for the projection.
+    Source: He et al., arXiv 2404.01099, gradient matching; Xia et al., arXiv 2402.04333 (LESS), for the projection;
+    GradShield, arXiv 2605.14194, for the form without scaling, with a proxy of ours.
     """
     options = {"projection": projection, "anchor_tokens": anchor_tokens, "max_length": max_length}
+    options |= {"normalize": normalize}
     reading = {"model": str(model), "revision": revision, "dtype": dtype, "chat_template": chat_template}
     chosen, facts = _pinned(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
     return _fitted(facts, [as_conversations(rows, columns) for rows in (unsafe_rows, safe_rows, *more_safe)], chosen)
@@ -97,6 +106,7 @@ def fit_to_references(
     projection: int | None = None,
     seed: int = 0,
     anchor_tokens: int = 10,
+    normalize: bool = True,
     device: str | None = None,
 ) -> GradientAnchor:
     """`fit_gradient` on the rows of a reference index, with the model and the options with which they were read.
@@ -111,6 +121,7 @@ def fit_to_references(
         projection: As in `fit_gradient`.
         seed: As in `fit_gradient`.
         anchor_tokens: As in `fit_gradient`.
+        normalize: As in `fit_gradient`.
         device: As in `fit_gradient`.
 
     Raises:
@@ -122,7 +133,7 @@ def fit_to_references(
     if anchors is not None:
         require_whole("anchors", anchors, least=1)
     reading = {name: index.embed[name] for name in ("model", "revision", "dtype", "chat_template", "max_length")}
-    options = {"projection": projection, "anchor_tokens": anchor_tokens}
+    options = {"projection": projection, "anchor_tokens": anchor_tokens, "normalize": normalize}
     chosen, facts = _pinned(Parts(parts, blocks, rank, tuple(targets), seed), reading | options, device)
     sides = [[row.conversation for row in index.rows(side)[:anchors]] for side in ("unsafe", "safe")]
     return _fitted(facts | {"references": index.digest}, sides, chosen)
@@ -132,9 +143,10 @@ def _fitted(facts: dict[str, Any], sides: Sequence[Sequence[Conversation]], devi
     _require_difference(sides)
     tuned = tuned_of(facts, device)
     gradients = [_SideGradients(tuned, facts, side) for side in sides]
-    total = combined(gradients)
+    normalize = facts.get("normalize", True)
+    total = combined(gradients, normalize)
     length = _length(total)
-    if length < _NEGLIGIBLE:
+    if length < _NEGLIGIBLE * (1 if normalize else max(side.longest for side in gradients)):
         raise DataError(
             "the unsafe and the safe anchor rows have the same mean gradient, so nothing distinguishes them",
             fix="use other rows on one of the sides",
@@ -144,8 +156,10 @@ def _fitted(facts: dict[str, Any], sides: Sequence[Sequence[Conversation]], devi
     return stored(facts | {"entries": sum(parameter.numel() for parameter in tuned.parameters.values())}, total)
 
 
-def combined(sides: Sequence[Iterable[Gradient]]) -> Gradient:
+def combined(sides: Sequence[Iterable[Gradient]], normalize: bool = True) -> Gradient:
     """Mean unit gradient of the first side minus that of each further one; the means are not scaled to length one.
+
+    Without `normalize`, the gradients are not scaled either.
 
     Raises:
         DataError: A side has no gradient.
@@ -156,7 +170,7 @@ def combined(sides: Sequence[Iterable[Gradient]]) -> Gradient:
         count = 0
         for gradient in side:
             count += 1
-            size = _length(gradient)
+            size = _length(gradient) if normalize else 1.0
             for name, tensor in gradient.items():
                 units[name] = units[name].add_(tensor, alpha=1 / size) if name in units else tensor / size
         if not count:
@@ -173,21 +187,25 @@ def combined(sides: Sequence[Iterable[Gradient]]) -> Gradient:
 
 
 class _SideGradients:
-    """The gradients of one side's rows, one after another; afterwards `reasons` says why some have none."""
+    """The gradients of one side's rows, one after another; then `reasons` says why some have none, `longest` how long
+    the longest is."""
 
     def __init__(self, tuned: Tuned, facts: Mapping[str, Any], side: Sequence[Conversation]) -> None:
         self._tuned, self._facts, self._side = tuned, facts, side
         self.reasons: list[str] = []
+        self.longest = 0.0
 
     def __iter__(self) -> Iterator[Gradient]:
         for example in examples_of(self._facts, self._side, self._facts["anchor_tokens"]):
             gradient: Gradient = {}
-            reason = example.reason
+            length, reason = 0.0, example.reason
             if not reason:
                 gradient = _gradient(self._tuned, example, self._facts["projection"])
-                reason = "" if 0 < _length(gradient) < math.inf else "no_gradient"
+                length = _length(gradient)
+                reason = "" if 0 < length < math.inf else "no_gradient"
             self.reasons.append(reason)
             if not reason:
+                self.longest = max(self.longest, length)
                 yield gradient
 
     def summary(self) -> dict[str, list[str]]:
@@ -243,7 +261,7 @@ def _pinned(parts: Parts, options: Mapping[str, Any], device: str | None) -> tup
     chosen = load.pick_device(device, None)
     revision = load.resolve_revision(options["model"], options["revision"])
     config = load.model_config(ModelKey(options["model"], revision, "float32")).get_text_config()
-    return chosen, {
+    facts = {
         "model": options["model"],
         "revision": revision,
         "dtype": load.pick_dtype(options["dtype"], chosen, getattr(config, "dtype", None)),
@@ -253,3 +271,4 @@ def _pinned(parts: Parts, options: Mapping[str, Any], device: str | None) -> tup
         "max_length": None if longest is None else int(longest),
         "chat_template": options["chat_template"],
     }
+    return chosen, facts if options["normalize"] else facts | {"normalize": False}

@@ -28,7 +28,7 @@ TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 
 _LOGITS = {"cpu": 1 << 27, "mps": 1 << 27, "cuda": 1 << 30}  # number of logits that a batch may have
 
-NAN_LOSS, ZERO_GRADIENT, NON_FINITE = "nan_loss", "zero_gradient", "non_finite"
+NAN_LOSS, ZERO_GRADIENT, NON_FINITE, LOW_LOSS = "nan_loss", "zero_gradient", "non_finite", "low_loss"
 """Reasons of rows whose loss or gradient gives no score."""
 
 MakeMeter = Callable[[int], Meter]
@@ -36,7 +36,13 @@ Scored = tuple[np.ndarray, list[str]]
 """Scores float64 (n,), NaN for rows with a reason, and the reasons ("" for the other rows)."""
 
 
-def measure(tuned: Tuned, examples: Sequence[Example], make_meter: MakeMeter, budget: int | None = None) -> Scored:
+def measure(
+    tuned: Tuned,
+    examples: Sequence[Example],
+    make_meter: MakeMeter,
+    budget: int | None = None,
+    above_loss: float | None = None,
+) -> Scored:
     """The scores and reasons of all examples, in their order.
 
     Args:
@@ -44,6 +50,7 @@ def measure(tuned: Tuned, examples: Sequence[Example], make_meter: MakeMeter, bu
         examples: One per row; an example with a reason is not read, and equal ones are computed once.
         make_meter: Makes the meter for a number of rows.
         budget: Number of tokens that a batch may hold, padding included; a batch has at least one row.
+        above_loss: Only rows with a larger mean loss have a score, in nats per token; None: all have.
 
     Raises:
         ModelError: A single row does not fit in memory.
@@ -52,8 +59,12 @@ def measure(tuned: Tuned, examples: Sequence[Example], make_meter: MakeMeter, bu
     groups = _equal_rows(examples)
     order = sorted((rows[0] for rows in groups), key=lambda row: -len(examples[row].ids))
     rules = fast_rules(tuned) if order else None
+
+    def run(batch: list[int]) -> Scored:
+        return _measured(tuned, rules, [examples[row] for row in batch], make_meter, above_loss)
+
     with nullcontext() if rules is None else hooked(rules):
-        for batch, scored in _batches(tuned, rules, examples, order, make_meter, budget or _budget(tuned)):
+        for batch, scored in _batches(tuned, rules, examples, order, run, budget or _budget(tuned)):
             for row, score, reason in zip(batch, *scored, strict=True):
                 scores[row], reasons[row] = score, reason
     for first, *rest in groups:
@@ -73,15 +84,11 @@ def _batches(
     rules: Rules | None,
     examples: Sequence[Example],
     order: list[int],
-    make_meter: MakeMeter,
+    run: Callable[[list[int]], Scored],
     budget: int,
 ) -> Iterator[tuple[list[int], Scored]]:
     """Batches of row numbers with their scores; `order` has the longest rows first."""
     most = torch.get_num_threads()
-
-    def run(batch: list[int]) -> Scored:
-        return _measured(tuned, rules, [examples[row] for row in batch], make_meter)
-
     if tuned.device.type != "cpu":
         yield from _within_memory(tuned, examples, order, run, budget)
     elif rules is None:
@@ -138,20 +145,32 @@ def _attempt(run: Callable[[list[int]], Scored], batch: list[int]) -> Scored | N
         return None
 
 
-def _measured(tuned: Tuned, rules: Rules | None, examples: Sequence[Example], make_meter: MakeMeter) -> Scored:
+def _measured(
+    tuned: Tuned,
+    rules: Rules | None,
+    examples: Sequence[Example],
+    make_meter: MakeMeter,
+    above_loss: float | None = None,
+) -> Scored:
     meter = make_meter(len(examples))
     if rules is not None:
         losses = measure_rows(tuned, rules, examples, meter)
     else:
         losses = np.array([measure_row(tuned, example, meter, row) for row, example in enumerate(examples)])
     scores, squares = meter.scores().numpy(), meter.squared_norms().numpy()
-    return scores, [_reason(*values) for values in zip(scores, losses, squares, strict=True)]
+    if above_loss is not None:
+        scores = np.where(losses > above_loss, scores, np.nan)
+    return scores, [_reason(*values, above_loss) for values in zip(scores, losses, squares, strict=True)]
 
 
-def _reason(score: float, loss: float, square: float) -> str:
+def _reason(score: float, loss: float, square: float, above_loss: float | None) -> str:
     if np.isfinite(score):
         return ""
-    return NAN_LOSS if not np.isfinite(loss) else ZERO_GRADIENT if square == 0 else NON_FINITE
+    if not np.isfinite(loss):
+        return NAN_LOSS
+    if above_loss is not None and loss <= above_loss:
+        return LOW_LOSS
+    return ZERO_GRADIENT if square == 0 else NON_FINITE
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
@@ -16,9 +14,8 @@ from hf_safefilter.scores.base import Fitting, Score
 from hf_safefilter.scores.controls import Pairs, as_pairs
 from hf_safefilter.scores.gradient.anchor import GradientAnchor
 from hf_safefilter.scores.gradient.fit import fit_to_references
+from hf_safefilter.scores.gradient.recalled import recalled
 from hf_safefilter.step import Step
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,8 @@ class GradientScore(Score):
 
     It reads the text, not the embedded vectors: the loss is the mean negative log likelihood of all answers and of the
     tokens that end them, by the anchor's own model. Short responses have large gradients and long ones resemble
-    each other: compare with `LengthScore`. `gradient_unscored` says why a row has no score.
+    each other: compare with `LengthScore`. `gradient_unscored` says why a row has no score. With an anchor fitted with
+    `normalize=False` the row's gradient is not scaled either: see `fit_gradient`.
 
     Args:
         anchor: The result of `fit_gradient`, or its digest.
@@ -37,7 +35,7 @@ class GradientScore(Score):
     Raises:
         MissingError: The anchor is not in the store.
 
-    Source: He et al., arXiv 2404.01099, gradient matching.
+    Source: He et al., arXiv 2404.01099, gradient matching; with `normalize=False` GradShield, arXiv 2605.14194.
     """
 
     METHOD: ClassVar[str] = "gradient"
@@ -48,7 +46,18 @@ class GradientScore(Score):
         field="anchor",
         to="references",
         by=fit_to_references,
-        options=("anchors", "parts", "blocks", "rank", "targets", "projection", "seed", "anchor_tokens", "device"),
+        options=(
+            "anchors",
+            "parts",
+            "blocks",
+            "rank",
+            "targets",
+            "projection",
+            "seed",
+            "anchor_tokens",
+            "normalize",
+            "device",
+        ),
     )
 
     anchor: GradientAnchor | str
@@ -73,12 +82,7 @@ class GradientScore(Score):
 
         rows = conversations(batch, dict(self.columns) if self.columns else None) if batch.n else []
         anchor, device = GradientAnchor.of(self.anchor), pick_device(self.device, rank)
-        if rows and cache.enabled():
-            facts = {"step": "GradientScore", "anchor": self.anchor, "algorithm": self.algorithm, "device": device.type}
-            space = cache.Space.of(facts, f"gradient of {anchor.facts['model']}")
-            scores = cache.recall_scores(space, rows, lambda new: cache.one_score_each(*anchor.score(new, device)))
-        else:
-            scores = cache.one_score_each(*anchor.score(rows, device))
-        for reason, count in Counter(filter(None, scores.reasons)).items():
-            logger.warning("%d rows have no gradient score: %s", count, reason)
-        return dict(zip(self.produces(), (scores.of(cache.SCORE).largest()[0], scores.reasons), strict=True))
+        facts = {"step": "GradientScore", "anchor": self.anchor, "algorithm": self.algorithm, "device": device.type}
+        space = cache.Space.of(facts, f"gradient of {anchor.facts['model']}")
+        scored = recalled(self.METHOD, space, rows, lambda new: anchor.score(new, device))
+        return dict(zip(self.produces(), scored, strict=True))

@@ -1,0 +1,288 @@
+"""Choice of the reading: method and layers, by cross-validation on the references alone.
+
+What decides is the standardised gap between the same harmful request answered and refused, where the topic stands
+still: against ordinary rows a score is rewarded for knowing topics, and an AUROC saturates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from hf_safefilter.checks import require_whole
+from hf_safefilter.columns import Layer
+from hf_safefilter.data.conversations import answered_text, prompt_of
+from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.references.coordinates import Coordinates
+from hf_safefilter.scores import method as method_class
+from hf_safefilter.scores.base import ReferenceScore
+from hf_safefilter.scores.probe.fit import boundary
+
+if TYPE_CHECKING:
+    from hf_safefilter.references import ReferenceIndex
+
+PROBE = "probe"
+METHODS = ("larf", "nearest", PROBE)
+"""Methods that are tried where none is named."""
+
+LEAST_GAP = 0.5
+"""The lower end of the interval of the chosen gap must exceed this many deviations for a signal."""
+
+_DRAWS = 200  # of the bootstrap
+_WIDEST = 4000  # vectors of a side that one fold is compared with: more change nothing but the time
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A method at one layer, or over several.
+
+    Attributes:
+        method: Name of the method.
+        layers: The layers that it reads.
+        gap: Mean score of held-out harmful requests answered minus that of the same requests refused, in deviations.
+        low: Lower end of its 95 % interval, by a bootstrap over requests.
+        high: Upper end.
+        auroc: AUROC of the held-out unsafe references against all safe ones.
+    """
+
+    method: str
+    layers: tuple[Layer, ...]
+    gap: float
+    low: float
+    high: float
+    auroc: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingChoice:
+    """The chosen reading, and all that were tried.
+
+    Attributes:
+        method: Name of the method.
+        layers: The layers that it reads.
+        signal: Whether it tells answers from refusals better than chance; if not, do not rely on it.
+        margin: Its gap minus that of the best reading of another kind (one layer against several).
+        length_auroc: AUROC of the length of the answers alone among the references (0.5: length says nothing).
+        readings: All readings that were tried, the chosen one first, then by their gaps.
+    """
+
+    method: str
+    layers: tuple[Layer, ...]
+    signal: bool
+    margin: float
+    length_auroc: float
+    readings: tuple[Reading, ...]
+
+    @property
+    def layer(self) -> Layer:
+        """The layer, or the middle one of several."""
+        return self.layers[len(self.layers) // 2]
+
+    def layers_of(self, method: str) -> tuple[Layer, ...]:
+        """The layers at which `method` read best: those chosen, or its own best layer; the chosen ones if not tried."""
+        if method == self.method:
+            return self.layers
+        return next((reading.layers for reading in self.readings if reading.method == method), (self.layer,))
+
+    @property
+    def best(self) -> Reading:
+        """The chosen reading."""
+        return self.readings[0]
+
+    @property
+    def how(self) -> str:
+        """How it was chosen, in words."""
+        return (
+            f"{self.method} at {', '.join(map(str, self.layers))}: the largest gap between the same requests answered "
+            f"and refused, on held-out references alone ({self.best.gap:.2f} deviations, {self.best.low:.2f} to "
+            f"{self.best.high:.2f}; no label of these rows was used)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as the card shows them."""
+        body = asdict(self) | {"how": self.how, "layer": self.layer, "auroc": self.best.auroc}
+        return body | {"readings": list(body["readings"])}
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The best readings, for printing."""
+        return [
+            {
+                "method": reading.method,
+                "layers": ",".join(map(str, reading.layers)),
+                "gap": round(reading.gap, 2),
+                "from": round(reading.low, 2),
+                "to": round(reading.high, 2),
+                "AUROC": round(reading.auroc, 3),
+                "chosen": "yes" if reading is self.best else "",
+            }
+            for reading in self.readings[:8]
+        ]
+
+
+def middle_layers(n_blocks: int, count: int = 5) -> list[int]:
+    """Layers spread over the middle of a model, from two fifths to four fifths of its depth."""
+    places = np.linspace(0.4 * n_blocks, 0.8 * n_blocks, count).round().astype(int)
+    return sorted({max(1, int(layer)) for layer in places})
+
+
+def choose_reading(
+    references: ReferenceIndex, methods: Sequence[str] = METHODS, *, folds: int = 5, seed: int = 0
+) -> ReadingChoice:
+    """Choose the method and the layers that tell held-out answers from refusals best.
+
+    Rows with the same request stay in one fold, and each fold is scored by references of the other folds only. The
+    probe is also tried over all layers of the references together, which wins unless the interval of a single layer's
+    gap lies above it: several layers are as good as the best one, without having to know which that is.
+
+    Args:
+        references: References read at all layers to choose from.
+        methods: Methods to try: such as compare with references, and "probe".
+        folds: Number of folds, 2 or more.
+        seed: Seed of the assignment to folds.
+
+    Raises:
+        OptionError: A method that does not go by references, or an invalid number of folds.
+        DataError: Too few references for this number of folds.
+    """
+    require_whole("folds", folds, least=2)
+    for name in methods:
+        if not goes_by_references(name):
+            raise OptionError(f"{name!r} cannot be tried on references", fix=f"use some of {', '.join(METHODS)}")
+    held_out = _HeldOut.of(references, folds, seed)
+    readings = []
+    for name in methods:
+        by_layer = {layer: held_out.scores(name, layer) for layer in references.layers if isinstance(layer, int)}
+        readings += [held_out.reading(name, (layer,), scores) for layer, scores in by_layer.items()]
+        if name == PROBE and len(by_layer) > 1:
+            together = cast(np.ndarray, np.mean(list(by_layer.values()), axis=0))
+            readings.append(held_out.reading(name, tuple(by_layer), together))
+    if not readings:
+        raise DataError("the references were read at no layer to choose from", fix="build them with layers=[...]")
+    readings.sort(key=lambda reading: -reading.gap)
+    steady = next((reading for reading in readings if len(reading.layers) > 1), None)
+    if steady is not None and readings[0].low <= steady.gap:  # no layer is clearly better than several together
+        readings.sort(key=lambda reading: reading is not steady)
+    best = readings[0]
+    others = [reading.gap for reading in readings if (len(reading.layers) > 1) != (len(best.layers) > 1)]
+    margin = best.gap - max(others, default=float("nan"))
+    return ReadingChoice(
+        best.method, best.layers, best.low > LEAST_GAP, margin, held_out.length_auroc(references), tuple(readings)
+    )
+
+
+def goes_by_references(name: str) -> bool:
+    """Whether a method can be tried on references alone, by their vectors at one position."""
+    kind = method_class(name)
+    return name == PROBE or (issubclass(kind, ReferenceScore) and name != "shift")
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldOut:
+    """The references, each with the fold in which it is held out.
+
+    Attributes:
+        references: The references.
+        folds: Fold of each unsafe row, and of each safe row.
+        requests: Number of the request of each row of both sides.
+        refused: Which safe rows are refusals.
+    """
+
+    references: ReferenceIndex
+    folds: tuple[np.ndarray, np.ndarray]
+    requests: tuple[np.ndarray, np.ndarray]
+    refused: np.ndarray
+
+    @classmethod
+    def of(cls, references: ReferenceIndex, folds: int, seed: int) -> _HeldOut:
+        rows = [references.rows(side) for side in ("unsafe", "safe")]
+        if min(map(len, rows)) < 2 * folds:
+            raise DataError(
+                f"{len(rows[0])} unsafe and {len(rows[1])} safe references are too few for {folds} folds",
+                fix=f"give at least {2 * folds} on each side, or name the layer, for example `layer=12`",
+            )
+        numbers: dict[str, int] = {}
+        requests = [
+            np.array([numbers.setdefault(prompt_of(row.conversation), len(numbers)) for row in side]) for side in rows
+        ]
+        fold_of = np.random.default_rng(seed).permutation(np.arange(len(numbers)) % folds)
+        refused = np.array([not row.benign for row in rows[1]])
+        return cls(references, (fold_of[requests[0]], fold_of[requests[1]]), (requests[0], requests[1]), refused)
+
+    def scores(self, method: str, layer: Layer) -> np.ndarray:
+        """Held-out scores of the unsafe rows, then of the safe ones, in deviations of the references in each fold."""
+        sides = [
+            Ragged(vectors, offsets_of(np.bincount(self.references.owners(side))))
+            for vectors, side in zip(self.references.vectors(layer), ("unsafe", "safe"), strict=True)
+        ]
+        found = [np.empty(len(side)) for side in sides]
+        for fold in range(int(max(folds.max() for folds in self.folds)) + 1):
+            unsafe, safe = (side.take(np.flatnonzero(own != fold)) for side, own in zip(sides, self.folds, strict=True))
+            held = [np.flatnonzero(own == fold) for own in self.folds]
+            both = Ragged.joined([side.take(rows) for side, rows in zip(sides, held, strict=True)])
+            scores = _scored(method, both, unsafe, safe, ~self.refused[self.folds[1] != fold])
+            found[0][held[0]], found[1][held[1]] = scores[: len(held[0])], scores[len(held[0]) :]
+        return np.concatenate(found)
+
+    def reading(self, method: str, layers: tuple[Layer, ...], scores: np.ndarray) -> Reading:
+        unsafe, safe = np.split(scores, [len(self.folds[0])])
+        refused = safe[self.refused]
+        low, high = self._interval(unsafe, refused)
+        return Reading(method, layers, _gap(unsafe, refused), low, high, _auroc(unsafe, safe))
+
+    def _interval(self, unsafe: np.ndarray, refused: np.ndarray) -> tuple[float, float]:
+        """Of the gap, by drawing requests with all their rows."""
+        names = np.unique(np.concatenate([self.requests[0], self.requests[1][self.refused]]))
+        draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=_DRAWS)
+        moments = []
+        for scores, requests in ((unsafe, self.requests[0]), (refused, self.requests[1][self.refused])):
+            place = np.searchsorted(names, requests)
+            sums = [np.bincount(place, scores**power, len(names)) for power in (0, 1, 2)]
+            count, total, squares = (draws @ column for column in sums)
+            mean = total / np.maximum(count, 1)
+            moments.append((count, mean, squares / np.maximum(count, 1) - mean**2))
+        (n, high, spread), (m, low, other) = moments
+        gaps = ((high - low) / np.sqrt(np.maximum((spread + other) / 2, 1e-300)))[(n > 1) & (m > 1)]
+        bounds = np.quantile(gaps, [0.025, 0.975]) if len(gaps) else np.full(2, np.nan)
+        return float(bounds[0]), float(bounds[1])
+
+    def length_auroc(self, references: ReferenceIndex) -> float:
+        """AUROC of the number of characters of the answers."""
+        sides = [[len(answered_text(row.conversation)) for row in references.rows(side)] for side in ("unsafe", "safe")]
+        return _auroc(*(np.array(side, dtype=float) for side in sides))
+
+
+def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.ndarray) -> np.ndarray:
+    """Scores of rows, as the method's own class gives them, in deviations of the references that it is fitted to."""
+    if method == PROBE:
+        direction, offset = boundary(unsafe, safe, benign)
+        spans = rows.values.astype(np.float64) @ direction + offset
+        scores = Ragged(spans, rows.offsets)
+        means = np.bincount(rows.owners, spans, len(rows)) / np.maximum(rows.counts, 1)
+        return (scores.largest()[0] + means) / 2
+    against = cast(type[ReferenceScore], method_class(method)).against
+    both = Coordinates.of(unsafe.values, safe.values, True)
+    few = both.unsafe[_spread(len(both.unsafe))], both.safe[_spread(len(both.safe))]
+    inside = np.concatenate(few)
+    values = against(np.concatenate([both(rows.values), inside]), *few).astype(np.float64)
+    found, own = values[: len(rows.values)], values[len(rows.values) :]
+    top: np.ndarray = Ragged(found, rows.offsets).largest()[0]
+    return (top - own.mean()) / max(own.std(), 1e-12)
+
+
+def _spread(count: int) -> np.ndarray:
+    return np.arange(count) if count <= _WIDEST else np.linspace(0, count - 1, _WIDEST).round().astype(int)
+
+
+def _gap(high: np.ndarray, low: np.ndarray) -> float:
+    spread = np.sqrt((high.var() + low.var()) / 2)
+    return float((high.mean() - low.mean()) / spread) if spread > 0 else 0.0
+
+
+def _auroc(high: np.ndarray, low: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(np.repeat([1, 0], [len(high), len(low)]), np.concatenate([high, low])))

@@ -1,0 +1,204 @@
+"""`fit_probe`: a linear probe from references, and from labelled rows of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_safefilter.checks import require_choice, require_number
+from hf_safefilter.columns import Layer, embedding_column
+from hf_safefilter.data.batch import arrow_vectors
+from hf_safefilter.data.labels import names_of, truth_of
+from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.data.splits import parts_of
+from hf_safefilter.data.vectors import lengths
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.references import SIDES, ReferenceIndex
+from hf_safefilter.references.standard_scaling import Scaling
+from hf_safefilter.scores.base import record_batches
+from hf_safefilter.scores.probe.discriminant import Examples, lda, logistic
+from hf_safefilter.storage.fitted import Fitted
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+FORMS = ("lda", "logistic")
+REFUSED = 2 / 3
+"""The weight of the refusals among the safe references. The same request answered or refused is what a probe is to tell
+apart; ordinary rows keep it from going by topic."""
+
+_FILE = "probe.safetensors"
+
+
+class Probe(Fitted):
+    """A direction and an offset for each of its layers; made by `fit_probe`.
+
+    `facts` has the layers, the form and its options, the digest of the references, and the numbers of examples.
+    """
+
+    KIND = "probe"
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers at which it was fitted."""
+        return tuple(self.facts["layers"])
+
+    @property
+    def directions(self) -> np.ndarray:
+        """float64 `(layers, d)`, in the coordinates of the model."""
+        return self._tensors["directions"]
+
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """Mean distance from the boundaries, in deviations of the examples, positive where unsafe.
+
+        Args:
+            vectors: `(n, layers * d)`: of each span the vector of the first layer, then of the second, ...
+
+        Returns:
+            float64 `(n,)`, NaN where a vector is zero or not finite.
+        """
+        count, width = self.directions.shape
+        parts = vectors.reshape(len(vectors), count, width)
+        values = np.einsum("nld,ld->nl", parts.astype(np.float64), self.directions) + self._tensors["offsets"]
+        whole = np.isfinite(np.stack([lengths(parts[:, layer]) for layer in range(count)])).all(axis=0)
+        return np.where(whole, values.mean(axis=1), np.nan)
+
+    @cached_property
+    def _tensors(self) -> dict[str, np.ndarray]:
+        from safetensors.numpy import load
+
+        return load(self.bytes_of(_FILE))
+
+
+def fit_probe(
+    references: ReferenceIndex,
+    layers: Layer | Sequence[Layer],
+    *,
+    form: str = "lda",
+    shrinkage: float = 0.3,
+    strength: float = 0.01,
+    labeled: Dataset | DatasetDict | None = None,
+    label: str = "label",
+    unsafe: str | int | bool = "unsafe",
+    weight: float = 1.0,
+) -> Probe:
+    """Fit a probe that tells unsafe references from safe ones, and labelled rows alike.
+
+    Every span is an example; all spans of a row together weigh as much as a row of one span. With several layers there
+    is a boundary at each, and a row has the mean of its distances.
+
+    Args:
+        references: Unsafe answers, refusals and ordinary rows.
+        layers: The layer, or layers, to fit at.
+        form: "lda" (shrinkage linear discriminant analysis, closed form) or "logistic" (L2 logistic regression).
+        shrinkage: For "lda", in (0, 1].
+        strength: For "logistic": inverse of the penalty.
+        labeled: Embedded rows with labels; rows without a label, or that could not be read, are left out.
+        label: Their column of labels.
+        unsafe: The value in it that means unsafe.
+        weight: Weight of a labelled row in that of a reference.
+
+    Raises:
+        OptionError: An option that makes no sense.
+        MissingError: The references were not read at a layer, or a column is missing.
+        DataError: There are no labels of both kinds, or nothing tells the classes apart.
+    """
+    require_choice("form", form, FORMS)
+    require_number("shrinkage", shrinkage, above=0, most=1)
+    require_number("strength", strength, above=0)
+    require_number("weight", weight, above=0)
+    names = (layers,) if isinstance(layers, (int, str)) else tuple(layers)
+    if not names or len(set(names)) < len(names):
+        raise OptionError(f"`layers={list(names)}` names no layer, or one twice", fix="name each layer once")
+    counts = {side: references.counts[side] for side in SIDES}
+    fitted = []
+    for layer in names:
+        examples = _references(references, layer)
+        if labeled is not None:
+            own = _labeled(labeled, layer, label, unsafe, examples.vectors.shape[1])
+            counts |= {f"labeled_{side}": round(own.weights[own.unsafe == (side == "unsafe")].sum()) for side in SIDES}
+            examples = examples.joined(own, weight)
+        fitted.append(_boundary(examples, form, shrinkage if form == "lda" else strength))
+    facts = {"layers": list(names), "form": form, "shrinkage": shrinkage, "strength": strength, "weight": weight}
+    return _stored(fitted, facts | {"references": references.digest, "counts": counts})
+
+
+def boundary(unsafe: Ragged, safe: Ragged, benign: np.ndarray, shrinkage: float = 0.3) -> tuple[np.ndarray, float]:
+    """Direction (d,) and offset of the default probe between the spans of unsafe and of safe rows.
+
+    Args:
+        unsafe: Spans of the unsafe rows.
+        safe: Spans of the safe rows.
+        benign: Which safe rows are ordinary ones, and not refusals, bool (rows,).
+        shrinkage: See `fit_probe`.
+    """
+    return _boundary(_examples(unsafe, safe, benign), "lda", shrinkage)
+
+
+def _references(references: ReferenceIndex, layer: Layer) -> Examples:
+    unsafe, safe = (
+        Ragged(vectors, offsets_of(np.bincount(references.owners(side))))
+        for vectors, side in zip(references.vectors(layer), SIDES, strict=True)
+    )
+    return _examples(unsafe, safe, np.array([row.benign for row in references.rows("safe")]))
+
+
+def _examples(unsafe: Ragged, safe: Ragged, benign: np.ndarray) -> Examples:
+    rows = np.ones(len(safe))
+    if benign.any() and not benign.all():
+        for kind, share in ((~benign, REFUSED), (benign, 1 - REFUSED)):
+            rows[kind] = share * len(safe) / kind.sum()
+    weights = [1 / unsafe.counts[unsafe.owners], rows[safe.owners] / safe.counts[safe.owners]]
+    return Examples(
+        np.concatenate([unsafe.values, safe.values]).astype(np.float64),
+        np.repeat([True, False], [len(unsafe.values), len(safe.values)]),
+        np.concatenate(weights),
+    )
+
+
+def _boundary(examples: Examples, form: str, option: float) -> tuple[np.ndarray, float]:
+    """Direction and offset in the coordinates of the model; scores of the examples have deviation 1."""
+    scaling = Scaling.of(examples.vectors[examples.unsafe], examples.vectors[~examples.unsafe])
+    standard = Examples(scaling(examples.vectors), examples.unsafe, examples.weights)
+    direction, offset = lda(standard, option) if form == "lda" else logistic(standard, option)
+    scores = standard.vectors @ direction + offset
+    middle = np.average(scores, weights=standard.balanced())
+    spread = np.sqrt(np.average(np.square(scores - middle), weights=standard.balanced()))
+    if not (np.isfinite(spread) and spread > 0):
+        raise DataError("no direction tells the classes apart", fix="use other rows, or another layer")
+    direction = direction / scaling.deviation / spread
+    return direction, float(offset / spread - direction @ scaling.mean)
+
+
+def _stored(fitted: Sequence[tuple[np.ndarray, float]], facts: dict[str, Any]) -> Probe:
+    from safetensors.numpy import save
+
+    directions, offsets = zip(*fitted, strict=True)
+    return Probe.make(facts, {_FILE: save({"directions": np.stack(directions), "offsets": np.array(offsets)})})
+
+
+def _labeled(rows: Dataset | DatasetDict, layer: Layer, label: str, unsafe: str | int | bool, width: int) -> Examples:
+    column = embedding_column(layer)
+    parts: list[Ragged] = []
+    cells: list[Any] = []
+    for table in record_batches(rows, [column, label], fix=f"embed the rows at layer {layer!r}, with their labels"):
+        vectors = arrow_vectors(table[column], column)
+        if len(vectors.values) and vectors.values.shape[1] != width:
+            raise OptionError(
+                f"the labelled rows were read by another model: {vectors.values.shape[1]} numbers, not {width}",
+                fix="embed them with the step that read the references",
+            )
+        parts.append(vectors)
+        cells += table[label].to_pylist()
+    splits = parts_of(rows)
+    names = next((found for part in splits if (found := names_of(part, label))), [])
+    both, classes = Ragged.joined(parts), truth_of(cells, label, unsafe, names)
+    known = np.isfinite(classes) & (both.counts > 0)
+    if not known.any() or len(set(classes[known].tolist())) < 2:
+        raise DataError("the labelled rows that could be read are not of both kinds", fix="label more rows")
+    used = both.take(np.flatnonzero(known))
+    classes = classes[known]
+    return Examples(used.values.astype(np.float64), classes[used.owners] > 0.5, 1 / used.counts[used.owners])

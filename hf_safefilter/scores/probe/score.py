@@ -1,0 +1,65 @@
+"""ProbeScore: on which side of a fitted boundary does a row lie?"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from hf_safefilter.columns import embedding_column
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.scores.base import Fitting, SpanScore, answer_means, layer_vectors
+from hf_safefilter.scores.probe.fit import Probe, fit_probe
+from hf_safefilter.step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeScore(SpanScore):
+    """Distance from the boundary between unsafe and safe references, and labelled rows; positive where unsafe.
+
+    A window's score is the mean of its own distance and of its answer's mean distance: what an answer is as a whole
+    counts as much as its worst part.
+
+    Args:
+        probe: What `fit_probe` returned, or its digest.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
+    """
+
+    METHOD: ClassVar[str] = "probe"
+    MEASURES: ClassVar[str] = "linear probe (shrinkage LDA or logistic regression) on references and labelled rows"
+    REQUIRES: ClassVar[str] = "references"
+    FITTING: ClassVar[Fitting | None] = Fitting(
+        field="probe",
+        to="references",
+        by=fit_probe,
+        options=("layers", "form", "shrinkage", "strength", "labeled", "label", "unsafe", "weight"),
+    )
+
+    probe: Probe | str
+    _: KW_ONLY
+    pairs: bool = False
+    algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probe", Probe.of(self.probe).digest)
+        Step.__post_init__(self)
+
+    def needs(self) -> tuple[str, ...]:
+        """The vectors at the layers of the probe."""
+        return tuple(map(embedding_column, Probe.of(self.probe).layers))
+
+    def vectors(self, batch: Batch) -> Ragged:
+        """The batch's vectors at the layers of the probe, one after the other."""
+        fitted = Probe.of(self.probe)
+        parts = [layer_vectors(batch, layer, fitted.directions.shape[1]) for layer in fitted.layers]
+        return Ragged(np.concatenate([part.values for part in parts], axis=1), parts[0].offsets)
+
+    def span_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """See `Probe.score`."""
+        return Probe.of(self.probe).score(vectors)
+
+    def of_rows(self, scores: Ragged, batch: Batch) -> Ragged:
+        """Each window with half the weight, its answer with the other half."""
+        return Ragged((scores.values + answer_means(scores, batch.spans())) / 2, scores.offsets)

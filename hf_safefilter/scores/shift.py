@@ -1,0 +1,134 @@
+"""ShiftScore: how far an answer moves the model from the end of the prompt towards compliance."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+
+from hf_safefilter.columns import Layer, embedding_column, reading_key
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.data.vectors import lengths
+from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.scores.base import ReferenceScore, answer_means, layer_vectors
+
+PROMPT = "last_prompt"
+"""The position that an answer is compared with: the token after which the model answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftScore(ReferenceScore):
+    """Mean state of an answer minus that of the last prompt token, projected on compliance minus refusal.
+
+    What the prompt is about stands in both and cancels out, so this finds benign rows that wear refusals away, rather
+    than rows that contain harm. An answer that was read in windows has one score, the mean of theirs weighted by their
+    lengths; a row has that of its highest answer. The direction is the mean of the unsafe answers minus that of the
+    refusals, of length one; ordinary rows of the safe side do not take part.
+
+    Rows and references are read at two positions in one pass: ``EmbedLayers(..., position="mean,last_prompt")``.
+
+    Args:
+        references: The index, or its digest.
+        layer: The layer at which rows and references were read.
+        standardize: Compare in coordinates of deviation 1 among the references; the paper does not.
+        pairs: Whether the rejected side of preference pairs has columns of its own.
+
+    Raises:
+        MissingError: The references are not in the store, or were not read at `layer` and at the end of the prompt.
+        DataError: Both sides are the same there.
+
+    Source: compliance shift, DataShield, arXiv 2606.00160; persona vectors, arXiv 2507.21509, in their cheap form.
+    """
+
+    METHOD: ClassVar[str] = "shift"
+    MEASURES: ClassVar[str] = "compliance shift: answer minus end of prompt, on compliance minus refusal"
+    REQUIRES: ClassVar[str] = "references, read at mean,last_prompt"
+    SOURCE: ClassVar[str] = "DataShield, arXiv 2606.00160"
+
+    _: KW_ONLY
+    standardize: bool = False
+    algorithm: int = field(default=1, init=False)
+
+    def check(self, index: ReferenceIndex) -> None:
+        """Raise unless the references were read at the end of the prompt too, and have a direction."""
+        if prompt_key(self.layer) not in index.layers:
+            raise MissingError(
+                f"the references were not read at the end of the prompt at layer {self.layer!r}",
+                found=", ".join(map(str, index.layers)),
+                fix='build them with EmbedLayers(..., position="mean,last_prompt")',
+            )
+        _direction(index.digest, self.layer, self.standardize)
+
+    def needs(self) -> tuple[str, ...]:
+        """The vectors of the answers and of the end of the prompt."""
+        return embedding_column(self.layer), embedding_column(prompt_key(self.layer))
+
+    def vectors(self, batch: Batch) -> Ragged:
+        """Vectors of the answers minus those of the end of the prompt, float32 (m, d)."""
+        width = self.index.vectors(self.layer)[0].shape[1]
+        answer = layer_vectors(batch, self.layer, width)
+        key = prompt_key(self.layer)
+        batch.require(embedding_column(key), 'embed the rows with EmbedLayers(..., position="mean,last_prompt")')
+        prompt = layer_vectors(batch, key, width)
+        if not np.array_equal(answer.offsets, prompt.offsets):
+            raise DataError("answers and ends of prompts do not belong together", fix="embed the rows again")
+        return Ragged(answer.values.astype(np.float32) - prompt.values.astype(np.float32), answer.offsets)
+
+    def span_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """Projection of shifts (m, d) on the direction; (m,), NaN for a zero shift."""
+        direction = _direction(self.references_digest, self.layer, self.standardize)
+        return np.where(np.isnan(lengths(vectors)), np.nan, vectors @ direction.astype(vectors.dtype))
+
+    def of_rows(self, scores: Ragged, batch: Batch) -> Ragged:
+        """Every window has the score of its answer: the mean over its windows, weighted by their lengths."""
+        return Ragged(answer_means(scores, batch.spans()), scores.offsets)
+
+    @classmethod
+    def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+        """The projection of `rows`, which are shifts, on the unit difference of the means of both sides; (n,)."""
+        return rows @ compliance(unsafe, safe).astype(rows.dtype)
+
+
+def prompt_key(layer: Layer) -> Layer:
+    """What the vectors of the end of the prompt at `layer` are called."""
+    return reading_key(layer, PROMPT, "mean")
+
+
+def compliance(unsafe: np.ndarray, refused: np.ndarray) -> np.ndarray:
+    """Mean of `unsafe` (m, d) minus that of `refused` (r, d), of length one, computed in float64; (d,).
+
+    Raises:
+        DataError: The means are the same.
+    """
+    difference = unsafe.mean(axis=0, dtype=np.float64) - refused.mean(axis=0, dtype=np.float64)
+    size = np.linalg.norm(difference)
+    if not size > 0:
+        raise DataError("unsafe answers and refusals have the same mean", fix="use other rows, or another layer")
+    return difference / size
+
+
+@lru_cache(maxsize=32)
+def _direction(digest: str, layer: Layer, standardize: bool) -> np.ndarray:
+    """The direction on which shifts as the model has them are projected."""
+    index = references(digest)
+    unsafe, refused = _means(index, layer)
+    if not standardize:
+        return compliance(unsafe, refused)
+    deviation = np.maximum(np.concatenate([unsafe, refused]).astype(np.float64).std(axis=0), 1e-12)
+    return compliance(unsafe / deviation, refused / deviation) / deviation
+
+
+def _means(index: ReferenceIndex, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """One vector for each unsafe answer and each refusal: the mean over its windows."""
+    unsafe, _ = index.vectors(layer)
+    refused = index.refused(layer)
+    owners = index.owners("unsafe"), index.owners("safe")[: len(refused)]
+    return tuple(  # type: ignore[return-value]  # two of them
+        np.stack([np.bincount(owner, column) for column in values.T.astype(np.float64)], axis=1)
+        / np.bincount(owner)[:, None]
+        for values, owner in zip((unsafe, refused), owners, strict=True)
+    )

@@ -1,0 +1,94 @@
+"""The reading is chosen by the gap between the same request answered and refused, on references held out."""
+
+import numpy as np
+import pytest
+from stand_in import StandIn, safe_rows, unsafe_rows
+
+from hf_safefilter import EmbedLayers, ReferenceIndex
+from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.locate.choose_reading import choose_reading, middle_layers
+from hf_safefilter.toy.corpus import reference_rows
+
+FACTS = {"license": "mit", "source": "the tests"}
+
+
+class Noisy(StandIn):
+    """A stand-in in which layer 1 knows nothing, layer 2 a little, layer 3 all."""
+
+    def vectors(self, rows):
+        read, conversations = super().vectors(rows)
+        draw = np.random.default_rng(len(conversations))
+        for layer, noise in ((1, 400.0), (2, 20.0), (3, 1.0)):
+            read.vectors[layer] += draw.normal(scale=noise, size=read.vectors[layer].shape).astype(np.float32)
+        return read, conversations
+
+
+@pytest.fixture(scope="module")
+def index():
+    return ReferenceIndex.build(unsafe_rows(40), safe_rows(40), Noisy((1, 2, 3)), **FACTS)
+
+
+def test_the_layer_that_knows_most_is_chosen(index):
+    choice = choose_reading(index)
+    assert choice.layer == 3 and choice.layers == (3,) and choice.signal and choice.margin > 0
+    gaps = {reading.layers: reading.gap for reading in choice.readings if reading.method == choice.method}
+    assert gaps[(1,)] < gaps[(2,)] < gaps[(3,)]
+    assert "no label" in choice.how and choice.to_json()["layer"] == 3
+    assert [row["chosen"] for row in choice.shown()].count("yes") == 1
+
+
+def test_the_gap_is_that_of_a_fit_without_the_fold_by_hand(index):
+    """One fold, done again with scikit-learn."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    from hf_safefilter.locate.choose_reading import _HeldOut
+
+    held = _HeldOut.of(index, 5, 0)
+    scores = held.scores("probe", 3)
+    out = held.folds[0] == 2
+    unsafe, safe = (side.astype(np.float64) for side in index.vectors(3))
+    train = [unsafe[~out], safe[held.folds[1] != 2]]
+    both = np.concatenate(train)
+    mean, deviation = both.mean(axis=0), both.std(axis=0)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3, priors=[0.5, 0.5])
+    lda.fit((both - mean) / deviation, np.repeat([1, 0], list(map(len, train))))
+    expected = lda.decision_function((unsafe[out] - mean) / deviation)
+    found = scores[: len(unsafe)][out]
+    np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-6)
+
+
+def test_a_request_is_never_on_both_sides_of_a_split(index):
+    from hf_safefilter.locate.choose_reading import _HeldOut
+
+    held = _HeldOut.of(index, 5, 0)
+    assert (held.folds[0] == held.folds[1]).all()  # row j of both sides is the same request here
+
+
+def test_references_that_know_nothing_give_no_signal():
+    class Deaf(Noisy):
+        def vectors(self, rows):
+            read, conversations = super().vectors(rows)
+            read.vectors = {layer: read.vectors[1] for layer in read.vectors}
+            return read, conversations
+
+    index = ReferenceIndex.build(unsafe_rows(40), safe_rows(40), Deaf((1, 2, 3)), **FACTS)
+    assert not choose_reading(index).signal
+
+
+def test_the_toy_is_read_well():
+    step = EmbedLayers("toy", [2, 3, 4, 5])
+    index = ReferenceIndex.build(*reference_rows(60, 3), step, **FACTS)
+    choice = choose_reading(index)
+    assert choice.signal and choice.best.auroc > 0.95 and choice.best.low > 1
+
+
+def test_what_makes_no_sense_is_said(index):
+    with pytest.raises(OptionError, match="cannot be tried"):
+        choose_reading(index, methods=("length",))
+    with pytest.raises(DataError, match="too few"):
+        choose_reading(index, folds=30)
+
+
+@pytest.mark.parametrize(("blocks", "layers"), [(30, [12, 15, 18, 21, 24]), (6, [2, 3, 4, 5]), (1, [1])])
+def test_the_middle_of_a_model(blocks, layers):
+    assert middle_layers(blocks) == layers
