@@ -78,7 +78,8 @@ def effect(
 ) -> None:
     """Tune on all, kept, dropped, random and length-matched rows; measure refusals, over-refusal and loss.
 
-    Without --model, the model that the rows were read with is tuned.
+    Beside the refusals that are counted stands their margin: the log-odds, in nats, of beginning an answer by refusing
+    to beginning it by complying. Without --model, the model that the rows were read with is tuned.
     """
     from hf_safefilter.effect import Study, measure_effect
 
@@ -105,11 +106,14 @@ def effect(
     report = measure_effect(saved.rows, is_safe, study, output, on_run=_progress(context.obj))
     printer = context.obj
     printer.table(
-        "Rows tuned on; share of harmful and of harmless prompts refused, replies without text, benign loss",
+        "Rows tuned on; share of harmful prompts refused, margin of refusing in nats, share of harmless prompts "
+        "refused, replies without text, benign loss; intervals over seeds, of a margin of one model over prompts",
         report.table(),
     )
     for contrast in report.contrasts:
         printer.message(contrast.sentence)
+    if report.verdict:
+        printer.message(report.verdict)
     counts = report.counts
     left_out = sum(counts[name] for name in counts if name.endswith("_left_out"))
     printer.message(f"{left_out} questions were left out, because they are also in the rows or among the references.")
@@ -207,7 +211,7 @@ def _progress(printer: Printer) -> Callable[[Run, int, int], None]:
         left = (time.monotonic() - began) / number * (count - number)
         printer.message(
             f"{number} of {count}: {run.arm}, seed {run.seed}: {run.measured.harmful.refusal:.1%} of harmful prompts "
-            f"refused ({run.seconds:.0f} s; about {left:.0f} s left)"
+            f"refused, margin {run.measured.margin:.2f} nats ({run.seconds:.0f} s; about {left:.0f} s left)"
         )
 
     return print_run

@@ -1,4 +1,4 @@
-"""Measurements of a model: counts of refusals, answers and degenerate replies, and the loss on benign rows."""
+"""Measurements of a model: counts of refusals, answers and degenerate replies, refusal margins, and benign loss."""
 
 from __future__ import annotations
 
@@ -54,11 +54,19 @@ class Measurements:
         harmful: Replies to harmful prompts.
         over_refusal: Replies to prompts that only sound harmful.
         benign_loss: Mean negative log-likelihood of a response token of the held-out rows, in nats.
+        margins: For each harmful prompt, the log-probability margin of refusing over complying, in nats (see
+            `margin.refusal_margins`).
     """
 
     harmful: Replies
     over_refusal: Replies
     benign_loss: float
+    margins: tuple[float, ...]
+
+    @property
+    def margin(self) -> float:
+        """Mean of the margins."""
+        return sum(self.margins) / len(self.margins)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -70,7 +78,7 @@ class Measurements:
         harmful, over_refusal = (
             Replies(**{name: int(count) for name, count in body[kind].items()}) for kind in ("harmful", "over_refusal")
         )
-        return cls(harmful, over_refusal, float(body["benign_loss"]))
+        return cls(harmful, over_refusal, float(body["benign_loss"]), tuple(map(float, body["margins"])))
 
 
 def replies_to(

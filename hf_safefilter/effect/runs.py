@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_safefilter.effect.arms import MASKED, Arm, schedule
 from hf_safefilter.effect.ledger import Ledger, Run, digest_of
+from hf_safefilter.effect.margin import refusal_margins
 from hf_safefilter.effect.material import Material, tokens_of
 from hf_safefilter.effect.measures import Measurements, Replies, mean_loss, replies_to
 from hf_safefilter.effect.questions import Questions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from hf_safefilter.locate.refusals import Judge, RefusalMatcher
     from hf_safefilter.model.source import ModelKey
+    from hf_safefilter.model.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +34,17 @@ BEFORE = "before"
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The runs of one study, and what they share; a run that is in the ledger is not repeated."""
+    """The runs of one study, and what they share; a run that is in the ledger is not repeated.
+
+    `begun` holds the harmful questions with the beginnings of answers, from `margin.begun_answers`.
+    """
 
     key: ModelKey
     device: torch.device
     rows: Material
     tuning: Tuning
     questions: Questions
+    begun: Sequence[Sequence[Tokens]]
     judge: RefusalMatcher | Judge
     max_new_tokens: int
     chat_template: str | None
@@ -110,6 +116,7 @@ class Runs:
             harmful=self._ask(model, self.questions.harmful),
             over_refusal=self._ask(model, self.questions.over_refusal),
             benign_loss=mean_loss(model, benign),
+            margins=tuple(refusal_margins(model, self.begun).tolist()),
         )
 
     def _ask(self, model: PreTrainedModel, prompts: Sequence[str]) -> Replies:
@@ -121,5 +128,6 @@ class Runs:
         )  # fmt: skip
 
     def _digest(self, **own: Any) -> str:
-        shared = ("algorithm", "model", "revision", "dtype", "template", "questions", "judge", "replies", "versions")
+        shared = ("algorithm", "model", "revision", "dtype", "template", "questions", "judge", "replies", "openings",
+                  "versions")  # fmt: skip
         return digest_of({name: self.inputs[name] for name in shared} | own)

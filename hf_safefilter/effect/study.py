@@ -8,7 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hf_safefilter.checks import require_whole
 from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.effect import margin
 from hf_safefilter.effect.arms import MASKED, USUAL, Arm, arms_of, choose_rows
 from hf_safefilter.effect.effect_plot import draw
 from hf_safefilter.effect.effect_report import EffectReport
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.model.source import ModelKey
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Version of the computation, raised whenever its results change; runs of another version are not reused."""
+
+_LARGEST_SEED = 2**32 - 1  # of NumPy's global generator, which training seeds too
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -56,7 +60,7 @@ class Study:
         columns: Columns of prompt and response, for rows of no known shape.
 
     Raises:
-        OptionError: Invalid arms or seeds.
+        OptionError: Invalid arms, seeds or numbers.
     """
 
     model: ModelOptions | str
@@ -76,11 +80,21 @@ class Study:
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelOptions):
             object.__setattr__(self, "model", ModelOptions(str(self.model)))
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        require_whole("hold_out", self.hold_out, least=0)
+        require_whole("max_new_tokens", self.max_new_tokens, least=1)
+        if self.ask_at_most is not None:
+            require_whole("ask_at_most", self.ask_at_most, least=1)
+        seeds = tuple(self.seeds)
+        for seed in seeds:
+            require_whole("seeds", seed, least=0, most=_LARGEST_SEED)
+        if not seeds or len(set(seeds)) < len(seeds):
             raise OptionError(
-                f"`seeds={tuple(self.seeds)}` names no seed, or one of them twice",
+                f"`seeds={seeds}` names no seed, or one of them twice",
                 fix="use for example `seeds=(0, 1, 2)`",
             )
+        # the inputs of a study are written as JSON, which knows no NumPy
+        object.__setattr__(self, "seeds", tuple(map(int, seeds)))
+        object.__setattr__(self, "max_new_tokens", int(self.max_new_tokens))
         self.chosen_arms()
 
     def chosen_arms(self) -> list[Arm]:
@@ -122,6 +136,8 @@ def measure_effect(
         DataError: An empty arm, no questions left, or a model that refuses nothing before it is tuned.
         ModelError: NaN losses or too little memory; finished runs are kept.
     """
+    from hf_safefilter.model import load
+
     require_trainer()
     options, tuning, arms = study.options(), study.tuning, study.chosen_arms()
     if study.freeze is not None:
@@ -146,10 +162,11 @@ def measure_effect(
         for arm in arms
         for seed in study.seeds
     }
+    begun = margin.begun_answers(load.tokenizer(key), questions.harmful, chat_template=options.chat_template)
     inputs = _inputs(study, key, is_safe, rows, questions, judge)
     ledger.open(inputs)
     runs = Runs(
-        key, device, rows, tuning, questions, judge, study.max_new_tokens, options.chat_template, ledger, inputs
+        key, device, rows, tuning, questions, begun, judge, study.max_new_tokens, options.chat_template, ledger, inputs
     )
     before = runs.before()
     if not before.measured.harmful.refused:
@@ -246,6 +263,7 @@ def _inputs(
         },
         "judge": judge.record() if hasattr(judge, "record") else type(judge).__qualname__,
         "replies": {"max_new_tokens": study.max_new_tokens},
+        "openings": margin.record(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
 

@@ -1,5 +1,7 @@
 """Refusal rates and losses, each by a second route."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +28,9 @@ def test_refusal_rates_are_those_of_another_generator_and_another_matcher(model,
 def test_shares_of_replies_add_up():
     replies = Replies(refused=6, answered=3, degenerate=1)
     assert (replies.refusal, replies.answer, replies.stammer, replies.asked) == (0.6, 0.3, 0.1, 10)
-    measured = Measurements(replies, Replies(1, 1, 0), 0.25)
-    assert Measurements.from_json(measured.to_json()) == measured
+    measured = Measurements(replies, Replies(1, 1, 0), 0.25, (6.5, -1.0))
+    assert measured.margin == 2.75
+    assert Measurements.from_json(json.loads(json.dumps(measured.to_json()))) == measured
 
 
 def test_a_model_tuned_to_pieces_neither_refuses_nor_answers(model, tokenizer):

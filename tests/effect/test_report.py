@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hf_safefilter.effect import margin
+from hf_safefilter.effect.contrasts import Contrast, Mean, verdict
 from hf_safefilter.effect.effect_plot import draw
-from hf_safefilter.effect.effect_report import EffectReport, Mean, read_card_part
+from hf_safefilter.effect.effect_report import EffectReport, read_card_part
 from hf_safefilter.effect.ledger import Run
 from hf_safefilter.effect.measures import Measurements, Replies
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError
@@ -17,17 +19,27 @@ from hf_safefilter.publish.gather import gather
 
 REFUSED = {"all": (40, 45, 38), "kept": (80, 79, 85), "dropped": (5, 2, 9), "random": (60, 12, 33),
            "length_matched": (90, 88, 93)}  # fmt: skip
+MARGINS = {"all": (3.1, 3.3, 2.9), "kept": (5.0, 5.3, 4.9), "dropped": (-1.2, -0.8, -1.0), "random": (3.0, 2.0, 2.6),
+           "length_matched": (4.0, 4.2, 4.1), "before": (6.4,)}  # fmt: skip
+SPREAD = np.array([-1.5, 0.0, 0.5, 1.0])
+"""By how much the margins of four prompts differ from their mean."""
+
 INPUTS = {
     "model": "a/model", "revision": "0" * 40, "column": "length_score", "threshold_hex": (200.0).hex(),
     "tuning": {"method": "full", "steps": 10, "batch": 4, "learning_rate": 1e-3}, "seeds": [0, 1, 2],
-    "questions": {"source": "<b>my|file</b>"},
+    "questions": {"source": "<b>my|file</b>"}, "openings": margin.record(),
 }  # fmt: skip
 COUNTS = {"rows": 60, "harmful": 100, "over_refusal": 50, "benign": 10}
 
 
 def run(arm: str, seed: int, refused: int) -> Run:
-    measured = Measurements(Replies(refused, 98 - refused, 2), Replies(5, 44, 1), 1.5 + seed / 10)
+    margins = tuple((MARGINS[arm][seed] + SPREAD).tolist())
+    measured = Measurements(Replies(refused, 98 - refused, 2), Replies(5, 44, 1), 1.5 + seed / 10, margins)
     return Run(arm, seed, 60, 10, 32.0, (2.0, 1.0), measured, 1.0)
+
+
+def by_arms(report: EffectReport, measure: str) -> dict:
+    return {(one.first, one.second): one for one in report.contrasts if one.measure == measure}
 
 
 @pytest.fixture
@@ -55,17 +67,75 @@ def test_what_is_neither_refused_nor_stammered_is_the_attacks_success(report):
 
 
 def test_contrasts_are_paired_by_seed(report):
-    by_name = {(contrast.first, contrast.second): contrast for contrast in report.contrasts}
+    by_name = by_arms(report, "refusal")
+    assert list(by_name) == list(by_arms(report, "margin"))
     assert list(by_name) == [("kept", "all"), ("dropped", "random"), ("dropped", "length_matched")]
     kept = by_name["kept", "all"].difference
     test = stats.ttest_rel(np.array(REFUSED["kept"]) / 100, np.array(REFUSED["all"]) / 100)
     assert (kept.low, kept.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert all(-1 <= contrast.difference.low <= contrast.difference.high <= 1 for contrast in report.contrasts)
+    assert all(-1 <= contrast.difference.low <= contrast.difference.high <= 1 for contrast in by_name.values())
     assert "above all by" in by_name["kept", "all"].sentence
     assert "below length_matched by" in by_name["dropped", "length_matched"].sentence
     assert "not told apart from random" in by_name["dropped", "random"].sentence
     single = replace(report, runs=tuple(run for run in report.runs if run.seed == 0))
-    assert all("on a single seed" in contrast.sentence for contrast in single.contrasts)
+    assert all("on a single seed" in contrast.sentence for contrast in by_arms(single, "refusal").values())
+    assert all("with every prompt" in contrast.sentence for contrast in by_arms(single, "margin").values())
+
+
+def test_margins_have_intervals_over_seeds_and_of_one_model_over_prompts(report):
+    values = np.array(MARGINS["kept"])
+    mean = report.mean("kept", "margin")
+    assert mean.mean == pytest.approx(values.mean())
+    assert (mean.low, mean.high) == pytest.approx(stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values)))
+    before = report.mean_before("margin")
+    expected = stats.t.interval(0.95, 3, loc=6.4, scale=stats.sem(6.4 + SPREAD))
+    assert (before.mean, before.low, before.high) == pytest.approx((6.4, *expected))
+    single = replace(report, runs=tuple(run for run in report.runs if run.seed == 1))
+    alone = single.mean("dropped", "margin")
+    assert (alone.mean, alone.high - alone.low) == pytest.approx((-0.8, before.high - before.low))
+    assert report.to_json()["arms"]["kept"]["margin"]["low"] == mean.low
+    assert report.to_json()["margin_before"]["high"] == before.high
+
+
+def test_contrasts_of_margins_are_paired_by_seed_and_of_one_seed_by_prompt(report):
+    kept = by_arms(report, "margin")["kept", "all"]
+    test = stats.ttest_rel(MARGINS["kept"], MARGINS["all"])
+    assert (kept.difference.low, kept.difference.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert kept.sentence.startswith("margin of kept: above all by 1.967 nats [+1.")
+    runs = [run(arm, 0, 50) for arm in ("all", "kept")]
+    harder = tuple(value * 1.5 for value in runs[1].measured.margins)
+    runs[1] = replace(runs[1], measured=replace(runs[1].measured, margins=harder))
+    refusals, margins = replace(report, runs=tuple(runs)).contrasts
+    test = stats.ttest_rel(runs[1].measured.margins, runs[0].measured.margins)
+    expected = tuple(test.confidence_interval(0.95))
+    assert (margins.difference.low, margins.difference.high) == pytest.approx(expected)
+    assert margins.sentence.endswith("over prompts, on a single seed")
+    assert (margins.difference.low > 0, margins.side, refusals.side) == (True, 0, 0)
+    assert refusals.sentence == "refusals of kept: above all by 0.000, on a single seed"
+
+
+def test_the_verdict_names_the_arms_that_differ_by_more_than_the_interval(report):
+    assert report.verdict == (
+        "Verdict: kept is safer than all (by refusals and margin); dropped is less safe than random (by margin); "
+        "dropped is less safe than length_matched (by refusals and margin)."
+    )
+    assert report.to_json()["verdict"] == report.for_card()["verdict"] == report.verdict
+    single = replace(report, runs=tuple(run for run in report.runs if run.seed == 0))
+    assert single.verdict.startswith("Verdict: not known, for a single seed")
+    assert replace(report, runs=tuple(report.of("all"))).verdict == ""
+
+
+def test_the_verdict_says_what_is_not_seen_and_what_is_contradicted():
+    def contrast(first, second, measure, low, high):
+        return Contrast(first, second, measure, Mean((low + high) / 2, low, high), 3, 100)
+
+    alike = [contrast("kept", "all", "refusal", -0.1, 0.2), contrast("kept", "all", "margin", -0.1, 0.2)]
+    other = [contrast("masked", "all", "refusal", -0.1, 0.0), contrast("masked", "all", "margin", 0.0, 0.2)]
+    assert verdict(alike + other) == "Verdict: no difference seen between kept and all, between masked and all."
+    against = [contrast("kept", "all", "refusal", 0.1, 0.2), contrast("kept", "all", "margin", -0.9, -0.2)]
+    assert verdict(against + other) == (
+        "Verdict: refusals and margin disagree on kept and all; no difference seen between masked and all."
+    )
 
 
 def test_a_difference_of_zero_with_every_seed_is_no_difference(report):
@@ -76,8 +146,10 @@ def test_a_difference_of_zero_with_every_seed_is_no_difference(report):
 def test_a_difference_that_is_the_same_with_every_seed_has_no_interval(report):
     alike = {"all": 98, "kept": 100}
     runs = tuple(run(arm, seed, count) for arm, count in alike.items() for seed in range(3))
-    (only,) = replace(report, runs=runs).contrasts
-    assert only.sentence == "refusals of kept: above all by 0.020 with every seed, too alike for an interval"
+    first = replace(report, runs=runs).contrasts[0]
+    assert first.sentence == "refusals of kept: above all by 0.020 with every seed, too alike for an interval"
+    assert first.side == 0  # two prompts of a hundred
+    assert replace(first, difference=Mean(-0.5, -0.5, -0.5)).side == -1
 
 
 def test_the_table_and_the_plot(report, tmp_path):
@@ -85,6 +157,8 @@ def test_the_table_and_the_plot(report, tmp_path):
     assert [line["arm"] for line in table] == ["before tuning", *REFUSED]
     assert table[0]["refusal"] == "97.0%"
     assert table[2]["refusal"].startswith("81.3% [")
+    assert table[0]["margin"].startswith("6.40 [")
+    assert table[3]["margin"].startswith("-1.00 [-1.")
     assert table[1]["degenerate"].startswith("2.0%")
     for name in ("one", "two"):
         draw(report, tmp_path / name)
@@ -95,6 +169,11 @@ def test_the_table_and_the_plot(report, tmp_path):
 def test_a_report_is_read_back_for_the_card(report, tmp_path):
     report.write(tmp_path)
     assert read_card_part(tmp_path) == json.loads(json.dumps(report.for_card()))
+    earlier = report.to_json()
+    del earlier["card"]["verdict"]
+    (tmp_path / "effect.json").write_text(json.dumps(earlier))
+    with pytest.raises(IntegrityError, match="earlier version"):
+        read_card_part(tmp_path)
     (tmp_path / "effect.json").write_text("{}")
     with pytest.raises(IntegrityError, match="damaged"):
         read_card_part(tmp_path)
@@ -116,7 +195,12 @@ def test_the_card_shows_the_effect_of_this_decision_only(report, tmp_path):
     provenance = gather(scored, IsSafe("length_score", 200.0), effect=effect, **facts)
     card = render(provenance, None)
     assert "### What it does to a model" in card
-    assert "| kept | 60 | 32 | 81.3%" in card
+    (line,) = (line for line in card.splitlines() if line.startswith("| kept | 60 | 32 | 81.3%"))
+    assert line.count("|") == next(line for line in card.splitlines() if "| margin |" in line).count("|")
+    assert "] | 5.07 \\[4." in line
+    assert "margin of kept: above all by" in card
+    assert "**Verdict: kept is safer than all" in card
+    assert "I'm sorry, Sorry" in card
     assert "refusals of kept: above all by" in card
     assert "<b>" not in card
     assert json.loads(provenance.to_json())["effect"]["column"] == "length_score"

@@ -11,10 +11,11 @@ import pytest
 from datasets import Dataset
 from processes import wait_until
 
-from hf_safefilter.effect import Questions, Tuning, measure_effect
+from hf_safefilter.effect import Questions, Study, Tuning, margin, measure_effect
 from hf_safefilter.effect import runs as study_module
 from hf_safefilter.effect.arms import USUAL
 from hf_safefilter.effect.effect_report import metric
+from hf_safefilter.effect.margin import begun_answers, refusal_margins
 from hf_safefilter.errors import DataError, MissingError, ModelError, OptionError
 from hf_safefilter.toy.corpus import heldout_rows
 
@@ -89,6 +90,32 @@ def test_what_is_on_disk_is_the_report(finished_study):
     assert body["card"]["threshold_hex"] == (0.5).hex()
     text = "".join(path.read_text() for path in folder.rglob("*.json"))
     assert Questions.toy(1).harmful[0] not in text  # harmful words are not spread
+
+
+def test_margins_are_measured_on_the_models_that_are_asked(finished_study, model, tokenizer, questions):
+    report, folder = finished_study
+    expected = refusal_margins(model, begun_answers(tokenizer, questions.harmful))
+    assert report.before.measured.margins == pytest.approx(expected.tolist(), abs=1e-4)
+    assert all(len(run.measured.margins) == 12 for run in report.runs)
+    assert len({run.measured.margins for run in report.runs}) == 10
+    body = json.loads((folder / "effect.json").read_text())
+    for arm in USUAL:
+        by_hand = np.mean([run["measured"]["margins"] for run in body["runs"] if run["arm"] == arm])
+        assert body["arms"][arm]["margin"]["mean"] == pytest.approx(by_hand)
+
+
+def test_other_beginnings_or_another_algorithm_make_old_runs_void(finished_study, study, tuned, monkeypatch):
+    from shutil import copytree
+
+    _, folder = finished_study
+    for name, change in (
+        ("beginnings", lambda: monkeypatch.setattr(margin, "COMPLIANCES", (*margin.COMPLIANCES[:-1], "2."))),
+        ("algorithm", lambda: monkeypatch.setattr("hf_safefilter.effect.study.ALGORITHM", 1)),
+    ):
+        change()
+        study(copytree(folder, folder.parent / name), arms=("kept",), seeds=(0,))
+        assert len(tuned) == 1, name
+        tuned.clear()
 
 
 def test_a_second_call_tunes_nothing_and_says_the_same(finished_study, study, tuned):
@@ -185,8 +212,6 @@ def test_questions_that_stand_in_the_rows_or_references_are_left_out(study, scor
 def test_a_few_questions_are_the_first_that_no_model_has_seen(study, questions, tmp_path):
     report = study(tmp_path / "out", known_prompts=questions.harmful[:9], ask_at_most=3, arms=("all",), seeds=(0,))
     assert (report.counts["harmful"], report.counts["harmful_left_out"], report.counts["benign"]) == (3, 9, 3)
-    with pytest.raises(DataError, match="no harmful questions"):
-        study(tmp_path / "none", ask_at_most=0, arms=("all",), seeds=(0,))
 
 
 def test_without_benign_rows_some_kept_ones_are_held_out_of_every_arm(study, questions, tmp_path):
@@ -289,8 +314,30 @@ def test_freezing_and_filtering_and_both_are_compared(study, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}, {"arms": ("al",)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": ()},
+        {"seeds": (1, 1)},
+        {"seeds": (-1,)},
+        {"seeds": (0.5,)},
+        {"seeds": (2**32,)},
+        {"arms": ("al",)},
+        {"hold_out": -1},
+        {"hold_out": 2.5},
+        {"ask_at_most": 0},
+        {"ask_at_most": "all"},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": True},
+    ],
+)
 def test_wrong_calls_are_refused(study, tmp_path, change):
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError, match=f"`{next(iter(change))}="):
         study(tmp_path / "out", **change)
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy_are_written_like_others():
+    options = Study("toy", Questions.toy(1), seeds=np.arange(2), max_new_tokens=np.int64(8), arms=("all",))
+    assert (options.seeds, options.max_new_tokens) == ((0, 1), 8)
+    assert json.dumps([options.seeds, options.max_new_tokens]) == "[[0, 1], 8]"
