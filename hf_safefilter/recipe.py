@@ -214,7 +214,7 @@ class Recipe(_Part):
     """The layer to read: hidden_states[k]; auto: found as `locate` states."""
     locate: LocateChoice = LocateChoice()
     """How the layer is found if it is auto."""
-    methods: tuple[MethodChoice, ...] = (MethodChoice(name="larf"),)
+    methods: tuple[MethodChoice, ...] = (MethodChoice(name="probe"),)
     """Scores to compute."""
     select: SelectionRule
     evaluate: LabelChoice | None = None

@@ -96,7 +96,7 @@ _register()
 
 
 def main() -> None:
-    """Entry point; exit code 0 for success, 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
+    """Entry point; exit code 0 for success, 1 for an error, 2 for a wrong call, 3 for a bad verdict, 130 for Ctrl-C."""
     printer = Printer(_requested_format())
     try:
         app(prog_name="hf-safefilter")

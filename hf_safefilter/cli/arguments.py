@@ -30,6 +30,9 @@ Split = Annotated[str | None, typer.Option(help="Use only this split.")]
 Folder = Annotated[Path, typer.Argument(help="Folder written by an earlier command.", show_default=False)]
 Blocks = Annotated[str | None, typer.Option(help="A range of blocks, the last one included, e.g. 6-12.")]
 License = Annotated[str, typer.Option(help="Licence, as the Hub names it, e.g. cc-by-4.0.")]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Go on in spite of a bad verdict on the score; the card says so.")
+]
 Source = Annotated[str, typer.Option(help="Where the rows come from: a Hub id, a URL or a sentence.")]
 
 
@@ -110,11 +113,11 @@ def _as_field(kind: type[ModelOptions], name: str, value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(default, tuple) else value
 
 
-def layers_of(text: str) -> list[Layer]:
+def layers_of(text: str, flag: str = "--layers") -> list[Layer]:
     """``"8,12,norm"`` -> ``[8, 12, "norm"]``."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() or part == "norm" for part in parts):
-        raise OptionError(f"--layers {text!r} names no layers", fix="use e.g. --layers 12 or --layers 8,12,norm")
+        raise OptionError(f"{flag} {text!r} names no layers", fix=f"use e.g. {flag} 12 or {flag} 8,12,norm")
     return [int(part) if part.isdigit() else part for part in parts]
 
 

@@ -53,7 +53,6 @@ def compare(
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.model.source import TOY
     from hf_safefilter.saved.saved_rows import save_rows
-    from hf_safefilter.scores import CONTROLS
 
     columns = pairs_of(column, "--column")
 
@@ -72,15 +71,22 @@ def compare(
     printer.table("Seconds (all methods that read hidden states share one embedding)", comparison.cost_table())
     printer.table("How the scores agree (rank correlation)", comparison.agreement_table())
     printer.table("Methods that could not be used", comparison.skipped_table())
-    methods_used = [entry for entry in comparison.entries if entry.method not in CONTROLS]
-    best = max(methods_used, key=lambda entry: entry.separation.auroc if entry.separation else 0.0)
-    # Prompts of the starter set cannot be asked if they are the references; the toy model has questions of its own.
-    prompts = "" if references != "starter" or reading.model == TOY else " --harmful PROMPTS"
+    for sentence in comparison.sentences():
+        printer.message(sentence)
+    if comparison.best.verdict.bad:
+        printer.note("none of these scores is to be trusted on these rows", warning=True)
+        hint = "build references of your own domain, and compare again: hf-safefilter reference build --help"
+    else:
+        # Prompts of the starter set cannot be asked if they are the references; the toy model has questions of its own.
+        prompts = "" if references != "starter" or reading.model == TOY else " --harmful PROMPTS"
+        hint = (
+            f"hf-safefilter effect {output / 'scored'} --by {comparison.best.column} --drop-fraction 0.05{prompts} "
+            "--output effect"
+        )
     printer.report(
         {"output": str(output), "rows": comparison.rows, "comparison": comparison.to_json()},
         ids=[json.dumps(line) for line in comparison.table()],
-        hint=f"hf-safefilter effect {output / 'scored'} --by {best.column} --drop-fraction 0.05{prompts} "
-        "--output effect",
+        hint=hint,
     )
 
 

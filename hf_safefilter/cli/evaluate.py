@@ -18,11 +18,13 @@ def evaluate(
     label: Annotated[str, typer.Option(help="Column of labels.")],
     unsafe: Annotated[str, typer.Option(help="Value that means unsafe.")] = "unsafe",
 ) -> None:
-    """Measure how well each score separates labelled rows, beside length and random."""
+    """Measure how well each score separates labelled rows, beside length and random, and say whether to trust it."""
     from hf_safefilter.decide.evaluate import evaluate as measure
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
     saved = load_rows_with_steps(scored)
     evaluation = measure(saved.rows, label, unsafe=unsafe, columns=saved.mapping)
     context.obj.table("How well each score separates the labels", evaluation.table())
+    for sentence in evaluation.sentences():
+        context.obj.message(sentence)
     context.obj.report({"evaluation": evaluation.to_json()}, ids=[json.dumps(line) for line in evaluation.table()])

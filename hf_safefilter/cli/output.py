@@ -6,13 +6,20 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hf_safefilter.errors import SafefilterError
+
+if TYPE_CHECKING:
+    from hf_safefilter.decide.verdict import Verdict
+
+NOT_TRUSTED = 3
+"""Exit code of a command that has done its work, and found that its result should not be used."""
 
 _MANY_COLUMNS = 8  # wider tables have no lines between columns, so that they fit into a terminal
 
@@ -79,6 +86,43 @@ class Printer:
                     self._stdout.print(f"[bold]{escape(name)}[/bold]: {escape(_text_of(value))}", soft_wrap=True)
             if hint:
                 self._stderr.print(f"[dim]next: {escape(hint)}[/dim]", soft_wrap=True)
+
+    def judged(
+        self,
+        verdict: Verdict,
+        facts: Mapping[str, Any],
+        *,
+        anyway: bool,
+        ids: Sequence[str],
+        hint: str,
+        instead: str,
+    ) -> None:
+        """Print the result of a decision, what is known of the score that decides, and what to do next.
+
+        Args:
+            verdict: The verdict on the score.
+            facts: As of `report`.
+            anyway: Whether the user insists in spite of a bad verdict.
+            ids: As of `report`.
+            hint: The next command where the score is trusted, or the user insists.
+            instead: The next command else.
+
+        Raises:
+            typer.Exit: The verdict is bad, and the user does not insist.
+        """
+        refused = verdict.bad and not anyway
+        if not verdict.trusted or self.format is Format.HUMAN:
+            self.note(f"verdict: {verdict.sentence}", warning=not verdict.trusted)
+        if refused:
+            self.note(
+                "what to do: try another method or layer, or references of your own domain; or label some rows, and "
+                "measure. --anyway goes on in spite of the verdict, and the card says so"
+            )
+        insisted = {"anyway": True} if verdict.bad and anyway else {}
+        facts = {**facts, "verdict": verdict.to_json(), **insisted}
+        self.report(facts, ids=ids, hint=hint if verdict.trusted or anyway else instead)
+        if refused:
+            raise typer.Exit(NOT_TRUSTED)
 
     def error(self, error: Exception, translate: Callable[[str], str] = str) -> None:
         """Print an error to stderr; `translate` turns options in its text into flags or keys of a recipe."""

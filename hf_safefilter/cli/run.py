@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_safefilter.cli.arguments import Anyway
 from hf_safefilter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,12 +33,15 @@ def run(
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Print a recipe to start from.")] = False,
+    anyway: Anyway = False,
 ) -> None:
     """Carry out a recipe: kept rows, list of dropped rows, card and plots are written into one folder.
 
     With --engine ray, the cluster at RAY_ADDRESS is used, or this machine if it is not set. For sets larger than memory
     and disk, set data.streaming in the recipe: only ids, scores and reasons are stored before the decision, and the
     kept rows are written while the data set is read a second time.
+
+    The exit code is 3 if something speaks against the score that decides: the folder is there, and should not be used.
     """
     from hf_safefilter.recipe import EXAMPLE as RECIPE
     from hf_safefilter.recipe import Recipe
@@ -48,7 +53,8 @@ def run(
         raise OptionError(
             "run needs a recipe and --output", fix="start with an example: hf-safefilter run --example > recipe.yaml"
         )
-    run_recipe(context.obj, Recipe.read(recipe), output, include_text, _engine(engine, actors, gpus_per_actor))
+    pool = _engine(engine, actors, gpus_per_actor)
+    run_recipe(context.obj, Recipe.read(recipe), output, include_text, pool, anyway)
 
 
 def _engine(name: str | None, actors: int | None, gpus_per_actor: float | None) -> Engine | None:
@@ -66,9 +72,18 @@ def _engine(name: str | None, actors: int | None, gpus_per_actor: float | None) 
 
 
 def run_recipe(
-    printer: Printer, recipe: Recipe, output: Path, include_text: bool = False, engine: Engine | None = None
+    printer: Printer,
+    recipe: Recipe,
+    output: Path,
+    include_text: bool = False,
+    engine: Engine | None = None,
+    anyway: bool = False,
 ) -> Purified:
-    """Carry out a recipe, write the output folder, and print the result."""
+    """Carry out a recipe, write the output folder, and print the result.
+
+    Raises:
+        typer.Exit: Something speaks against the score that decides, and the user does not insist.
+    """
     from hf_safefilter.pipeline.purify import purify
     from hf_safefilter.publish.folder import PROVENANCE, write_folder
     from hf_safefilter.storage.atomic import require_replaceable
@@ -78,20 +93,31 @@ def run_recipe(
         raise OptionError(
             "the text of dropped rows is not stored for a stream", fix="leave out --include-text or data.streaming"
         )
-    result = purify(None, recipe, engine=engine)
+    result = purify(None, recipe, engine=engine, anyway=anyway)
     write_folder(output, result.scored, result.is_safe, result.provenance, include_text=include_text, kept=result.kept)
     if (choice := result.layer_choice) is not None:
         printer.table(f"Layer {choice.layer}: {choice.how}", choice.shown())
     if result.evaluation is not None:
         printer.table("How well each score separates the labels", result.evaluation.table())
     printer.table("Rows", [{"": name, "rows": number} for name, number in _flat(result.counts)])
-    printer.report(
+    printer.judged(
+        result.verdict,
         {"output": str(output), "threshold": float(result.is_safe.threshold), "rule": result.is_safe.rule,
          "counts": result.provenance.to_dict()["counts"]},
+        anyway=anyway,
         ids=[str(output)],
         hint=f"look at {output / 'README.md'}, then: hf-safefilter push {output} me/my-set",
+        instead=_comparison(recipe),
     )  # fmt: skip
     return result
+
+
+def _comparison(recipe: Recipe) -> str:
+    """The command that shows what other methods find in the rows of a recipe."""
+    labels = recipe.evaluate or recipe.select
+    label = f" --label {shlex.quote(labels.label)}" if labels.label is not None else ""
+    rows, model = shlex.quote(str(recipe.data.path)), shlex.quote(recipe.model.model)
+    return f"hf-safefilter compare {rows} --model {model}{label} --output compared"
 
 
 def _flat(counts: Counts) -> list[tuple[str, int]]:

@@ -29,7 +29,10 @@ def score(
         str, typer.Option(help=f"{', '.join(SCORES[:-1])} or {SCORES[-1]}.", autocompletion=lambda: list(SCORES))
     ],
     output: Output,
-    layer: Annotated[str | None, typer.Option(help="Embedded layer to use; the only one if left out.")] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Embedded layer to use, the only one if left out; for probe several, all if left out."),
+    ] = None,
     references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,
 ) -> None:
@@ -41,12 +44,13 @@ def score(
     from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, TRAIL)
-    reads_vectors = "layer" in takes(method)
+    several = "layers" in takes(method)
+    reads_vectors = several or "layer" in takes(method)
     saved = _saved(embedded, reads_vectors)
     reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
     if reader is None and reads_vectors:
         raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
-    layer_used = _layer(layer, reader.layers) if reads_vectors and reader is not None else 0
+    layers = _layers(layer, reader.layers, several) if reads_vectors and reader is not None else (0,)
     index = open_references(references) if references is not None else None
     if index is not None and reader is not None:
         require_same_reading(index, reader)
@@ -54,7 +58,8 @@ def score(
         method,
         values_of(option, "--option"),
         references=index,
-        layer=layer_used,
+        layer=layers[0],
+        layers=layers,
         columns=saved.mapping,
         rows=saved.rows,
     )
@@ -79,13 +84,13 @@ def _saved(folder: Path, reads_vectors: bool) -> Saved:
     return Saved(loaded.rows, [], loaded.name, loaded.revision)
 
 
-def _layer(text: str | None, embedded: tuple[Layer, ...]) -> Layer:
+def _layers(text: str | None, embedded: tuple[Layer, ...], several: bool) -> tuple[Layer, ...]:
     names = ", ".join(map(str, embedded))
-    if text is None:
-        if len(embedded) > 1:
-            raise OptionError("several layers are embedded", found=names, fix="name one of these with --layer")
-        return embedded[0]
-    layer = layers_of(text)[0]
-    if layer not in embedded:
-        raise OptionError(f"layer {layer} is not embedded", found=names, fix="embed it, or name one of these")
-    return layer
+    layers = embedded if text is None else tuple(layers_of(text, "--layer"))
+    if len(layers) > 1 and not several:
+        fact = "several layers are embedded" if text is None else f"--layer {text} names several layers"
+        raise OptionError(fact, found=names, fix="name one of these with --layer")
+    for layer in layers:
+        if layer not in embedded:
+            raise OptionError(f"layer {layer} is not embedded", found=names, fix="embed it, or name one of these")
+    return layers

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_safefilter.cli.arguments import Folder, Output
+from hf_safefilter.cli.arguments import Anyway, Folder, Output
+
+if TYPE_CHECKING:
+    from hf_safefilter.decide.verdict import Verdict
+    from hf_safefilter.saved.saved_rows import Saved
 
 EXAMPLE = "hf-safefilter select scored --by larf_score --drop-fraction 0.02 --output decided"
 
@@ -19,7 +23,10 @@ def select(
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of labels, for --rule.")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Column of labels: the verdict is by them; and the threshold, if no other is given."),
+    ] = None,
     unsafe: Annotated[str, typer.Option(help="Label that means unsafe.")] = "unsafe",
     rule: Annotated[str | None, typer.Option(help="best_f1 or tpr_at_fpr.")] = None,
     max_fpr: Annotated[float | None, typer.Option(help="Largest false-positive rate, for tpr_at_fpr.")] = None,
@@ -31,8 +38,12 @@ def select(
     action: Annotated[
         str, typer.Option(help="drop; switch: exchange chosen and rejected (by a pair shift); mask: weight 0.")
     ] = "drop",
+    anyway: Anyway = False,
 ) -> None:
-    """Decide which rows to keep; writes kept/ and dropped/ (`save_to_disk` folders) and the decision."""
+    """Decide which rows to keep; writes kept/ and dropped/ (`save_to_disk` folders) and the decision.
+
+    The exit code is 3 if something speaks against the score: the folder is there, and should not be used.
+    """
     from hf_safefilter.columns import PAIR_SHIFT
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold
@@ -41,7 +52,10 @@ def select(
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
     saved = load_rows_with_steps(scored)
-    options = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold, "label": label,
+    ways = (drop_fraction, drop_count, threshold, known_good)
+    only_measures = label is not None and any(way is not None for way in ways) and rule is None
+    options = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold,
+               "label": None if only_measures else label,
                "rule": rule, "max_fpr": max_fpr, "known_good": known_good, "max_loss": max_loss,
                "confidence": confidence, "unsafe": unsafe, "action": action}  # fmt: skip
     on = "pair_shift" if by.endswith(PAIR_SHIFT) else "score"
@@ -51,10 +65,29 @@ def select(
     is_safe = IsSafe(
         by, decide_threshold(saved.rows, by, selection, saved.steps), action=selection.action, columns=columns
     )
-    parts = write_decision(output, saved, is_safe)
+    verdict = _verdict(saved, by, label, unsafe)
+    parts = write_decision(output, saved, is_safe, verdict, anyway=anyway)
     facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}
-    context.obj.report(
+    context.obj.judged(
+        verdict,
         {"output": str(output)} | facts,
+        anyway=anyway,
         ids=[str(output / "kept")],
         hint=f"hf-safefilter card {output} --license LICENSE --source SOURCE --output out",
+        instead=f"hf-safefilter evaluate {scored} --label COLUMN",
     )
+
+
+def _verdict(saved: Saved, column: str, label: str | None, unsafe: str) -> Verdict:
+    """The verdict on a column: by labels, or, without them or with too few, by its references and the lengths."""
+    from hf_safefilter.columns import score_column
+    from hf_safefilter.decide.evaluate import control_scores, verdict_by_labels
+    from hf_safefilter.decide.thresholds import numbers_of
+    from hf_safefilter.publish.score_verdict import verdict_without_labels
+
+    if label is not None:
+        verdict = verdict_by_labels(saved.rows, column, label, unsafe, saved.mapping)
+        if verdict.finding != "too few labels":
+            return verdict
+    lengths = control_scores(saved.rows, saved.mapping)[score_column("length")]
+    return verdict_without_labels(column, numbers_of(saved.rows, column), lengths, saved.steps)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.columns import Layer, score_column
-from hf_safefilter.compare.comparison import Comparison, Entry, Lead
+from hf_safefilter.compare.comparison import Comparison, Entry
 from hf_safefilter.data.splits import require_free
-from hf_safefilter.decide.evaluate import Evaluation, evaluate, spearman
+from hf_safefilter.decide.evaluate import Evaluation, evaluate
 from hf_safefilter.decide.thresholds import labels_of, numbers_of
+from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.engine.local import add_rank_average, embed_rows, score_rows
 from hf_safefilter.errors import DataError, MissingError, ModelError, OptionError
+from hf_safefilter.publish.score_verdict import verdict_without_labels
 from hf_safefilter.recipe import MethodChoice
 from hf_safefilter.scores import CONTROLS, make_score, takes
 from hf_safefilter.step import ROWS_PER_CALL
@@ -38,7 +40,6 @@ logger = logging.getLogger(__name__)
 RANK_AVERAGE = "rank_average"
 _UNUSABLE = (DataError, MissingError, ModelError, OptionError)
 _SHORT = 0.05  # seconds: shorter calls are timed again, because other processes would dominate the time
-_Z = 1.959963984540054  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def compare_methods(
         scores = [used.column for used in methods_used]
         evaluation = evaluate(scored, label, unsafe=unsafe, scores=scores, columns=columns, seed=seed)
     steps: list[Step] = [*([embed] if layers else []), *(used.step for used in methods_used)]
-    return _comparison(scored, methods_used, steps, embed_seconds, skipped, evaluation, truth)
+    return _comparison(scored, methods_used, steps, embed_seconds, skipped, evaluation)
 
 
 def _choices(methods: Sequence[MethodChoice | str]) -> tuple[list[MethodChoice], bool]:
@@ -206,12 +207,14 @@ def _comparison(
     embed_seconds: float | None,
     skipped: Mapping[str, str],
     evaluation: Evaluation | None,
-    truth: np.ndarray | None,
 ) -> Comparison:
     values = {method.column: numbers_of(scored, method.column) for method in methods}
     length = values[score_column("length")]
     separations = {item.score: item for item in evaluation.separations} if evaluation is not None else {}
-    leads = _leads(values, length, truth) if truth is not None else {}
+    verdicts = {name: item.verdict for name, item in separations.items()}
+    for name, scores in values.items():
+        if name not in verdicts or verdicts[name].finding == "too few labels":
+            verdicts[name] = verdict_without_labels(name, scores, length, steps)
     entries = tuple(
         Entry(
             method=method.method,
@@ -222,8 +225,8 @@ def _comparison(
             embed_seconds=embed_seconds if method.layer is not None else None,
             score_seconds=method.score_seconds,
             length_rho=spearman(values[method.column], length),
+            verdict=verdicts[method.column],
             separation=separations.get(method.column),
-            lead=leads.get(method.column),
         )
         for method in methods
     )
@@ -237,52 +240,6 @@ def _comparison(
         skipped=skipped,
         scored=scored,
         steps=tuple(steps),
-    )
-
-
-def _leads(values: Mapping[str, np.ndarray], length: np.ndarray, truth: np.ndarray) -> dict[str, Lead]:
-    leads = {}
-    for column, scores in values.items():
-        used = np.isfinite(scores) & np.isfinite(length) & np.isfinite(truth)
-        unsafe = truth[used] == 1
-        if column != score_column("length") and min(unsafe.sum(), (~unsafe).sum()) > 1:
-            leads[column] = lead_over(scores[used], length[used], unsafe)
-    return leads
-
-
-def lead_over(scores: np.ndarray, control: np.ndarray, unsafe: np.ndarray) -> Lead:
-    """AUROC of `scores` minus that of `control`, with a 95 % interval that accounts for both being of the same rows.
-
-    A control with an AUROC below 0.5 is negated first, because short responses may reveal the label just as well.
-
-    Args:
-        scores: Finite scores (n,).
-        control: Finite scores of the control (n,).
-        unsafe: Whether a row is unsafe, bool (n,), at least two rows of each kind.
-
-    Source: DeLong, DeLong and Clarke-Pearson 1988; by ranks as in Sun and Xu 2014.
-    """
-    if _placements(control, unsafe)[0].mean() < 0.5:
-        control = -control
-    placements = zip(_placements(scores, unsafe), _placements(control, unsafe), strict=True)
-    high, low = (of_scores - of_control for of_scores, of_control in placements)
-    value = float(high.mean())
-    error = float(np.sqrt(high.var(ddof=1) / len(high) + low.var(ddof=1) / len(low)))
-    return Lead(value, value - _Z * error, value + _Z * error)
-
-
-def _placements(scores: np.ndarray, unsafe: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each unsafe row the share of safe rows below it, for each safe row the share of unsafe rows above it.
-
-    Ties count half. The mean of each is the AUROC.
-    """
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores)
-    above, below = scores[unsafe], scores[~unsafe]
-    return (
-        (ranks[unsafe] - rankdata(above)) / len(below),
-        1 - (ranks[~unsafe] - rankdata(below)) / len(above),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.decide.evaluate import Separation
+from hf_safefilter.decide.verdict import Verdict
 from hf_safefilter.figures import BLUE, GREY, figure
 from hf_safefilter.scores import CONTROLS
 
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from hf_safefilter.step import Step
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """AUROC of a score minus that of the length control, on the same rows, with its 95 % interval (DeLong)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +36,7 @@ class Entry:
         score_seconds: Seconds to score 1,000 rows that have been read.
         length_rho: Spearman correlation with the length of the response; None if one of them does not vary.
         separation: How well it separates the labels; None without labels.
-        lead: Its lead over length; None without labels, and for length itself.
+        verdict: What is known of the score: by the labels, or else by the references and the rows' lengths.
     """
 
     method: str
@@ -55,19 +47,8 @@ class Entry:
     embed_seconds: float | None
     score_seconds: float
     length_rho: float | None
+    verdict: Verdict
     separation: Separation | None = None
-    lead: Lead | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Whether it beats the controls, in words; "" without labels, and for the controls themselves."""
-        if self.separation is None or self.lead is None or self.method in CONTROLS:
-            return ""
-        if self.separation.high < 0.5:
-            return "upside down"
-        if self.separation.low <= 0.5:
-            return "no better than random"
-        return "beats length" if self.lead.low > 0 else "does not beat length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +92,24 @@ class Comparison:
                 "TPR@1%": _rounded(entry.separation.tpr_at_1),
             }
         line["rho len"] = _rounded(entry.length_rho)
-        return line | ({"verdict": entry.verdict} if entry.separation is not None else {"scored": entry.scored})
+        return line | {"verdict": entry.verdict.finding}
+
+    def sentences(self) -> list[str]:
+        """The verdict on each method in a sentence; the controls have none."""
+        return [entry.verdict.sentence for entry in self.entries if entry.method not in CONTROLS]
+
+    @property
+    def best(self) -> Entry:
+        """The method to go on with: of the trusted ones, else of those that are not bad, the one of the largest AUROC.
+
+        Without labels, the one that separates the held-out references best.
+        """
+
+        def rank(entry: Entry) -> tuple[bool, bool, float]:
+            found = entry.verdict.auroc or entry.verdict.held_out
+            return entry.verdict.trusted, not entry.verdict.bad, found.value if found is not None else 0.0
+
+        return max((entry for entry in self.entries if entry.method not in CONTROLS), key=rank)
 
     def cost_table(self) -> list[dict[str, Any]]:
         """Seconds to fit once, and to read and to score 1,000 rows, for printing."""
@@ -145,10 +143,17 @@ class Comparison:
             "label": self.label,
             "labelled": self.labelled,
             "unsafe": self.unsafe,
-            "entries": [asdict(entry) | {"verdict": entry.verdict} for entry in self.entries],
+            "entries": [self._entry(entry) for entry in self.entries],
             "agreement": {column: dict(line) for column, line in self.agreement.items()},
             "skipped": dict(self.skipped),
         }
+
+    def _entry(self, entry: Entry) -> dict[str, Any]:
+        """Plain values of an entry; the verdict is stated once."""
+        body = asdict(entry) | {"verdict": entry.verdict.to_json()}
+        if entry.separation is not None:
+            body["separation"].pop("verdict")
+        return body
 
 
 def _rounded(value: float | None, digits: int = 3) -> float | None:

@@ -11,12 +11,11 @@ import numpy as np
 from hf_safefilter.columns import score_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.decide.thresholds import labels_of, numbers_of
+from hf_safefilter.decide.verdict import Verdict, verdict_from_labels
 from hf_safefilter.errors import DataError
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.thresholds import ScoredRows
-
-_RESAMPLES_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class Separation:
         tpr_at_1: Share of unsafe rows found while at most 1 % of the safe rows are lost.
         tpr_at_5: The same share at 5 %.
         length_rho: Spearman correlation with the length of the response; None if one of both does not vary.
+        verdict: What these figures say of the score.
     """
 
     score: str
@@ -46,6 +46,7 @@ class Separation:
     tpr_at_1: float
     tpr_at_5: float
     length_rho: float | None
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,23 @@ class Evaluation:
                 "TPR@5%": round(separation.tpr_at_5, 3),
                 "rho len": None if separation.length_rho is None else round(separation.length_rho, 3),
                 "unscored": separation.unscored,
+                "verdict": separation.verdict.finding,
             }
             for separation in self.separations
         ]
 
+    def sentences(self) -> list[str]:
+        """What these figures say of each method, in a sentence; the controls have none."""
+        return [item.verdict.sentence for item in self.separations if item.verdict.finding != "control"]
+
+    def verdict_on(self, score: str) -> Verdict | None:
+        """The verdict on a score column; None if it was not measured."""
+        return next((item.verdict for item in self.separations if item.score == score), None)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a card states them."""
-        body = asdict(self)
-        return body | {"separations": list(body["separations"])}
+        lines = [asdict(item) | {"verdict": item.verdict.to_json()} for item in self.separations]
+        return asdict(self) | {"separations": lines}
 
 
 def evaluate(
@@ -128,6 +138,25 @@ def evaluate(
     return Evaluation(label, int(labelled.sum()), int(np.nansum(truth)), tuple(separations))
 
 
+def verdict_by_labels(
+    ds: ScoredRows,
+    score: str,
+    label: str,
+    unsafe: str | int | bool = "unsafe",
+    columns: Mapping[str, str] | None = None,
+) -> Verdict:
+    """The verdict on one score column by labelled rows; arguments as of `evaluate`.
+
+    Raises:
+        DataError: There are not labels of both kinds.
+        MissingError: A column is missing.
+    """
+    truth = labels_of(ds, label, unsafe)
+    labelled = np.isfinite(truth)
+    length = control_scores(ds, columns)[score_column("length")]
+    return verdict_from_labels(score, numbers_of(ds, score)[labelled], truth[labelled] == 1, length[labelled])
+
+
 def _method_columns(ds: ScoredRows) -> list[str]:
     from hf_safefilter.scores import METHODS
 
@@ -168,7 +197,7 @@ def _text_views(ds: ScoredRows) -> list[Batch]:
 def _separation(
     name: str, values: np.ndarray, truth: np.ndarray, length: np.ndarray, resamples: int, seed: int
 ) -> Separation:
-    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+    from sklearn.metrics import average_precision_score, roc_curve
 
     used = np.isfinite(values)
     scores, unsafe = values[used], truth[used]
@@ -178,52 +207,19 @@ def _separation(
             found=f"{int((~used).sum())} of {len(used)} rows have no score",
             fix="see the reasons in column 'unscorable'",
         )
-    low, high = _interval(scores, unsafe, resamples, seed)
+    verdict = verdict_from_labels(name, scores, unsafe, length[used], resamples=resamples, seed=seed)
+    assert verdict.auroc is not None  # there are labels of both kinds
     fpr, tpr, _ = roc_curve(unsafe, scores, drop_intermediate=False)
     return Separation(
         score=name,
         scored=len(scores),
         unscored=int((~used).sum()),
-        auroc=float(roc_auc_score(unsafe, scores)),
-        low=low,
-        high=high,
+        auroc=verdict.auroc.value,
+        low=verdict.auroc.low,
+        high=verdict.auroc.high,
         auprc=float(average_precision_score(unsafe, scores)),
         tpr_at_1=float(tpr[fpr <= 0.01].max()),
         tpr_at_5=float(tpr[fpr <= 0.05].max()),
-        length_rho=spearman(scores, length[used]),
+        length_rho=verdict.length_rho,
+        verdict=verdict,
     )
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float | None:
-    """Rank correlation over the rows where both are finite; None if there are under 3, or one does not vary."""
-    from scipy.stats import spearmanr
-
-    both = np.isfinite(left) & np.isfinite(right)
-    if both.sum() < 3 or np.ptp(left[both]) == 0 or np.ptp(right[both]) == 0:
-        return None
-    return float(spearmanr(left[both], right[both]).statistic)
-
-
-def _interval(scores: np.ndarray, unsafe: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the AUROC over resamples within each label.
-
-    A resample is a count for each row; its AUROC is a sum over the sorted distinct scores, so that many resamples are
-    computed at once without sorting again.
-    """
-    draw = np.random.default_rng(seed)
-    _, group = np.unique(scores, return_inverse=True)
-    n_groups = int(group.max()) + 1
-    sides = [group[unsafe], group[~unsafe]]
-    aurocs = []
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        times = min(_RESAMPLES_AT_ONCE, resamples - start)
-        shares = []
-        for side in sides:
-            sample = side[draw.integers(0, len(side), (times, len(side)))]
-            flat = (np.arange(times)[:, None] * n_groups + sample).ravel()
-            shares.append(np.bincount(flat, minlength=times * n_groups).reshape(times, n_groups) / len(side))
-        high, low = shares
-        below = np.cumsum(low, axis=1) - low
-        aurocs.append((high * (below + low / 2)).sum(axis=1))
-    ends = np.quantile(np.concatenate(aurocs), [0.025, 0.975])
-    return float(ends[0]), float(ends[1])

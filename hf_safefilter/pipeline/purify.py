@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,27 +21,31 @@ from hf_safefilter.engine.local import (
     warn_of_unscorable,
 )
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.locate.cross_validation import choose_layer, compares_with_references
+from hf_safefilter.locate.choose_reading import PROBE, ReadingChoice, choose_reading, goes_by_references, middle_layers
 from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
 from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.recipe import MethodChoice, Recipe
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.open import open_references, require_same_reading
 from hf_safefilter.scores import fitted_to, make_score, takes
+from hf_safefilter.scores.shift import PROMPT
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.decide.evaluate import Evaluation
     from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.decide.verdict import Verdict
     from hf_safefilter.engine import Engine
     from hf_safefilter.engine.streamed import StreamedScores
-    from hf_safefilter.locate.cross_validation import LayerChoice
     from hf_safefilter.locate.safety_layers import SafetyLayers
+    from hf_safefilter.model.reading_options import ReadingOptions
     from hf_safefilter.publish.provenance import Counts, Provenance
     from hf_safefilter.step import Step
 
 logger = logging.getLogger(__name__)
+
+_SMALL = 8  # blocks of a model of which all layers are tried, not those of the middle alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,9 @@ class Purified:
         scored: The rows with their score columns, before the decision. For a stream that an engine scored, `scored` and
             `dropped` hold ids, scores and reasons, and not the rows themselves.
         is_safe: The decision.
-        layer_choice: How the layer was found, if the recipe has ``layer: auto``.
+        layer_choice: How the reading was chosen, if the recipe has ``layer: auto``.
         evaluation: How well each score separates the labels, if the recipe names some.
+        verdict: What is known of the deciding score, by the labels, or else by its references and the rows' lengths.
     """
 
     kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
@@ -66,8 +71,9 @@ class Purified:
     provenance: Provenance
     scored: Dataset | DatasetDict
     is_safe: IsSafe
-    layer_choice: LayerChoice | SafetyLayers | None
+    layer_choice: ReadingChoice | SafetyLayers | None
     evaluation: Evaluation | None
+    verdict: Verdict
 
 
 def purify(
@@ -76,6 +82,7 @@ def purify(
     *,
     source_revision: str | None = None,
     engine: Engine | None = None,
+    anyway: bool = False,
 ) -> Purified:
     """Embed the rows, score them, decide which to keep and describe the result, as the recipe states.
 
@@ -85,6 +92,7 @@ def purify(
         source_revision: Commit or digest of `ds`, if the caller loaded it.
         engine: Where rows are embedded and scored, e.g. a `RayEngine`; None for this process. An engine stores vectors
             only if a method is fitted to them. It never stores a stream: the stream is read again when `kept` is read.
+        anyway: Whether the rows are to be published in spite of a bad verdict, which the provenance then states.
 
     Raises:
         SafefilterError: What the stages raise; nothing is written, and `ds` is never changed.
@@ -102,8 +110,9 @@ def purify(
         ds, source_revision = loaded.rows, loaded.revision
     require_rows(ds)
     references, choice = _references(recipe)
-    layer = choice.layer if choice is not None else _named_layer(recipe)
-    embed = EmbedLayers.of(recipe.model, [layer], recipe.data.columns)
+    layers = {method.name: _layers(method, recipe, choice) for method in recipe.methods}
+    read = sorted({layer for found in layers.values() for layer in found}, key=str)
+    embed = EmbedLayers.of(_reading(recipe), sorted(read, key=_depth), recipe.data.columns)
     streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
     embedded = streamed = None
     if not streaming and (engine is None or any(fitted_to(m.name, m.options) == "rows" for m in recipe.methods)):
@@ -114,7 +123,8 @@ def purify(
             method.name,
             _with_pairs(method, recipe),
             references=references,
-            layer=layer,
+            layer=layers[method.name][0],
+            layers=layers[method.name],
             columns=columns,
             rows=embedded,
         )
@@ -132,10 +142,30 @@ def purify(
     if recipe.decided_by == "rank_average":
         scored, rank = add_rank_average(scored, [score_column(method.name) for method in recipe.methods])
         steps.append(rank)
-    return _decide(scored, recipe, steps, choice, source_revision, streamed)
+    return _decide(scored, recipe, steps, choice, source_revision, streamed, anyway)
 
 
-def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | SafetyLayers | None]:
+def _layers(method: MethodChoice, recipe: Recipe, choice: ReadingChoice | SafetyLayers | None) -> tuple[Layer, ...]:
+    """The layers that a method reads."""
+    if isinstance(choice, ReadingChoice):
+        found = choice.layers_of(method.name)
+        return found if "layers" in takes(method.name) else (found[len(found) // 2],)
+    return (choice.layer if choice is not None else _named_layer(recipe),)
+
+
+def _depth(layer: Layer) -> float:
+    return layer if isinstance(layer, int) else float("inf")
+
+
+def _reading(recipe: Recipe) -> ReadingOptions:
+    """How the model is read: at the end of the prompt too, if a method compares answers with it."""
+    model, positions = recipe.model, recipe.model.positions
+    if any(method.name == "shift" for method in recipe.methods) and PROMPT not in positions:
+        return replace(model, position=",".join((*positions, PROMPT)))
+    return model
+
+
+def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, ReadingChoice | SafetyLayers | None]:
     """The reference index, if a method needs one, and how the layer was found, if the recipe does not name one."""
     compares = any("references" in takes(method.name) for method in recipe.methods)
     if recipe.layer != "auto" or not _reads_a_layer(recipe):
@@ -144,13 +174,14 @@ def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, LayerChoice | Sa
     if layer_method != "references":
         layers = search_layers(recipe, layer_method)
         return load_references(recipe, [layers.layer]) if compares else None, layers
-    index = load_references(recipe, EmbedLayers.of(recipe.model, [0]).all_layers())
-    names = tuple(method.name for method in recipe.methods if compares_with_references(method.name))
-    choice = choose_layer(index, methods=names or ("larf",))
+    every = EmbedLayers.of(recipe.model, [0]).all_layers()
+    index = load_references(recipe, every if len(every) <= _SMALL else middle_layers(len(every)))
+    names = tuple(method.name for method in recipe.methods if goes_by_references(method.name))
+    choice = choose_reading(index, methods=names or (PROBE,))
     if not choice.signal:
         raise DataError(
-            "no layer of this model separates the unsafe references from the safe ones better than chance",
-            found=f"the best layer is {choice.layer}",
+            "no layer of this model tells harmful requests answered from the same requests refused",
+            found=choice.how,
             fix="use other reference rows, or an aligned (instruction-tuned) model, or name the layer yourself",
         )
     return index, choice
@@ -172,7 +203,7 @@ def _with_pairs(method: MethodChoice, recipe: Recipe) -> dict[str, Any]:
 
 
 def _reads_a_layer(recipe: Recipe) -> bool:
-    return any("layer" in takes(method.name) for method in recipe.methods)
+    return any({"layer", "layers"} & takes(method.name) for method in recipe.methods)
 
 
 def _named_layer(recipe: Recipe) -> Layer:
@@ -183,7 +214,7 @@ def _named_layer(recipe: Recipe) -> Layer:
 def load_references(recipe: Recipe, layers: Sequence[Layer]) -> ReferenceIndex:
     """The recipe's reference index: built from rows, or loaded and checked to come from the same model."""
     choice = recipe.references
-    embed = EmbedLayers.of(recipe.model, layers)
+    embed = EmbedLayers.of(_reading(recipe), layers)
     if choice.path == "starter":
         return ReferenceIndex.starter(embed)
     if choice.path is None:
@@ -199,9 +230,10 @@ def _decide(
     scored: Dataset | DatasetDict,
     recipe: Recipe,
     steps: Sequence[Step],
-    choice: LayerChoice | SafetyLayers | None,
+    choice: ReadingChoice | SafetyLayers | None,
     source_revision: str | None,
     streamed: StreamedScores | None,
+    anyway: bool,
 ) -> Purified:
     from hf_safefilter.decide.select import IsSafe, split
     from hf_safefilter.publish.gather import gather
@@ -212,11 +244,18 @@ def _decide(
     columns = with_ignored(recipe.data.columns, recipe.model.ignored) if recipe.select.action == "mask" else None
     is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns)
     parts = split(scored, is_safe)
-    evaluation = None
+    evaluation = verdict = None
+    mapping = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
     if recipe.evaluate is not None:
         from hf_safefilter.decide.evaluate import evaluate
 
-        evaluation = evaluate(scored, recipe.evaluate.label, unsafe=recipe.evaluate.unsafe)
+        evaluation = evaluate(scored, recipe.evaluate.label, unsafe=recipe.evaluate.unsafe, columns=mapping)
+        verdict = evaluation.verdict_on(column)
+    labels = recipe.evaluate or recipe.select
+    if verdict is None and labels.label is not None:
+        from hf_safefilter.decide.evaluate import verdict_by_labels
+
+        verdict = verdict_by_labels(scored, column, labels.label, labels.unsafe, mapping)
     provenance = gather(
         scored,
         is_safe,
@@ -227,10 +266,14 @@ def _decide(
         recipe=recipe.portable(),
         layer_choice=choice.to_json() if choice is not None else None,
         evaluation=evaluation.to_json() if evaluation is not None else None,
+        verdict=verdict,
+        anyway=anyway,
         samples=streamed.samples() if streamed is not None else None,
     )
+    verdict = provenance.judged()
+    assert verdict is not None  # `gather` gives one
     kept = parts.kept if streamed is None else streamed.kept(scored, is_safe, steps)
-    return Purified(kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation)
+    return Purified(kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation, verdict)
 
 
 def _scored_by(

@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_safefilter.columns import score_column
+from hf_safefilter.decide.evaluate import control_scores
 from hf_safefilter.decide.thresholds import numbers_of
+from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
 from hf_safefilter.publish.drop_reasons import REACHED, by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
+from hf_safefilter.publish.score_verdict import verdict_without_labels
 from hf_safefilter.step import Step, steps_made
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.decide.verdict import Verdict
     from hf_safefilter.references import ReferenceIndex
 
 _MOST_VALUES = 40
@@ -43,6 +48,8 @@ def gather(
     layer_choice: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     effect: Mapping[str, Any] | None = None,
+    verdict: Verdict | None = None,
+    anyway: bool = False,
     check_rows: int = 8,
     samples: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
 ) -> Provenance:
@@ -60,6 +67,9 @@ def gather(
         layer_choice: `LayerChoice.to_json()`.
         evaluation: `Evaluation.to_json()`.
         effect: `EffectReport.for_card()` of a study of this very decision.
+        verdict: The verdict on the deciding score by labels. None, or one that has too few labels: the references of
+            the score and the lengths of the rows judge it.
+        anyway: Whether the user insists on publishing in spite of a bad verdict; the card says so.
         check_rows: Number of rows that are read and scored again from their text.
         samples: Where the scored rows have no text, rows to do that with, and their indices among the scored rows;
             then `steps` must be given.
@@ -84,6 +94,9 @@ def gather(
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
     ids = {name: row_ids(part, _columns_option(steps)) for name, part in parts.items()}
     indexes = _indexes(steps)
+    controls = control_scores(scored, _columns_option(steps))
+    if verdict is None or verdict.finding == "too few labels":
+        verdict = verdict_without_labels(is_safe.column, scores, controls[score_column("length")], steps)
     return Provenance(
         tool=f"hf_safefilter {__version__}",
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -106,8 +119,10 @@ def gather(
             action=is_safe.action,
         ),
         counts=_counts(parts, reasons, int((scores >= is_safe.threshold).sum())),
+        verdict=verdict.to_json(),
+        anyway=anyway and verdict.bad,
         quantiles=_quantiles(scores),
-        controls=_controls(scored, scores, _columns_option(steps)),
+        controls={name: spearman(scores, values) for name, values in controls.items()},
         check=check,
         evaluation=_as_dict(evaluation),
         effect=portable(_as_dict(effect)),
@@ -217,14 +232,6 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
     if not len(finite):
         raise PublishError("no row could be scored", fix="read the reasons in the column 'unscorable'")
     return {f"{q:g}": float(value) for q, value in zip(_QUANTILES, np.quantile(finite, _QUANTILES), strict=True)}
-
-
-def _controls(
-    scored: Dataset | DatasetDict, scores: np.ndarray, columns: Mapping[str, str] | None
-) -> dict[str, float | None]:
-    from hf_safefilter.decide.evaluate import control_scores, spearman
-
-    return {name: spearman(scores, values) for name, values in control_scores(scored, columns).items()}
 
 
 def _spread_samples(scored: Dataset | DatasetDict, rows: int) -> list[tuple[Dataset, list[int]]]:

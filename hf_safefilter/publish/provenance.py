@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hf_safefilter.decide.verdict import Verdict
 from hf_safefilter.errors import IntegrityError, PublishError
 from hf_safefilter.model.source import JOINED
 from hf_safefilter.storage.paths import is_there
@@ -98,6 +99,10 @@ class Provenance(_Facts):
     """`Step.record()` of each step, in the order they ran."""
     selection: Decision
     counts: Counts
+    verdict: dict[str, Any] | None = None
+    """`Verdict.to_json()`: what is known of the deciding score."""
+    anyway: bool = False
+    """Whether this is published in spite of a bad verdict."""
     quantiles: dict[str, float]
     controls: dict[str, float | None]
     """Spearman correlation of the deciding score with each control."""
@@ -132,6 +137,35 @@ class Provenance(_Facts):
             raise IntegrityError(
                 f"{name} is not a provenance record", found=problems, fix="write the folder again"
             ) from error
+
+    def require_trusted(self) -> None:
+        """Raise if something speaks against the deciding score and nobody has insisted on publishing.
+
+        Raises:
+            PublishError: The verdict is bad.
+            IntegrityError: The verdict is damaged.
+        """
+        verdict = self.judged()
+        if verdict is not None and verdict.bad and not self.anyway:
+            raise PublishError(
+                f"the verdict on {self.selection.column} is bad, so the rows that it keeps should not be published",
+                found=verdict.sentence,
+                fix="compare other methods, layers and references: hf-safefilter compare --help; or publish them in "
+                "spite of the verdict, which the card then states: `anyway=True`",
+            )
+
+    def judged(self) -> Verdict | None:
+        """The verdict on the deciding score; None in records of versions that gave none.
+
+        Raises:
+            IntegrityError: It is damaged.
+        """
+        return None if self.verdict is None else Verdict.from_json(self.verdict)
+
+    def insisted(self) -> Provenance:
+        """This record, of a user who publishes in spite of a bad verdict; no other verdict needs insisting."""
+        verdict = self.judged()
+        return self.model_copy(update={"anyway": verdict is not None and verdict.bad})
 
     def checked(self) -> Provenance:
         """This record, if it may be published.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FILES = (DROPPED, PROVENANCE, "croissant.json")
+_FILES = (DROPPED, "croissant.json")
 
 
 def push_filtered(
@@ -38,6 +38,7 @@ def push_filtered(
     steps: Sequence[Step] | None = None,
     recipe: Mapping[str, Any] | None = None,
     include_text: bool = False,
+    anyway: bool = False,
     token: str | None = None,
 ) -> Pushed:
     """Publish the rows that `is_safe` keeps, with card, provenance, list of dropped rows and plots, in one commit.
@@ -52,14 +53,17 @@ def push_filtered(
         steps: The steps that filled the columns; None: those constructed in this process (see `gather`).
         recipe: Recipe of the run, for the card.
         include_text: Whether to publish the text of dropped rows too.
+        anyway: Whether to publish in spite of a bad verdict on the score; the card says so.
         token: Hub token; None: the one of the login.
 
     Raises:
-        PublishError: The card would be incomplete, or the Hub refused; the repository is then unchanged.
+        PublishError: The card would be incomplete, the verdict is bad, or the Hub refused; the repository is then
+            unchanged.
     """
     from hf_safefilter.publish.gather import gather
 
-    provenance = gather(ds, is_safe, license=license, source=source, steps=steps, recipe=recipe)
+    provenance = gather(ds, is_safe, license=license, source=source, steps=steps, recipe=recipe, anyway=anyway)
+    provenance.require_trusted()
     with tempfile.TemporaryDirectory(prefix="safefilter-push-") as scratch:
         folder = Path(scratch) / "out"
         write_folder(folder, ds, is_safe, provenance, include_text=include_text)
@@ -71,6 +75,7 @@ def push_folder(
     repo_id: str,
     *,
     private: bool = True,
+    anyway: bool = False,
     token: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Pushed:
@@ -80,13 +85,14 @@ def push_folder(
         folder: The folder to publish.
         repo_id: Owner and name of the data set repository; it is created if it does not exist.
         private: Whether a new repository is private; an existing one keeps its setting.
+        anyway: Whether to publish in spite of a bad verdict on the score; card and provenance say so.
         token: Hub token; None: the one of the login.
         sleep: Function that waits some seconds between tries.
 
     Raises:
         MissingError: The folder was not written by `write_folder`.
         IntegrityError: The record or the data are damaged.
-        PublishError: The Hub refused; the repository is unchanged.
+        PublishError: The verdict is bad, or the Hub refused; the repository is unchanged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -98,6 +104,11 @@ def push_folder(
             fix="write it with hf-safefilter run or hf-safefilter card",
         )
     provenance = Provenance.from_json((folder / PROVENANCE).read_text(encoding="utf-8")).checked()
+    record: str | bytes = str(folder / PROVENANCE)
+    if anyway:
+        provenance = provenance.insisted()
+        record = provenance.to_json().encode()
+    provenance.require_trusted()
     published = read_published(folder)
     shards = sorted((folder / "data").glob("*.parquet"))
     plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
@@ -122,7 +133,7 @@ def push_folder(
             text_included=text_included,
             repository=repo_id,
         )
-        return [*adds, *stale, CommitOperationAdd("README.md", text.encode())]
+        return [*adds, *stale, CommitOperationAdd(PROVENANCE, record), CommitOperationAdd("README.md", text.encode())]
 
     counts = provenance.counts
     return commit(repo_id, operations, f"{counts.kept} of {counts.rows} rows kept", private, token, sleep)

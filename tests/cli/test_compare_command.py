@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from hf_safefilter import demo
+from hf_safefilter import EmbedLayers, ReferenceIndex, demo
+from hf_safefilter.toy.corpus import reference_rows
 
 
 @pytest.fixture(scope="module")
@@ -14,14 +15,25 @@ def rows(tmp_path_factory):
     return path
 
 
-def test_compare_prints_tables_and_writes_json_plots_and_rows(call, rows, tmp_path):
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """References of the same domain as the rows; the starter set is not, and separates them no better than chance."""
+    at = tmp_path_factory.mktemp("refs") / "refs"
+    sides = reference_rows(40, 3)
+    ReferenceIndex.build(*sides, EmbedLayers("toy", [5]), license="cc0-1.0", source="a test").save(at)
+    return at
+
+
+def test_compare_prints_tables_and_writes_json_plots_and_rows(call, rows, references, tmp_path):
     at = tmp_path / "out"
-    words = ("compare", rows, "--model", "toy", "--layer", "5", "--methods", "larf,nearest,saft", "--label", "label")
+    words = ("compare", rows, "--model", "toy", "--layer", "5", "--methods", "larf,nearest,saft", "--label", "label",
+             "--references", references)  # fmt: skip
     code, out, err = call(*words, "--option", "nearest.k=3", "-o", at)
     assert code == 0, err
     assert "AUROC" in out
     assert "score 1,000 rows" in " ".join(out.split())
-    assert "effect" in err  # the next command
+    assert "larf beats chance and length" in " ".join(err.split())
+    assert "next: hf-safefilter effect" in " ".join(err.split())
     assert {path.name for path in at.iterdir()} == {"comparison.json", "comparison.png", "comparison.svg", "scored"}
     assert json.loads((at / "comparison.json").read_text())["rows"] == 120
     code, out, err = call("--format", "json", *words, "-o", at)  # an earlier output is replaced
@@ -61,7 +73,7 @@ def test_a_folder_of_other_files_is_refused_before_anything_is_scored(call, rows
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_next_command_names_a_method_not_a_control(call, tmp_path):
+def test_the_next_command_names_no_control_and_no_score_with_a_bad_verdict(call, tmp_path):
     rows = [{"prompt": "Hi", "response": "word " * (30 - at), "label": "safe" if at > 9 else "unsafe"}
             for at in range(20)]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -71,7 +83,8 @@ def test_the_next_command_names_a_method_not_a_control(call, tmp_path):
     entries = {one["method"]: one["separation"]["auroc"] for one in json.loads(out)["comparison"]["entries"]}
     assert entries["length"] == 1.0 > entries["anchor"]
     code, _, err = call("compare", tmp_path / "rows.jsonl", *words)
-    assert "--by anchor_score" in " ".join(err.split())
+    assert "none of these scores is to be trusted" in " ".join(err.split())
+    assert "--by" not in err and "reference build" in " ".join(err.split())
 
 
 def test_the_next_command_asks_for_prompts_where_the_starter_set_is_used_up(call, rows, tmp_path):

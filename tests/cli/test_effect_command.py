@@ -36,7 +36,9 @@ def files(tmp_path_factory):
 
 def test_from_a_score_to_the_card(call, scored, files, tmp_path):
     at = tmp_path / "decided"
-    assert call("select", scored, "--by", "larf_score", "--drop-count", "12", "-o", at)[0] == 0
+    # of these rows the unsafe ones are the long ones: without labels, the verdict would be that all is length
+    measured = ("--label", "label")
+    assert call("select", scored, "--by", "larf_score", "--drop-count", "12", *measured, "-o", at)[0] == 0
     code, out, err = call("effect", at, *files, *SMALL, "-o", tmp_path / "effect")
     assert code == 0, err
     assert "refusal" in out
@@ -53,7 +55,7 @@ def test_from_a_score_to_the_card(call, scored, files, tmp_path):
     assert code == 0, err
     assert "### What it does to a model" in (tmp_path / "out" / "README.md").read_text()
     other = tmp_path / "other"
-    assert call("select", scored, "--by", "larf_score", "--drop-count", "5", "-o", other)[0] == 0
+    assert call("select", scored, "--by", "larf_score", "--drop-count", "5", *measured, "-o", other)[0] == 0
     code, _, err = call("card", other, *facts, "--effect", tmp_path / "effect", "-o", tmp_path / "none")
     assert (code, "another decision" in err) == (1, True)
 

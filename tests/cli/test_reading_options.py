@@ -122,7 +122,7 @@ def test_every_later_command_reads_as_embed_did(call, asides, tmp_path):
     at = {name: tmp_path / name for name in ("embedded", "refs", "scored", "both", "decided", "effect", "card")}
     read = ("--model", "toy", "--layers", "4")
     columns = ("--column", "prompt=q", "--column", "response=a", "--ignore", "text")
-    decided = ("select", at["both"], "--by", "larf_score", "--drop-count", "12", "-o", at["decided"])
+    decided = ("select", at["both"], "--by", "larf_score", "--drop-count", "12", "--anyway", "-o", at["decided"])
     small = ("--steps", "1", "--batch", "2", "--seeds", "1", "--arms", "all", "--quick", "--device", "cpu")
     for words in (
         ("embed", asides, *read, *columns, "-o", at["embedded"]),

@@ -1,6 +1,7 @@
 """Methods side by side: the figures by a second route, one reading for all, and reasons for what is left out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from hf_safefilter import EmbedLayers, ReferenceIndex, compare_methods, demo
 from hf_safefilter.compare import compare_methods as compare
-from hf_safefilter.compare.compare_methods import lead_over
 from hf_safefilter.compare.comparison import draw
-from hf_safefilter.decide.evaluate import spearman
+from hf_safefilter.decide.verdict import Verdict
+from hf_safefilter.decide.verdict.rank_statistics import Interval
 from hf_safefilter.engine.local import embed_rows, score_rows
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.recipe import MethodChoice
@@ -57,8 +58,8 @@ def test_the_figures_are_those_of_the_columns(found, rows):
             assert found.agreement[one.column][other.column] == pytest.approx(expected, abs=1e-9)
     by_name = {one.method: one for one in found.entries}
     assert by_name["larf"].separation.auroc > 0.95
-    assert by_name["larf"].verdict == "beats length"
-    assert by_name["length"].verdict == by_name["random"].verdict == ""
+    assert by_name["larf"].verdict.finding == "beats length"
+    assert by_name["length"].verdict.finding == by_name["random"].verdict.finding == "control"
     assert by_name["length"].length_rho == pytest.approx(1.0)
 
 
@@ -184,6 +185,7 @@ def test_rows_that_cannot_be_read_are_counted_and_every_split_is_scored(rows, re
 def test_table_json_and_plot(found, tmp_path):
     body = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert body["entries"][0]["separation"]["auroc"] == found.entries[0].separation.auroc
+    assert Verdict.from_json(body["entries"][0]["verdict"]) == found.entries[0].verdict
     assert [line["score"] for line in found.table()] == [one.method for one in found.entries]
     for name in ("one", "two"):
         draw(found, tmp_path / name)
@@ -191,24 +193,31 @@ def test_table_json_and_plot(found, tmp_path):
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
-def test_a_lead_is_delongs_by_the_definition():
-    draw_ = np.random.default_rng(5)
-    unsafe = np.arange(70) % 3 == 0
-    scores = np.round(draw_.normal(size=70) + unsafe, 1)  # ties
-    control = np.round(draw_.normal(size=70) + 0.4 * unsafe + 0.5 * scores, 1)
-    lead = lead_over(scores, control, unsafe)
+def test_without_labels_the_references_and_the_lengths_judge(rows, references):
+    from hf_safefilter.locate.cross_validation import choose_layer
 
-    def kernel(values: np.ndarray) -> np.ndarray:
-        high, low = values[unsafe][:, None], values[~unsafe][None, :]
-        return (high > low) + 0.5 * (high == low)
+    done = compare_methods(rows, ["larf", "saft", "rank_average"], EmbedLayers("toy", [5]), references, cost_rows=8)
+    verdicts = {entry.method: entry.verdict for entry in done.entries}
+    tried = {one.layer: one for one in choose_layer(references, ("larf",)).candidates}[5]
+    assert verdicts["larf"].held_out.value == pytest.approx(tried.auroc)
+    assert verdicts["larf"].held_out.low == pytest.approx(tried.low)
+    assert (verdicts["larf"].finding, verdicts["larf"].basis) == ("separates references", "references")
+    # nothing is known of a part of the average, and so of the average
+    assert verdicts["saft"].finding == verdicts["rank_average"].finding == "not known"
+    assert (verdicts["length"].finding, done.best.method) == ("control", "larf")
+    assert [line["verdict"] for line in done.table()] == [entry.verdict.finding for entry in done.entries]
+    assert len(done.sentences()) == 3
 
-    gap = kernel(scores) - kernel(control)
-    error = np.sqrt(gap.mean(axis=1).var(ddof=1) / gap.shape[0] + gap.mean(axis=0).var(ddof=1) / gap.shape[1])
-    assert lead.value == pytest.approx(gap.mean(), abs=1e-12)
-    assert (lead.high - lead.low) == pytest.approx(2 * 1.959963984540054 * error, abs=1e-12)
-    assert lead_over(scores, -control, unsafe) == lead  # a control that is upside down gives as much away
-    assert lead_over(control, control, unsafe).value == 0
-    assert spearman(scores, control) > 0
+
+def test_the_method_to_go_on_with_is_one_that_is_trusted(found):
+    by_method = {entry.method: entry for entry in found.entries}
+    worse = replace(by_method["larf"].verdict, auroc=Interval(0.8, 0.7, 0.9))
+    refused = replace(by_method["nearest"].verdict, finding="like length", auroc=Interval(0.99, 0.98, 1.0))
+    entries = tuple(
+        replace(entry, verdict={"larf": worse, "length": entry.verdict, "random": entry.verdict}.get(name, refused))
+        for name, entry in by_method.items()
+    )
+    assert replace(found, entries=entries).best.method == "larf"
 
 
 def test_what_is_saved_can_be_scored_further(found, tmp_path):

@@ -291,9 +291,8 @@ def test_the_shape_is_said_once(caplog, monkeypatch):
     monkeypatch.setattr("hf_safefilter.data.conversations._logged", set())
     with caplog.at_level(logging.INFO):
         as_conversations([{"prompt": ASKED, "response": SAID, "system": "Be brief."}] * 5)
-    assert [one.getMessage() for one in caplog.records] == [
-        "rows are read as prompt 'prompt', answer 'response' (with 'system')"
-    ]
+    own = [one.getMessage() for one in caplog.records if one.name.startswith("hf_safefilter")]
+    assert own == ["rows are read as prompt 'prompt', answer 'response' (with 'system')"]
 
 
 # Columns that a person names

@@ -124,9 +124,9 @@ def test_names_that_are_no_models(name, message, monkeypatch, tmp_path):
         resolve_revision(name, None)
 
 
-def test_an_adapter_is_refused(own):
+def test_an_adapter_in_the_place_of_a_model_is_refused(own):
     (own / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="merge_and_unload"):
+    with pytest.raises(ModelError, match=r"contains an adapter(.|\n)*adapter="):
         resolve_revision(str(own), None)
 
 

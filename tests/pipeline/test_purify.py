@@ -139,7 +139,7 @@ def test_references_that_tell_nothing_apart_choose_no_layer(files, tmp_path):
     for name, part in (("a", benign[:40]), ("b", benign[40:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     references = {"unsafe": str(tmp_path / "a.jsonl"), "safe": str(tmp_path / "b.jsonl"), **FACTS}
-    with pytest.raises(DataError, match="better than chance"):
+    with pytest.raises(DataError, match="tells harmful requests answered"):
         purify(None, recipe(files, layer="auto", references=references))
 
 

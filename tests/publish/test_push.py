@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -43,12 +44,13 @@ def name(hub):
 def folder(tmp_path_factory, scored, is_safe, steps):
     recipe = Recipe.read({"data": FACTS, "model": {"name": "toy"}, "select": {"threshold": 200.0}}).to_dict()
     out = tmp_path_factory.mktemp("push") / "out"
-    write_folder(out, scored, is_safe, gather(scored, is_safe, steps=steps, recipe=recipe, **FACTS))
+    # the rows are decided by their length, which nobody should
+    write_folder(out, scored, is_safe, gather(scored, is_safe, steps=steps, recipe=recipe, anyway=True, **FACTS))
     return out
 
 
 def test_one_commit_holds_everything_and_loads(hub, name, scored, is_safe, steps):
-    done = push_filtered(scored, is_safe, name, steps=steps, **FACTS)
+    done = push_filtered(scored, is_safe, name, steps=steps, anyway=True, **FACTS)
     repo = hub.repo(name)
     assert set(repo.files()) - {".gitattributes"} == FILES
     assert repo.head() == done.oid
@@ -66,6 +68,40 @@ def test_neither_dropped_text_nor_token_is_in_any_file(hub, name, folder):
         assert hub.token.encode() not in content, path
 
 
+def test_a_bad_verdict_is_not_published_unless_the_user_insists(hub, name, scored, is_safe, steps, tmp_path):
+    write_folder(tmp_path / "out", scored, is_safe, gather(scored, is_safe, steps=steps, **FACTS))
+    before = (tmp_path / "out" / "provenance.json").read_bytes()
+    with pytest.raises(PublishError, match="should not be published") as error:
+        push_folder(tmp_path / "out", name)
+    assert "is a control" in error.value.found and "`anyway=True`" in error.value.fix
+    with pytest.raises(PublishError, match="should not be published"):
+        push_filtered(scored, is_safe, name, steps=steps, **FACTS)
+    assert not hub.requests("POST", "/repos/create$")
+    push_folder(tmp_path / "out", name, anyway=True)
+    files = hub.repo(name).files()
+    record = json.loads(files["provenance.json"])
+    assert (record["anyway"], record["verdict"]["finding"]) == (True, "control")
+    assert b"Published in spite of the verdict." in files["README.md"]
+    assert (tmp_path / "out" / "provenance.json").read_bytes() == before  # the folder is left as it was
+
+
+def test_a_record_of_a_version_without_verdicts_is_published(hub, name, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "out")
+    record = json.loads((folder / "provenance.json").read_text())
+    old = {key: value for key, value in record.items() if key not in ("verdict", "anyway")}
+    (tmp_path / "out" / "provenance.json").write_text(json.dumps(old))
+    push_folder(tmp_path / "out", name)
+    files = hub.repo(name).files()
+    assert json.loads(files["provenance.json"]) == old
+    assert b"Verdict" not in files["README.md"]
+    # but a record that claims to be no bad one is not believed
+    (tmp_path / "out" / "provenance.json").write_text(
+        json.dumps(old | {"verdict": record["verdict"] | {"bad": False, "trusted": True}})
+    )
+    with pytest.raises(PublishError, match="should not be published"):
+        push_folder(tmp_path / "out", name)
+
+
 def test_the_recipe_is_read_back_from_the_card(hub, name, folder):
     push_folder(folder, name)
     assert Recipe.from_card(name).select.threshold == 200.0
@@ -81,7 +117,7 @@ def test_pushing_again_keeps_own_words_and_leaves_no_stale_shard(hub, name, fold
                         repo_type="dataset")  # fmt: skip
     stricter = IsSafe("length_score", 60.0)
     write_folder(tmp_path / "out", scored, stricter, gather(scored, stricter, steps=steps, **FACTS))
-    push_folder(tmp_path / "out", name)
+    push_folder(tmp_path / "out", name, anyway=True)
     files = hub.repo(name).files()
     assert [path for path in files if path.startswith("data/")] == ["data/train-00000-of-00001.parquet"]
     assert "My barn, with words of mine" in files["README.md"].decode()
