@@ -24,7 +24,7 @@ from datasets import Dataset
 
 from hf_safefilter import EmbedLayers, IsSafe, ReferenceIndex, compare_methods, measure_effect, threshold_for
 from hf_safefilter.compare.comparison import draw
-from hf_safefilter.effect import ARMS, EffectReport, Questions, Study, Tuning
+from hf_safefilter.effect import USUAL, EffectReport, Questions, Study, Tuning
 from hf_safefilter.effect.arms import match_lengths
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.recipe import MethodChoice
@@ -96,7 +96,7 @@ def study(scored: Dataset, column: str, share: float, folder: Path, options: arg
     asked = Study(
         ModelOptions("toy", device="cpu"), Questions.toy(options.questions), tuning=Tuning(
             steps=options.steps, batch=16, learning_rate=options.learning_rate, method="full"),
-        arms=ARMS, seeds=range(options.seeds), freeze=blocks, max_new_tokens=16,
+        arms=USUAL, seeds=range(options.seeds), freeze=blocks, max_new_tokens=16,
     )  # fmt: skip
     return measure_effect(
         scored, is_safe, asked, folder, on_run=lambda run, number, count: print(

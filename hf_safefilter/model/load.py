@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -66,6 +68,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 _HELD = 2  # models kept in a process at the same time: one that is read, and one to compare it with
 _trunks: OrderedDict[tuple[ModelKey, str, bool, str], Trunk] = OrderedDict()
 _forked_with_torch = False
+_SCALES = re.compile(r"scale|zeros|qweight|g_idx|absmax|quant")
+"""In the last part of the names of tensors that come with quantised weights."""
 
 
 @dataclass(slots=True)
@@ -136,7 +140,7 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str) -> T
     n_blocks = text.num_hidden_layers
     config = _cut(text, max(1, depth))
     # A text model inside a multimodal one has the same weights as a model of its own, under longer names.
-    key_mapping = {r"^(model\.)?language_model\.(model\.)?": ""} if text is not whole else None
+    key_mapping = {r"^(model\.)?(language_model|text_model)\.(model\.)?": ""} if text is not whole else None
     attention = {"attn_implementation": attn} if attn != "auto" else {}
     if base_and_adapter(key.model)[1] is not None:  # it names the weights of the model with its head
         whole_model = _load("AutoModelForCausalLM", key, config=config, key_mapping=key_mapping, **attention)
@@ -194,6 +198,7 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
             found=f"no {missing[0]} in its files",
             fix="download the model again: its files are incomplete or of another architecture",
         )
+    _refuse_lost_scales(key, model, report["unexpected_keys"])
     # Weights stored in the dtype they are computed in stay mapped from the file: saving another model over it would
     # change this one, or end the process. So they are copied first, and the digest of the files is checked afterwards.
     for weight in (*model.parameters(), *model.buffers()):
@@ -206,6 +211,20 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
     location(key)
     keep_freed_memory()
     return model.eval().requires_grad_(False)
+
+
+def _refuse_lost_scales(key: ModelKey, model: PreTrainedModel, unused: Iterable[str]) -> None:
+    """Raise if scales of weights that were loaded are left over: without them quantised weights mean nothing."""
+    loaded = {name for name, _ in model.named_modules() if name}
+    prefix = f"{model.base_model_prefix}."  # the files are often those of the model with its head
+    split = ((name, *name.removeprefix(prefix).rpartition(".")[::2]) for name in unused)
+    lost = sorted(name for name, module, last in split if module in loaded and _SCALES.search(last))
+    if lost:
+        raise ModelError(
+            f"{key.model} has quantised weights, and {len(lost)} of their scales would not be read",
+            found=lost[0],
+            fix="use the model in float32, bfloat16 or float16",
+        )
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:

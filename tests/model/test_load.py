@@ -311,3 +311,14 @@ def test_number_formats():
     assert pick_dtype("float16", CPU, torch.bfloat16) == "float16"
     with pytest.raises(OptionError, match="`dtype=half` is not known"):
         pick_dtype("half", CPU)
+
+
+def test_scales_of_quantised_weights_are_not_left_behind(own):
+    """As in a checkpoint whose configuration does not say that its weights are quantised."""
+    path = own / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"model.layers.0.mlp.down_proj.weight_scale_inv": torch.ones(1)}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="scales would not be read"):
+        trunk(ModelKey(str(own), resolve_revision(str(own), None), "float32"), 1, CPU)
+    save_file(weights | {"logit_scale": torch.ones(1)}, path, {"format": "pt"})  # of a tower that is not read
+    assert trunk(ModelKey(str(own), resolve_revision(str(own), None), "float32"), 1, CPU).depth == 1
