@@ -85,8 +85,11 @@ class ReferenceChoice(_Part):
     """File or Hub id of harmful requests with answers."""
     safe: str | None = None
     """File or Hub id of the same requests with refusals."""
+    benign: str | None = "starter"
+    """File or Hub id of ordinary rows for the safe side, "starter" for those that ship with this package, null for
+    none: without them, what only sounds unlike a refusal is taken for harm."""
     license: str | None = None
-    """Licence of the rows of `unsafe` and `safe`."""
+    """Licence of the rows of `unsafe`, `safe` and `benign`."""
     source: str | None = None
     """Where those rows come from."""
 
@@ -341,8 +344,8 @@ class Recipe(_Part):
         """`to_dict` with local paths cut to their last part, for a card that is published."""
         body = self.to_dict()
         for part, key in (("data", "path"), ("model", "name"), ("references", "path"), ("references", "unsafe"),
-                          ("references", "safe"), ("select", "known_good"), ("locate", "normal"),
-                          ("locate", "malicious"), ("locate", "over_refusal")):  # fmt: skip
+                          ("references", "safe"), ("references", "benign"), ("select", "known_good"),
+                          ("locate", "normal"), ("locate", "malicious"), ("locate", "over_refusal")):  # fmt: skip
             value = body.get(part, {}).get(key)
             if value is not None:
                 body[part][key] = JOINED.join(_last_part(name) for name in value.split(JOINED))

@@ -84,6 +84,7 @@ def run_recipe(
     Raises:
         typer.Exit: Something speaks against the score that decides, and the user does not insist.
     """
+    from hf_safefilter.locate.choose_reading import ReadingChoice
     from hf_safefilter.pipeline.purify import purify
     from hf_safefilter.publish.folder import PROVENANCE, write_folder
     from hf_safefilter.storage.atomic import require_replaceable
@@ -96,7 +97,8 @@ def run_recipe(
     result = purify(None, recipe, engine=engine, anyway=anyway)
     write_folder(output, result.scored, result.is_safe, result.provenance, include_text=include_text, kept=result.kept)
     if (choice := result.layer_choice) is not None:
-        printer.table(f"Layer {choice.layer}: {choice.how}", choice.shown())
+        title = choice.how if isinstance(choice, ReadingChoice) else f"layer {choice.layer}, by {choice.how}"
+        printer.table(f"Read: {title}", choice.shown())
     if result.evaluation is not None:
         printer.table("How well each score separates the labels", result.evaluation.table())
     printer.table("Rows", [{"": name, "rows": number} for name, number in _flat(result.counts)])

@@ -96,10 +96,11 @@ class ReadingChoice:
     @property
     def how(self) -> str:
         """How it was chosen, in words."""
+        layers = f"layer{'s' * (len(self.layers) > 1)} {', '.join(map(str, self.layers))}"
+        interval = f"{self.best.gap:.2f} deviations, {self.best.low:.2f} to {self.best.high:.2f}"
         return (
-            f"{self.method} at {', '.join(map(str, self.layers))}: the largest gap between the same requests answered "
-            f"and refused, on held-out references alone ({self.best.gap:.2f} deviations, {self.best.low:.2f} to "
-            f"{self.best.high:.2f}; no label of these rows was used)"
+            "the gap between the same requests answered and refused, on held-out references alone: "
+            f"{self.method} at {layers} ({interval}; no label of these rows was used)"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -68,8 +68,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _HELD = 2  # models kept in a process at the same time: one that is read, and one to compare it with
 _trunks: OrderedDict[tuple[ModelKey, str, bool, str], Trunk] = OrderedDict()
 _forked_with_torch = False
-_SCALES = re.compile(r"scale|zeros|qweight|g_idx|absmax|quant")
-"""In the last part of the names of tensors that come with quantised weights."""
+_SCALES = re.compile(r"scale|zeros|qweight|g_idx|absmax|quant")  # in the names of what comes with quantised weights
 
 
 @dataclass(slots=True)
@@ -215,16 +214,13 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
 
 def _refuse_lost_scales(key: ModelKey, model: PreTrainedModel, unused: Iterable[str]) -> None:
     """Raise if scales of weights that were loaded are left over: without them quantised weights mean nothing."""
-    loaded = {name for name, _ in model.named_modules() if name}
-    prefix = f"{model.base_model_prefix}."  # the files are often those of the model with its head
+    loaded = {name for name, _ in model.named_modules()} - {""}
+    prefix = f"{model.base_model_prefix}."  # of files of the model with its head
     split = ((name, *name.removeprefix(prefix).rpartition(".")[::2]) for name in unused)
     lost = sorted(name for name, module, last in split if module in loaded and _SCALES.search(last))
     if lost:
-        raise ModelError(
-            f"{key.model} has quantised weights, and {len(lost)} of their scales would not be read",
-            found=lost[0],
-            fix="use the model in float32, bfloat16 or float16",
-        )
+        fact = f"{key.model} has quantised weights, and {len(lost)} of their scales would not be read"
+        raise ModelError(fact, found=lost[0], fix="use the model in float32, bfloat16 or float16")
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:

@@ -29,6 +29,7 @@ from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.open import open_references, require_same_reading
 from hf_safefilter.scores import fitted_to, make_score, takes
 from hf_safefilter.scores.shift import PROMPT
+from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from hf_safefilter.step import Step
 
 logger = logging.getLogger(__name__)
-
-_SMALL = 8  # blocks of a model of which all layers are tried, not those of the middle alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +173,8 @@ def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, ReadingChoice | 
     if layer_method != "references":
         layers = search_layers(recipe, layer_method)
         return load_references(recipe, [layers.layer]) if compares else None, layers
-    every = EmbedLayers.of(recipe.model, [0]).all_layers()
-    index = load_references(recipe, every if len(every) <= _SMALL else middle_layers(len(every)))
+    n_blocks = len(EmbedLayers.of(recipe.model, [0]).all_layers())
+    index = load_references(recipe, middle_layers(n_blocks))
     names = tuple(method.name for method in recipe.methods if goes_by_references(method.name))
     choice = choose_reading(index, methods=names or (PROBE,))
     if not choice.signal:
@@ -220,7 +219,14 @@ def load_references(recipe: Recipe, layers: Sequence[Layer]) -> ReferenceIndex:
     if choice.path is None:
         rows = cast("dict[str, str]", choice.model_dump())  # without a path, the recipe requires all of these
         unsafe, safe = load_rows(rows["unsafe"]).rows, load_rows(rows["safe"]).rows
-        return ReferenceIndex.build(unsafe, safe, embed, license=rows["license"], source=rows["source"])
+        license, source = rows["license"], rows["source"]
+        benign: Any = None
+        if choice.benign == "starter":
+            benign = starter_rows("benign")
+            license, source = f"{license}, {LICENSE}", f"{source}; ordinary rows: {SOURCE}"
+        elif choice.benign is not None:
+            benign = load_rows(choice.benign).rows
+        return ReferenceIndex.build(unsafe, safe, embed, benign=benign, license=license, source=source)
     index = open_references(choice.path, choice.revision)
     require_same_reading(index, embed)
     return index

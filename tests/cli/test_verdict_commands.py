@@ -39,8 +39,14 @@ def recipe(files, folder, **change):
     body = {
         "data": {"path": str(files / "rows.jsonl"), **facts},
         "model": "toy",
-        "references": {"unsafe": str(files / "unsafe.jsonl"), "safe": str(files / "safe.jsonl"), **facts},
+        "references": {
+            "unsafe": str(files / "unsafe.jsonl"),
+            "safe": str(files / "safe.jsonl"),
+            "benign": None,
+            **facts,
+        },
         "layer": LAYER,
+        "methods": ["larf"],
         "select": {"drop_count": 12},
     }
     (folder / "recipe.yaml").write_text(json.dumps(body | change))

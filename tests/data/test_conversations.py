@@ -289,10 +289,11 @@ def test_rows_of_lists_of_turns_are_not_taken_for_one_row():
 
 def test_the_shape_is_said_once(caplog, monkeypatch):
     monkeypatch.setattr("hf_safefilter.data.conversations._logged", set())
-    with caplog.at_level(logging.INFO):
+    monkeypatch.setattr(logging.getLogger("hf_safefilter"), "propagate", True)  # a command has its own handler
+    with caplog.at_level(logging.INFO, logger="hf_safefilter"):
         as_conversations([{"prompt": ASKED, "response": SAID, "system": "Be brief."}] * 5)
-    own = [one.getMessage() for one in caplog.records if one.name.startswith("hf_safefilter")]
-    assert own == ["rows are read as prompt 'prompt', answer 'response' (with 'system')"]
+    own = {id(one): one.getMessage() for one in caplog.records if one.name.startswith("hf_safefilter")}
+    assert [*own.values()] == ["rows are read as prompt 'prompt', answer 'response' (with 'system')"]
 
 
 # Columns that a person names

@@ -204,3 +204,15 @@ def test_scores_are_laid_beside_the_rows_without_copying_them(files, rows, tmp_p
     assert picked["nearest_score"][:] == [mapped["nearest_score"][place] for place in (5, 3, 9)]
     with pytest.raises(MissingError, match="emb_layer_4"):
         score_rows(ds, step)
+
+
+def test_the_default_is_a_probe_over_layers_and_its_card_names_the_references(files):
+    body = recipe(files, layer="auto")
+    del body["methods"]
+    done = purify(None, body)
+    assert done.layer_choice.method == "probe" and len(done.layer_choice.layers) > 1
+    assert done.is_safe.column == "probe_score" and not done.verdict.bad
+    assert [one["unsafe"] for one in done.provenance.references] == [40]
+    assert {f"emb_layer_{layer}" for layer in done.layer_choice.layers} <= set(done.scored.column_names)
+    gone = [row["label"] for row in done.dropped]
+    assert gone.count("unsafe") >= 14

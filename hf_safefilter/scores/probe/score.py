@@ -46,6 +46,12 @@ class ProbeScore(SpanScore):
         object.__setattr__(self, "probe", Probe.of(self.probe).digest)
         Step.__post_init__(self)
 
+    @property
+    def references(self) -> str:
+        """Digest of the references that the probe was fitted to, as the card states them."""
+        digest: str = Probe.of(self.probe).facts["references"]
+        return digest
+
     def needs(self) -> tuple[str, ...]:
         """The vectors at the layers of the probe."""
         return tuple(map(embedding_column, Probe.of(self.probe).layers))
