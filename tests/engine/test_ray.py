@@ -78,7 +78,7 @@ def recipe(files) -> dict:
     return {
         "data": {"path": files["rows"], **FACTS},
         "model": {"name": "toy"},
-        "references": {"unsafe": files["unsafe"], "safe": files["safe"], **FACTS},
+        "references": {"unsafe": files["unsafe"], "safe": files["safe"], "benign": None, **FACTS},
         "layer": LAYER,
         "methods": ["larf", {"name": "nearest", "options": {"k": 2}}],
         "select": {"by": "nearest", "drop_count": 100},
