@@ -198,11 +198,13 @@ class EmbedLayers(ReadingOptions, Step):
         return plan_reads(rows, load.tokenizer(self._key()), self, load.max_tokens(self._key()))
 
     def tokens(self, rows: Sequence[Conversation]) -> list[Tokens]:
-        """The tokens of each row, of a preference pair those of its chosen side, as the model reads them."""
+        """The tokens of each row that are read, of a preference pair those of its chosen side."""
         from hf_safefilter.model import load
         from hf_safefilter.model.tokens import tokenise
 
-        return tokenise(load.tokenizer(self._key()), rows, chat_template=self.chat_template, ignore=self.ignored)
+        rows_read = tokenise(load.tokenizer(self._key()), rows, chat_template=self.chat_template, ignore=self.ignored)
+        limit = self.max_length or load.max_tokens(self._key())
+        return [row.cut(limit) for row in rows_read] if self.too_long == "cut" and limit else rows_read
 
     def all_layers(self) -> list[int]:
         """Layers 1..L of this model: the outputs of its blocks."""

@@ -60,8 +60,8 @@ def select(
                "confidence": confidence, "unsafe": unsafe, "action": action}  # fmt: skip
     on = "pair_shift" if by.endswith(PAIR_SHIFT) else "score"
     selection = SelectionRule.checked(on=on, **{name: value for name, value in options.items() if value is not None})
-    masks = selection.action == "mask"
-    columns = next((step.mapping for step in saved.steps if masks and hasattr(step, "mapping")), None)
+    changes = selection.action != "drop"
+    columns = next((step.mapping for step in saved.steps if changes and hasattr(step, "mapping")), None)
     is_safe = IsSafe(
         by, decide_threshold(saved.rows, by, selection, saved.steps), action=selection.action, columns=columns
     )

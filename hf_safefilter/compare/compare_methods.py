@@ -77,7 +77,8 @@ def compare_methods(
         ds: Rows without the columns that are added.
         methods: Names, or names with options; "rank_average" is the mean rank over all other methods.
         embed: How rows are read. If it has several layers, each method uses the one at which it separates the
-            references best (`choose_layer`; no label of these rows is used), and these layers are read in one pass.
+            references best (`choose_reading`; no label of these rows is used), the probe perhaps several, and all of
+            these layers are read in one pass.
         references: References that were read as `embed` reads, at all its layers.
         label: Name of the column of labels to measure against.
         unsafe: The label value that means unsafe.
@@ -97,7 +98,7 @@ def compare_methods(
     layers = _layers(choices, embed, references, skipped)
     scored, embed_seconds = ds, None
     if layers:
-        embed = replace(embed, layers=tuple(dict.fromkeys(layers.values())))
+        embed = replace(embed, layers=tuple(dict.fromkeys(layer for read in layers.values() for layer in read)))
         scored = embed_rows(ds, embed)
         embed_seconds = _embed_seconds(embed, _sample(ds, cost_rows, seed))
     columns = embed.mapping
@@ -105,11 +106,17 @@ def compare_methods(
     for choice in choices:
         if choice.name in skipped:
             continue
-        layer = layers.get(choice.name)
+        read = layers.get(choice.name, ())
         try:
             began = time.perf_counter()
             step = make_score(
-                choice.name, choice.options, references=references, layer=layer, columns=columns, rows=scored
+                choice.name,
+                choice.options,
+                references=references,
+                layer=read[0] if read else None,
+                layers=read or None,
+                columns=columns,
+                rows=scored,
             )
             fit_seconds = time.perf_counter() - began
             score_seconds = _score_seconds(step, _sample(scored, cost_rows, seed))
@@ -122,7 +129,7 @@ def compare_methods(
             skipped[choice.name] = error.fact
         else:
             scored = extended
-            methods_used.append(_ScoredMethod(choice.name, layer, step, fit_seconds, score_seconds))
+            methods_used.append(_ScoredMethod(choice.name, _shown(read), step, fit_seconds, score_seconds))
     _require_methods(methods_used, skipped)
     if average:
         began = time.perf_counter()
@@ -164,28 +171,39 @@ def _require_scores(scored: Dataset | DatasetDict, column: str, truth: np.ndarra
         raise DataError("only rows of one label could be scored", found=f"{int(finite.sum())} of {len(finite)} rows")
 
 
+def _shown(layers: Sequence[Layer]) -> Layer | None:
+    """The layers of a method as a table names them."""
+    return layers[0] if len(layers) == 1 else ",".join(map(str, layers)) or None
+
+
 def _layers(
     choices: Sequence[MethodChoice], embed: EmbedLayers, references: ReferenceIndex | None, skipped: dict[str, str]
-) -> dict[str, Layer]:
-    """The layer that each method reads; methods for which none can be found are added to `skipped`."""
-    from hf_safefilter.locate.cross_validation import LayerChoice, choose_layer, compares_with_references
+) -> dict[str, tuple[Layer, ...]]:
+    """The layers that each method reads; methods for which none can be found are added to `skipped`."""
+    from hf_safefilter.locate.choose_reading import PROBE, ReadingChoice, choose_reading, goes_by_references
 
-    layers: dict[str, Layer] = {}
-    layer_choices: dict[str, LayerChoice] = {}
+    layers: dict[str, tuple[Layer, ...]] = {}
+    readings: dict[str, ReadingChoice] = {}
     for method in choices:
-        if "layer" not in takes(method.name):
+        accepted = {"layer", "layers"} & takes(method.name)
+        if not accepted:
             continue
-        if "layer" in method.options or len(embed.layers) == 1:
-            layers[method.name] = method.options.get("layer", embed.layers[0])
+        if named := accepted & set(method.options):
+            value = method.options[named.pop()]
+            layers[method.name] = (value,) if isinstance(value, (int, str)) else tuple(value)
+            continue
+        if len(embed.layers) == 1:
+            layers[method.name] = embed.layers
             continue
         if references is None:
             skipped[method.name] = "without references its layer must be named"
             continue
-        criterion = method.name if compares_with_references(method.name) else "larf"
-        if criterion not in layer_choices:
-            layer_choices[criterion] = choose_layer(references, methods=(criterion,))
-        if layer_choices[criterion].signal:
-            layers[method.name] = layer_choices[criterion].layer
+        criterion = method.name if goes_by_references(method.name) else PROBE
+        if criterion not in readings:
+            readings[criterion] = choose_reading(references, methods=(criterion,))
+        choice = readings[criterion]
+        if choice.signal:
+            layers[method.name] = choice.layers if "layers" in accepted else (choice.layer,)
         else:
             skipped[method.name] = "no layer separates the references better than chance"
     return layers

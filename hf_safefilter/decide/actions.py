@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import answers_in, conversations
-from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.shapes import TURNS
 from hf_safefilter.errors import DataError, MissingError
 
@@ -28,16 +27,21 @@ WEIGHT = "weight"
 CHOSEN, REJECTED = "chosen", "rejected"
 
 
-def switched(table: pa.Table, dangerous: np.ndarray) -> pa.Table:
+def switched(table: pa.Table, dangerous: np.ndarray, columns: Mapping[str, str] | None = None) -> pa.Table:
     """The rows with ``chosen`` and ``rejected`` exchanged where `dangerous`, bool (n,).
 
     All columns that differ by these words alone are exchanged, such as ``score_chosen`` and ``score_rejected``.
+
+    Args:
+        table: The rows.
+        dangerous: Which rows are changed.
+        columns: What stands where, for rows of no known shape.
 
     Raises:
         MissingError: There are no two such columns.
         DataError: Two such columns have different types.
     """
-    pairs = list(_sides(table))
+    pairs = list(dict.fromkeys(_sides(table, columns or {})))
     if not pairs:
         raise MissingError(
             "there are no columns of a chosen and a rejected answer to switch",
@@ -62,21 +66,13 @@ def switched(table: pa.Table, dangerous: np.ndarray) -> pa.Table:
     return table
 
 
-def _sides(table: pa.Table) -> Iterator[tuple[str, str]]:
+def _sides(table: pa.Table, columns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    if {CHOSEN, REJECTED} <= set(columns):
+        yield columns[CHOSEN], columns[REJECTED]
     for name in table.column_names:
         partner = name.replace(CHOSEN, REJECTED)
         if partner != name and partner in table.column_names:
             yield name, partner
-
-
-def flagged_turns(spans: Ragged, scores: Ragged, threshold: float) -> list[set[int]]:
-    """The turns of each row that have a span whose score reaches the threshold."""
-    high = scores.values >= threshold
-    turns = spans.values["turn"]
-    flagged: list[set[int]] = [set() for _ in range(len(spans))]
-    for row, turn in zip(spans.owners[high].tolist(), turns[high].tolist(), strict=True):
-        flagged[row].add(turn)
-    return flagged
 
 
 def masked(
@@ -88,6 +84,9 @@ def masked(
         table: The rows.
         flagged: Indices among the messages of each row.
         columns: What stands where, for rows of no known shape.
+
+    Raises:
+        DataError: Turns have a weight that is no number.
     """
     name = (columns or {}).get("messages") or next((name for name in TURNS if name in table.column_names), None)
     left = np.array([not turns for turns in flagged], bool)
@@ -110,18 +109,19 @@ def masked(
     return table.set_column(table.column_names.index(name), name, _with_weights(column, turns, weights)), left
 
 
-def masked_schema(schema: pa.Schema, columns: Mapping[str, str] | None = None) -> pa.Schema:
-    """The schema of the rows that `masked` returns."""
-    return masked(schema.empty_table(), [], columns)[0].schema
-
-
 def _holds_turns(kind: pa.DataType) -> bool:
     return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)
 
 
 def _weights(turns: pa.StructArray) -> list[float | int | None]:
-    if turns.type.get_field_index(WEIGHT) < 0:
+    at = turns.type.get_field_index(WEIGHT)
+    if at < 0:
         return [None] * len(turns)
+    kind = turns.type.field(at).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataError(
+            f"the weights of turns are {kind}, not numbers", fix="make them numbers, or use the action drop"
+        )
     return turns.field(WEIGHT).to_pylist()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_safefilter.columns import SPANS, span_scores_column
+from hf_safefilter.columns import span_scores_column
 from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.ragged import Ragged
@@ -25,7 +25,7 @@ class MaskTokens(Step):
 
     Labels are the ids of the answers, and -100 for context and for each span, or window of one, whose score reaches
     the threshold: the rest of a good row is still learned. A row that could not be scored has no labels, as nothing
-    of it is known to be safe.
+    of it is known to be safe; what was cut off (``too_long="cut"``) is not there.
 
     Args:
         embed: How the rows were read; the tokens are those of its model and template.
@@ -67,15 +67,7 @@ def masked_tokens(batch: Batch, is_safe: IsSafe) -> list[tuple[tuple[int, int], 
     Raises:
         MissingError: The rows have no scores of spans.
     """
-    name = span_scores_column(is_safe.method)
-    for column in (name, SPANS):
-        batch.require(column, "score the rows by a method that reads spans")
-    spans, scores = batch.spans(), batch.ragged(name)
-    assert spans is not None  # required above
-    high = scores.values >= is_safe.threshold
-    rows = []
-    for row in range(batch.n):
-        part = slice(spans.offsets[row], spans.offsets[row + 1])
-        dangerous = spans.values[part][high[part] & ~spans.values["rejected"][part]]
-        rows.append(tuple(zip(dangerous["start"].tolist(), dangerous["stop"].tolist(), strict=True)))
-    return rows
+    return [
+        tuple(zip(spans["start"].tolist(), spans["stop"].tolist(), strict=True))
+        for spans in is_safe.dangerous_spans(batch)
+    ]

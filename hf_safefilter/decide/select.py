@@ -16,7 +16,7 @@ from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX, SPANS, span_scores_c
 from hf_safefilter.data.arrow_files import arrow_file, scratch_folder
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.splits import joined, splits_of
-from hf_safefilter.decide.actions import Action, flagged_turns, masked, switched
+from hf_safefilter.decide.actions import Action, masked, switched
 from hf_safefilter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class IsSafe:
         rule: How the threshold was found, in words; a `Threshold` states it itself.
         action: What becomes of dangerous rows: they are dropped, a preference pair is switched (see
             `decide.actions`), or answers are masked. All but "drop" change rows: use `split` in place of a filter.
-        columns: ``{"messages": ...}`` for rows of no known shape whose answers are masked.
+        columns: ``{"messages": ...}``, or ``{"chosen": ..., "rejected": ...}``, for rows of no known shape that are
+            changed.
 
     Raises:
         OptionError: The threshold is not a finite number, or the action is not known.
@@ -91,8 +92,9 @@ class IsSafe:
             return table, safe
         dangerous = ~safe & np.isfinite(batch.numbers(self.column))
         if self.action == "switch":
-            return switched(table, dangerous), safe | dangerous
-        changed, left = masked(table, self.flagged(batch), dict(self.columns or ()))
+            return switched(table, dangerous, dict(self.columns or ())), safe | dangerous
+        flagged = [set(spans["turn"].tolist()) for spans in self.dangerous_spans(batch)]
+        changed, left = masked(table, flagged, dict(self.columns or ()))
         return changed, safe | (dangerous & left)
 
     def kept(self, table: pa.Table) -> np.ndarray:
@@ -106,14 +108,19 @@ class IsSafe:
         """Name of the method whose column decides."""
         return self.column.removesuffix(PAIR_SHIFT).removesuffix(SCORE_SUFFIX)
 
-    def flagged(self, batch: Batch) -> list[set[int]]:
-        """The turns of each row whose score reaches the threshold."""
+    def dangerous_spans(self, batch: Batch) -> list[np.ndarray]:
+        """The spans of each row whose score reaches the threshold, `SPAN`; of preference pairs, of the chosen side.
+
+        Raises:
+            MissingError: The rows have no scores of spans.
+        """
         name = span_scores_column(self.method)
         for column in (name, SPANS):
             batch.require(column, "score the rows by a method that reads spans")
         spans = batch.spans()
         assert spans is not None  # required above
-        return flagged_turns(spans, batch.ragged(name), self.threshold)
+        found = spans.where((batch.ragged(name).values >= self.threshold) & ~spans.values["rejected"])
+        return [found.row(index) for index in range(len(found))]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values from which `from_json` makes the same decision."""

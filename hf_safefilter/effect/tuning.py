@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from hf_safefilter.checks import require_choice, require_share, require_whole
+from hf_safefilter.decide.mask_tokens import IGNORED
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_IGNORED = -100
 _BYTES_FULL = 16  # of a float32 parameter, its gradient and Adam's two moments
 
 
@@ -162,7 +162,7 @@ def _dataset(rows: Sequence[Tokens], order: np.ndarray) -> Dataset:
     dataset = Dataset.from_dict(
         {
             "input_ids": [rows[row].ids.tolist() for row in used],
-            "labels": [np.where(rows[row].labelled(), rows[row].ids, _IGNORED).tolist() for row in used],
+            "labels": [np.where(rows[row].labelled(), rows[row].ids, IGNORED).tolist() for row in used],
         }
     )
     return dataset.select(np.searchsorted(used, order))

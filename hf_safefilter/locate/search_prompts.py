@@ -77,7 +77,9 @@ def prompts_of_kind(prompts: PromptsInput, kind: str) -> Prompts:
             f"prompts of the kind {unknown[0]!r} are not known", found=", ".join(KINDS), fix="use some of these kinds"
         )
     if kind not in by_kind:
-        return Prompts(kind, tuple(row["prompt"] for row in starter_rows(_STARTER[kind])), "starter")
+        # Prompts of one kind alone in another language would be told apart by it.
+        rows = [row for row in starter_rows(_STARTER[kind]) if row.get("language", "en") == "en"]
+        return Prompts(kind, tuple(row["prompt"] for row in rows), "starter")
     texts = list(by_kind[kind])
     invalid = next((index for index, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
     if invalid is not None:

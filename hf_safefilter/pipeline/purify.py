@@ -110,8 +110,8 @@ def purify(
     require_rows(ds)
     references, choice = _references(recipe)
     layers = {method.name: _layers(method, recipe, choice) for method in recipe.methods}
-    read = sorted({layer for found in layers.values() for layer in found}, key=str)
-    embed = EmbedLayers.of(_reading(recipe), sorted(read, key=_depth), recipe.data.columns)
+    read = sorted({layer for of_method in layers.values() for layer in of_method}, key=_depth)
+    embed = EmbedLayers.of(_reading(recipe), read, recipe.data.columns)
     streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
     embedded = streamed = None
     if not streaming and (engine is None or any(fitted_to(m.name, m.options) == "rows" for m in recipe.methods)):
@@ -247,7 +247,7 @@ def _decide(
     warn_of_unscorable(scored)
     column = recipe.decided_column
     threshold = decide_threshold(scored, column, recipe.select, steps)
-    columns = with_ignored(recipe.data.columns, recipe.model.ignored) if recipe.select.action == "mask" else None
+    columns = with_ignored(recipe.data.columns, recipe.model.ignored) if recipe.select.action != "drop" else None
     is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns)
     parts = split(scored, is_safe)
     evaluation = verdict = None

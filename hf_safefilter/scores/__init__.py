@@ -100,6 +100,9 @@ def make(name: str, **options: Any) -> Score:
     _require_options(name, options, [*fitting.options, *own, fitting.to])
     if fitting.to not in options:
         raise OptionError(f"method {name!r} is fitted to {fitting.to}", fix=f"pass `{fitting.to}=...`")
+    for key in fitting.required:
+        if key not in options:
+            raise OptionError(f"method {name!r} lacks the option {key!r}", fix=f"pass `{key}=...`")
     fitted = fitting.by(options[fitting.to], **{key: options[key] for key in fitting.options if key in options})
     return _constructed(name, score, {fitting.field: fitted} | {key: options[key] for key in own if key in options})
 

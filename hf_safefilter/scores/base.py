@@ -44,12 +44,14 @@ class Fitting:
         to: What the score is fitted to: "rows" or "references".
         by: The function that fits it; its first argument is what the score is fitted to.
         options: Names of the other options of that function.
+        required: Those of them that it cannot do without.
     """
 
     field: str
     to: str
     by: Callable[..., Any]
     options: tuple[str, ...]
+    required: tuple[str, ...] = ()
 
 
 class Score(Step):

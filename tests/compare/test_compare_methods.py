@@ -18,7 +18,7 @@ from hf_safefilter.engine.local import embed_rows, score_rows
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.recipe import MethodChoice
 from hf_safefilter.scores import make_score
-from hf_safefilter.toy.corpus import reference_rows
+from hf_safefilter.toy.corpus import mixed_rows, reference_rows
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +227,18 @@ def test_what_is_saved_can_be_scored_further(found, tmp_path):
     again = load_rows_with_steps(tmp_path / "scored")
     assert tuple(again.steps) == found.steps
     assert load_from_disk(tmp_path / "scored").column_names == found.scored.column_names
+
+
+def test_the_probe_is_compared_over_the_layers_that_it_reads():
+    unsafe, safe = reference_rows(40, 3)
+    embed = EmbedLayers("toy", [2, 3, 4])
+    references = ReferenceIndex.build(unsafe, safe, embed, license="mit", source="a test")
+    done = compare_methods(
+        Dataset.from_list(mixed_rows(60, 0.3, 3)), ["larf", "probe"], embed, references, label="label"
+    )
+    layers = {entry.method: entry.layer for entry in done.entries}
+    assert layers["probe"] == "2,3,4" and layers["larf"] in (2, 3, 4) and not done.skipped
+    one = EmbedLayers("toy", [4])
+    references = ReferenceIndex.build(unsafe, safe, one, license="mit", source="a test")
+    done = compare_methods(Dataset.from_list(mixed_rows(60, 0.3, 3)), ["probe"], one, references, label="label")
+    assert {entry.method: entry.layer for entry in done.entries}["probe"] == 4

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from hf_safefilter import EmbedLayers, IsSafe, LarfScore, MaskTokens, ReferenceIndex, purify, split
-from hf_safefilter.decide.actions import switched
+from hf_safefilter.decide.actions import masked, switched
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.recipe import SelectionRule
 from hf_safefilter.toy.corpus import mixed_rows
@@ -80,6 +80,28 @@ def test_a_side_that_is_turns_is_switched_whole(sorted_rows):
     assert table["rejected"].to_pylist() == [turns(bad[0]), turns(good[0]), turns(bad[0])]
 
 
+def test_sides_that_a_person_names_are_switched(pairs, step, references):
+    named = {"prompt": "prompt", "chosen": "good", "rejected": "worse"}
+    renamed = pairs.rename_columns({"chosen": "good", "rejected": "worse"}).select_columns(["prompt", "good", "worse"])
+    embed = EmbedLayers("toy", [4], columns=named)
+    scored = renamed.map(embed, batched=True).map(LarfScore(references, 4, pairs=True), batched=True)
+    kept = split(scored, IsSafe("larf_pair_shift", 0.0, action="switch", columns=named)).kept
+    assert kept["good"] == split_of_known_names(pairs, step, references)
+    body = {
+        "data": FACTS | {"columns": named},
+        "model": "toy",
+        "layer": 4,
+        "methods": ["larf"],
+        "select": {"on": "pair_shift", "action": "switch", "drop_fraction": 0.4},
+    }
+    assert purify(renamed, body).counts.changed == round(0.4 * len(pairs))
+
+
+def split_of_known_names(pairs, step, references):
+    scored = pairs.map(step, batched=True).map(LarfScore(references, 4, pairs=True), batched=True)
+    return split(scored, IsSafe("larf_pair_shift", 0.0, action="switch")).kept["chosen"]
+
+
 def test_what_cannot_be_switched_is_said():
     with pytest.raises(MissingError, match="chosen and a rejected"):
         switched(Dataset.from_list([{"prompt": "a"}]).data.table, np.array([True]))
@@ -142,6 +164,55 @@ def test_a_weight_is_added_where_turns_have_none(sorted_rows, step, references):
     # what was masked is not read again
     again = kept.select_columns(["messages"]).map(step, batched=True).map(LarfScore(references, 4), batched=True)
     assert len(again) and max(again["larf_score"]) < threshold
+
+
+def test_turns_of_other_columns_shift_the_weights_and_an_answer_there_cannot_be_masked():
+    """A system column is the first message; an answer in a history column stands before the turns that have weights."""
+    import pyarrow as pa
+
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+    table = pa.Table.from_pylist([{"system": "Be brief.", "messages": talk, "history": None}])
+    changed, left = masked(table.drop_columns("history"), [{2}])
+    assert [turn["weight"] for turn in changed["messages"].to_pylist()[0]] == [None, 0, None, None] and left.all()
+    changed, left = masked(table.drop_columns("history"), [{2, 4}])
+    assert not left.any()
+    earlier = pa.Table.from_pylist([{"messages": talk, "history": [["e", "f"]]}])
+    changed, left = masked(earlier, [{1}])  # the answer "f"
+    assert not left.any() and {turn["weight"] for turn in changed["messages"].to_pylist()[0]} == {None}
+
+
+def test_a_rejected_answer_does_not_mask_the_chosen_one():
+    """Both sides count their turns from 0: the turn of a dangerous rejected answer is not one of the chosen side."""
+    pair = {"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    spans = [{"turn": 1, "rejected": side, "start": 0, "stop": 1} for side in (False, True)]
+    scores = {"x_score": 0.1, "x_span_scores": [0.1, 9.0], "spans": spans}
+    rows = Dataset.from_list([pair | scores]).with_format("arrow")[:]
+    from hf_safefilter.data.batch import Batch
+
+    assert [list(found) for found in IsSafe("x_score", 0.5, action="mask").dangerous_spans(Batch(rows))] == [[]]
+
+
+def test_a_weight_that_is_no_number_is_said(step, references, sorted_rows):
+    good, _ = sorted_rows
+    rows = Dataset.from_list([{"messages": [turn | {"weight": "1"} for turn in turns(row)]} for row in good[:3]])
+    scored = rows.map(step, batched=True).map(LarfScore(references, 4), batched=True)
+    with pytest.raises(DataError, match="weights of turns are string"):
+        split(scored, IsSafe("larf_score", 0.0, action="mask"))
+
+
+def test_what_was_cut_off_is_not_learned(references):
+    """A reader that cuts has not read the rest, so the rest is not among the tokens."""
+    cutting = EmbedLayers("toy", [4], too_long="cut", max_length=40)
+    rows = Dataset.from_list([{"prompt": "Tell me.", "response": "again " * 200}])
+    scored = rows.map(cutting, batched=True).map(LarfScore(references, 4), batched=True)
+    masked = scored.map(MaskTokens(cutting, IsSafe("larf_score", 9.0)), batched=True)
+    last = max(span["stop"] for span in masked["spans"][0])
+    assert len(masked["input_ids"][0]) == 40 == last
 
 
 def test_masked_tokens_are_those_of_the_flagged_spans(scored_turns, step):

@@ -84,6 +84,20 @@ def test_refusals_weigh_twice_as_much_as_ordinary_rows(plain):
     assert not np.allclose(fit_probe(index, 2).score(rows), fit_probe(plain, 2).score(rows))
 
 
+def test_the_weights_are_two_thirds_for_refusals_whatever_their_number():
+    from hf_safefilter.data.ragged import Ragged, offsets_of
+    from hf_safefilter.scores.probe.fit import _examples
+
+    counts = np.array([1, 3, 2, 2, 1])  # spans of two refusals and three ordinary rows
+    safe = Ragged(np.zeros((9, 4)), offsets_of(counts))
+    benign = np.array([False, False, True, True, True])
+    examples = _examples(Ragged(np.ones((2, 4)), np.arange(3)), safe, benign)
+    weights = examples.balanced()[2:]
+    rows = np.bincount(safe.owners, weights)
+    assert rows[:2].sum() == pytest.approx(2 * rows[2:].sum())
+    assert rows[0] == pytest.approx(rows[1]) and rows[2] == pytest.approx(rows[4])  # however many spans a row has
+
+
 def test_several_layers_are_averaged(plain):
     rows = np.concatenate([np.array([vector_of(text, layer) for text in TEXTS]) for layer in (2, 3)], axis=1)
     each = [fit_probe(plain, layer).score(part) for layer, part in zip((2, 3), np.split(rows, 2, axis=1), strict=True)]

@@ -35,6 +35,7 @@ class ProbeScore(SpanScore):
         to="references",
         by=fit_probe,
         options=("layers", "form", "shrinkage", "strength", "labeled", "label", "unsafe", "weight"),
+        required=("layers",),
     )
 
     probe: Probe | str

@@ -42,6 +42,7 @@ class SaftScore(SpanScore):
         to="rows",
         by=fit_saft,
         options=("layer", "k", "center", "normalize_rows", "weight", "label", "unsafe"),
+        required=("layer",),
     )
 
     subspace: SaftSubspace | str
