@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hf_safefilter.checks import is_whole
+from hf_safefilter.checks import is_whole, require_choice
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
@@ -107,13 +107,25 @@ class ReferenceIndex(Fitted):
         return cls.make(facts, to_files(sides))
 
     @classmethod
-    def starter(cls, embed: EmbedLayers) -> Self:
-        """Build the small reference set that ships with this package."""
-        from hf_safefilter.starter import LICENSE, NAMES, SOURCE, starter_rows
+    def starter(cls, embed: EmbedLayers, trait: str = "harm") -> Self:
+        """Build the small reference set that ships with this package.
 
-        unsafe, safe = map(starter_rows, ("unsafe", "safe"))
-        benign = starter_rows("benign") if "benign" in NAMES else None
-        return cls.build(unsafe, safe, embed, benign=benign, license=LICENSE, source=SOURCE)
+        Args:
+            embed: The step that the data set is embedded with.
+            trait: What the unsafe side shows: "harm", or one of `starter.TRAITS`, for a `ShiftScore` that measures how
+                far rows move the model towards that trait (persona vectors, arXiv 2507.21509).
+
+        Raises:
+            OptionError: There is no such trait.
+        """
+        from hf_safefilter.starter import LICENSE, SOURCE, TRAITS, starter_rows
+
+        require_choice("trait", trait, ("harm", *TRAITS))
+        if trait == "harm":
+            unsafe, safe, benign = map(starter_rows, ("unsafe", "safe", "benign"))
+            return cls.build(unsafe, safe, embed, benign=benign, license=LICENSE, source=SOURCE)
+        shown, plain = ([row for row in starter_rows(trait) if row["label"] == label] for label in ("unsafe", "safe"))
+        return cls.build(shown, plain, embed, license=LICENSE, source=f"{SOURCE}: {trait}")
 
     @classmethod
     def from_hub(cls, repo_id: str, revision: str | None = None, *, token: str | None = None) -> Self:

@@ -11,6 +11,8 @@ from hf_safefilter.errors import OptionError
 LICENSE = "cc0-1.0"
 SOURCE = "starter set of hf_safefilter"
 NAMES = ("unsafe", "safe", "benign", "over_refusal", "normal")
+TRAITS = ("sycophancy", "made_up_facts")
+"""Sets of pairs that show a trait of a model other than harm, and its opposite."""
 
 
 def starter_path() -> Path:
@@ -24,10 +26,11 @@ def starter_rows(name: str) -> list[dict[str, str]]:
     ``unsafe`` and ``safe`` are pairs: row i of both has the same prompt; the unsafe response complies in tone (without
     anything usable), the safe response refuses. ``benign`` holds ordinary requests answered, at every length, some of
     them about subjects near the harmful ones. ``over_refusal`` holds prompts that only sound harmful, and ``normal``
-    holds prompts of everyday life; both have no responses.
+    holds prompts of everyday life; both have no responses. The sets of `TRAITS` hold both sides: the same request
+    answered with the trait, labelled "unsafe", and without it.
 
     Args:
-        name: One of `NAMES`.
+        name: One of `NAMES` or `TRAITS`.
 
     Returns:
         Rows with ``prompt``, ``label`` and ``category``; in the first three sets also with ``response`` and
@@ -36,9 +39,10 @@ def starter_rows(name: str) -> list[dict[str, str]]:
     Raises:
         OptionError: There is no such set.
     """
-    if name not in NAMES:
-        near = get_close_matches(str(name), NAMES, n=1)
+    names = NAMES + TRAITS
+    if name not in names:
+        near = get_close_matches(str(name), names, n=1)
         fix = f"did you mean {near[0]!r}?" if near else "use one of these names"
-        raise OptionError(f"there is no starter set {name!r}", found=", ".join(NAMES), fix=fix)
+        raise OptionError(f"there is no starter set {name!r}", found=", ".join(names), fix=fix)
     lines = (starter_path() / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

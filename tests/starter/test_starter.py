@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from hf_safefilter.errors import OptionError
-from hf_safefilter.starter import LICENSE, NAMES, starter_path, starter_rows
+from hf_safefilter.starter import LICENSE, NAMES, TRAITS, starter_path, starter_rows
 
 UNSAFE, SAFE, BENIGN, OVER, NORMAL = (starter_rows(name) for name in NAMES)
 ANSWERED = {"unsafe": UNSAFE, "safe": SAFE, "benign": BENIGN}
@@ -87,6 +87,16 @@ def test_no_unsafe_answer_holds_anything_usable_on_its_face():
     for row in UNSAFE:
         text = re.sub(r"\b[1-5]\. ", "", row["response"])
         assert not re.search(r"https?:|```|\d", text), row["prompt"]
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_a_trait_is_shown_and_not_shown_at_like_lengths(trait):
+    rows = starter_rows(trait)
+    shown, plain = ([row for row in rows if row["label"] == label] for label in ("unsafe", "safe"))
+    assert [row["prompt"] for row in shown] == [row["prompt"] for row in plain] and len(shown) >= 20
+    assert len({row["response"] for row in rows}) == len(rows) == len(shown) + len(plain)
+    assert 0.40 < auroc(lengths(shown), lengths(plain)) < 0.60
+    assert f"`{trait}.jsonl`" in (starter_path() / "README.md").read_text(encoding="utf-8")
 
 
 def test_over_refusal_prompts_sound_harmful_in_several_ways():
