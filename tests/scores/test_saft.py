@@ -42,9 +42,9 @@ GOLDEN = {
 def test_golden(center):
     sigma, first, two = GOLDEN[center]
     ds = embedded(X)
-    one, both = (fit_saft(ds, 3, k=k, center=center) for k in (1, 2))
+    one, both = (fit_saft(ds, 3, k=k, center=center, normalize_rows=False) for k in (1, 2))
     exactly = {"rtol": 0, "atol": 1e-9}
-    np.testing.assert_allclose(fit_saft(ds, 3, k=3, center=center).sigma, sigma, **exactly)
+    np.testing.assert_allclose(fit_saft(ds, 3, k=3, center=center, normalize_rows=False).sigma, sigma, **exactly)
     np.testing.assert_allclose(one.strength(X), first, **exactly)
     np.testing.assert_allclose(both.strength(X), two, **exactly)
     found = ds.map(SaftScore(both), batched=True).with_format("numpy")["saft_score"][:]
@@ -71,7 +71,7 @@ def test_a_stream_finds_what_the_whole_matrix_has(options, shape):
     rng = np.random.default_rng(3)
     scale = np.geomspace(8, 1, shape[1])
     vectors = (rng.normal(size=shape) * scale + 30 * rng.normal(size=shape[1])).astype(np.float16)
-    subspace = fit_saft(embedded(vectors), 3, **options)
+    subspace = fit_saft(embedded(vectors), 3, **{"normalize_rows": False} | options)
     scores, sigma, directions = decomposition(vectors, **options)
     cosines = np.linalg.svd(directions.T @ subspace.directions, compute_uv=False)
     np.testing.assert_allclose(cosines, 1, atol=1e-10)  # angles under 1.5e-5
@@ -88,7 +88,7 @@ def test_a_large_mean_does_not_drown_the_variance():
     # float32 products of entries near 1000 carry errors of the size of the variance itself.
     rng = np.random.default_rng(4)
     vectors = (1000 + rng.normal(size=(9000, 20)) * np.geomspace(3, 0.5, 20)).astype(np.float32)
-    found = fit_saft(embedded(vectors), 3, center=True)
+    found = fit_saft(embedded(vectors), 3, center=True, normalize_rows=False)
     _, sigma, directions = decomposition(vectors, center=True)
     assert abs(float(found.directions[:, 0] @ directions[:, 0])) > 1 - 1e-8
     np.testing.assert_allclose(found.sigma, sigma, rtol=1e-5)
@@ -145,10 +145,10 @@ def test_labels_settle_the_sign_by_the_span_that_counts():
     lengths = np.array([[9, 1, 1] if n % 2 else [4, 4, 4] for n in range(40)]).ravel()
     vectors = (lengths[:, None] * np.eye(5)[0] + 0.01 * draw.normal(size=(120, 5))).astype(np.float32)
     labels = ["unsafe" if n % 2 else "safe" for n in range(40)]
-    found = fit_saft(in_spans(vectors, [3] * 40, label=labels), 3, label="label")
+    found = fit_saft(in_spans(vectors, [3] * 40, label=labels), 3, label="label", normalize_rows=False)
     assert found.sign == 1 and found.facts["orientation"]["auroc"] == 1
     turned = ["safe" if n % 2 else "unsafe" for n in range(40)]
-    assert fit_saft(in_spans(vectors, [3] * 40, label=turned), 3, label="label").sign == -1
+    assert fit_saft(in_spans(vectors, [3] * 40, label=turned), 3, label="label", normalize_rows=False).sign == -1
 
 
 def test_a_filtered_data_set_and_splits_give_their_own_rows():
@@ -189,6 +189,41 @@ def test_labels_settle_the_sign(caplog):
     with caplog.at_level(logging.WARNING):
         assert not fit_saft(noise, 3, label="label", unsafe=True).facts["orientation"]["signal"]
     assert "no signal" in caplog.text
+
+
+class References:
+    """What `fit_saft` asks of a reference index."""
+
+    digest = "of these"
+
+    def __init__(self, unsafe, refused):
+        self.sides = unsafe.astype(np.float32), refused.astype(np.float32)
+
+    def vectors(self, layer):
+        return self.sides
+
+    def refused(self, layer):
+        return self.sides[1]
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_references_say_at_which_end_of_each_direction_harm_lies(turn):
+    draw = np.random.default_rng(11)
+    bad = np.arange(400) % 2 == 0
+    apart = np.zeros(8)
+    apart[2] = 3 * turn
+    vectors = 5 + draw.normal(size=(400, 8)) + np.where(bad[:, None], apart, -apart)
+    references = References(5 + apart + draw.normal(size=(10, 8)), 5 - apart + draw.normal(size=(10, 8)))
+    subspace = fit_saft(embedded(vectors.astype(np.float32)), 3, references=references)
+    assert subspace.facts["center"] and subspace.facts["references"] == "of these"
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    _, _, right = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
+    by_hand = (unit - unit.mean(axis=0)) @ right[0]
+    by_hand *= np.sign(by_hand[bad].mean())
+    np.testing.assert_allclose(subspace.strength(vectors), by_hand, atol=1e-5)
+    assert auroc(subspace.strength(vectors), bad) > 0.99 > auroc(fit_saft(embedded(vectors), 3).strength(vectors), bad)
+    with pytest.raises(OptionError, match="no two ends"):
+        fit_saft(embedded(vectors), 3, references=references, center=False)
 
 
 def test_too_few_labels_are_refused():

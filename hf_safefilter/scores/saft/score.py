@@ -18,9 +18,10 @@ from hf_safefilter.step import Step
 
 @dataclass(frozen=True, slots=True)
 class SaftScore(SpanScore):
-    """Mean squared projection on the leading directions of the data set; 0 or more unless the sign is -1.
+    """Mean squared projection on the leading directions of the data set, or with references the signed projection.
 
-    A reconstruction of SAFT, not its reference code. Rows other than those it was fitted to can be scored too.
+    Without labels or references it has found nothing that the controls do not. A reconstruction of SAFT, not its
+    reference code. Rows other than those it was fitted to can be scored too.
 
     Args:
         subspace: What `fit_saft` returned, or its digest.
@@ -34,14 +35,14 @@ class SaftScore(SpanScore):
     """
 
     METHOD: ClassVar[str] = "saft"
-    MEASURES: ClassVar[str] = "energy in the leading singular subspace; a reconstruction"
+    MEASURES: ClassVar[str] = "energy in the leading singular subspace, a reconstruction; ranks with the controls"
     REQUIRES: ClassVar[str] = "the rows alone"
     SOURCE: ClassVar[str] = "SAFT, arXiv 2410.10014"
     FITTING: ClassVar[Fitting | None] = Fitting(
         field="subspace",
         to="rows",
         by=fit_saft,
-        options=("layer", "k", "center", "normalize_rows", "weight", "label", "unsafe"),
+        options=("layer", "k", "center", "normalize_rows", "weight", "references", "label", "unsafe"),
         required=("layer",),
     )
 
@@ -49,7 +50,7 @@ class SaftScore(SpanScore):
     layer: Layer | None = None
     _: KW_ONLY
     pairs: bool = False
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         fitted = SaftSubspace.of(self.subspace)
@@ -62,6 +63,12 @@ class SaftScore(SpanScore):
         set_field(self, "subspace", fitted.digest)
         set_field(self, "layer", fitted.layer)
         Step.__post_init__(self)
+
+    @property
+    def references(self) -> str | None:
+        """Digest of the references that oriented the directions; None where there were none."""
+        digest: str | None = SaftSubspace.of(self.subspace).facts["references"]
+        return digest
 
     def vectors(self, batch: Batch) -> Ragged:
         """The batch's vectors at the layer of the subspace."""

@@ -14,7 +14,7 @@ from hf_safefilter.data.labels import names_of
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.splits import parts_of
 from hf_safefilter.data.vectors import by_piece, lengths
-from hf_safefilter.errors import DataError
+from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.scores.base import record_batches
 from hf_safefilter.scores.saft.leading import Moments
 from hf_safefilter.scores.saft.orient import Orientation, orient
@@ -22,6 +22,8 @@ from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+
+    from hf_safefilter.references import ReferenceIndex
 
 WEIGHTS = ("none", "sigma")
 _FILE = "subspace.safetensors"
@@ -34,6 +36,7 @@ class SaftSubspace(Fitted):
     """
 
     KIND = "saft_subspace"
+    VERSION = 2
 
     @property
     def layer(self) -> Layer:
@@ -60,8 +63,16 @@ class SaftSubspace(Fitted):
         """1, or -1 where labelled rows showed that a small projection is the dangerous side."""
         return self.facts["sign"]
 
+    @property
+    def ends(self) -> tuple[int, ...] | None:
+        """For each direction 1 or -1: at which end the unsafe references lie; None where there were none."""
+        return None if self.facts["ends"] is None else tuple(self.facts["ends"])
+
     def strength(self, rows: np.ndarray) -> np.ndarray:
-        """sign * mean_j (w_j <row - mean, v_j>)^2 for `rows` (n, d) float32 or float64; (n,) in the same dtype."""
+        """How strong `rows` (n, d) float32 or float64 are in the directions; (n,) in the same dtype.
+
+        sign * mean_j (w_j <row - mean, v_j>)^2, or with `ends` the signed form: sign * mean_j e_j w_j <row - mean, v_j>
+        """
         size = lengths(rows)
         directions, weights, mean = self._cast(rows.dtype)
         if self.facts["normalize_rows"]:
@@ -69,7 +80,8 @@ class SaftSubspace(Fitted):
         if self.facts["center"]:
             rows = rows - mean
         projections = np.vecdot(rows[:, None, :], directions) * weights
-        return self.sign * np.where(np.isnan(size), np.nan, np.square(projections).mean(axis=1))
+        of_directions = np.square(projections) if self.ends is None else projections * np.array(self.ends, rows.dtype)
+        return self.sign * np.where(np.isnan(size), np.nan, of_directions.mean(axis=1))
 
     def _cast(self, kind: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if kind not in self._casts:
@@ -94,36 +106,43 @@ def fit_saft(
     layer: Layer,
     *,
     k: int = 1,
-    center: bool = False,
-    normalize_rows: bool = False,
+    center: bool | None = None,
+    normalize_rows: bool = True,
     weight: str = "none",
+    references: ReferenceIndex | None = None,
     label: str | None = None,
     unsafe: str | int | bool = "unsafe",
 ) -> SaftSubspace:
     """Find the leading directions of the vectors of `ds` at `layer`, in one pass and a few record batches of memory.
 
     That a large projection is harmful is an assumption: uncentred, the first direction is nearly the mean of all rows,
-    and with few harmful rows (under 5 %) it is topic or length. Rows with a `label` can at least decide the sign.
+    and with few harmful rows (under 5 %) it is topic or length. Without labels or references this score belongs beside
+    the controls. `references` give the signed form: each direction points to where the unsafe ones lie, away from the
+    refusals, and the projection is not squared. Rows with a `label` can at least decide the sign.
 
     Args:
         ds: Embedded rows, all splits together; rows that could not be read are skipped and counted.
         layer: The layer whose column is read.
         k: Number of directions.
-        center: Subtract the mean of the rows.
-        normalize_rows: Scale each row to length one first.
+        center: Subtract the mean of the rows; None does so for the signed form alone.
+        normalize_rows: Scale each row to length one first; else long vectors decide.
         weight: "none", or "sigma" to weight each direction by its singular value.
+        references: References that were read at `layer` as the rows were, for the signed form.
         label: Column with labels of at least 20 rows (null elsewhere); the sign is chosen by their AUROC.
         unsafe: The value in that column that means unsafe.
 
     Raises:
         MissingError: The column of the layer or of the labels is missing.
-        OptionError: `k` is below 1, or `weight` is unknown.
+        OptionError: `k` is below 1, `weight` is unknown, or the signed form without a mean that is subtracted.
         DataError: No row can be read, the rows span fewer than `k` directions, or there are too few labels.
 
     Source: SAFT, arXiv 2410.10014, reconstructed; see `hf_safefilter.scores.saft`.
     """
     require_whole("k", k, least=1)
     require_choice("weight", weight, WEIGHTS)
+    if center is False and references is not None:
+        raise OptionError("uncentred directions have no two ends", fix="leave `center` out, or the references")
+    center = references is not None if center is None else center
     column = embedding_column(layer)
     fix = f"ds = ds.map(EmbedLayers(model, layers=[{layer!r}]), batched=True)"
     moments, n_rows, n_read = Moments(center), 0, 0
@@ -137,8 +156,15 @@ def fit_saft(
     if not moments.count:
         raise DataError(f"column {column!r} holds no vector that can be read", found=f"{n_rows} rows", fix=fix)
     directions, sigma, mean = moments.leading(k)
-    facts = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight, "sign": 1,
-             "rows": n_read, "spans": moments.count, "skipped": n_rows - n_read, "orientation": None}  # fmt: skip
+    facts: dict[str, Any] = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight, "sign": 1,
+             "rows": n_read, "spans": moments.count, "skipped": n_rows - n_read, "orientation": None, "ends": None,
+             "references": None}  # fmt: skip
+    if references is not None:
+        sides = [
+            _readable(side, normalize_rows)[0] for side in (references.vectors(layer)[0], references.refused(layer))
+        ]
+        apart = sides[0].mean(axis=0) @ directions - sides[1].mean(axis=0) @ directions
+        facts |= {"ends": [1 if along >= 0 else -1 for along in apart], "references": references.digest}
     subspace = _make(facts, directions, sigma, mean)
     if label is None:
         return subspace
