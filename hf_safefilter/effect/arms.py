@@ -11,14 +11,14 @@ import numpy as np
 from hf_safefilter.checks import require_choice
 from hf_safefilter.errors import DataError, OptionError
 
-ARMS = ("all", "kept", "dropped", "random", "length_matched", "masked")
+ARMS = ("all", "kept", "dropped", "random", "length_matched", "masked", "refusals")
 """All rows; kept rows; dropped rows; as many rows as dropped, at random; as many kept rows with the same lengths; all
-rows of which anything is left when the spans above the threshold are not learned."""
+rows of which anything is left when the spans above the threshold are not learned; kept rows and a few refusals."""
 
 USUAL = ARMS[:5]
 """The arms of a study that names none; `masked` needs a method that scores spans."""
 
-MASKED = "masked"
+MASKED, REFUSALS = "masked", "refusals"
 _ORDER = 5  # no arm that draws rows has this number
 
 FROZEN = "+frozen"
@@ -28,6 +28,7 @@ CONTRASTS = (
     ("kept", "all"),
     ("masked", "all"),
     ("masked", "kept"),
+    ("refusals", "kept"),
     ("dropped", "random"),
     ("dropped", "length_matched"),
     ("all+frozen", "all"),
@@ -78,7 +79,7 @@ def arms_of(names: Sequence[str], blocks: tuple[int, int] | None) -> list[Arm]:
 
 
 def choose_rows(
-    rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int, left: np.ndarray | None = None
+    rows: str, kept: np.ndarray, lengths: np.ndarray, seed: int, left: np.ndarray | None = None, added: int = 0
 ) -> np.ndarray:
     """Indices of the rows of an arm, in ascending order.
 
@@ -88,6 +89,7 @@ def choose_rows(
         lengths: Lengths of the responses, (n,).
         seed: Seed of the draws; another seed draws other rows.
         left: In which rows something is left when they are masked, bool (n,); for the arm `MASKED`.
+        added: Number of refusals that follow the n rows; for the arm `REFUSALS`.
 
     Raises:
         DataError: The arm is empty, or there are too few rows to draw from.
@@ -100,6 +102,8 @@ def choose_rows(
         indices = np.sort(draw.permutation(len(kept))[: len(dropped)])
     elif rows == MASKED:
         indices = np.flatnonzero(kept if left is None else left)
+    elif rows == REFUSALS:
+        indices = np.concatenate([np.flatnonzero(kept), len(kept) + np.arange(added)])
     elif rows == "length_matched":
         indices = match_lengths(dropped, np.flatnonzero(kept), lengths, draw)
     else:

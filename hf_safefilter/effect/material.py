@@ -36,6 +36,7 @@ class Material:
         scored: Which rows have a score, bool (n,).
         unreadable: Number of rows that are in no arm because the model cannot read them.
         masked: For each row the tokens [start:stop] that the decision finds dangerous; None if spans have no scores.
+        added: Number of refusals at the end of `conversations` and `tokens`, which are not among the n rows.
     """
 
     conversations: tuple[Conversation, ...]
@@ -44,6 +45,7 @@ class Material:
     scored: np.ndarray
     unreadable: int
     masked: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    added: int = 0
 
     @cached_property
     def ids(self) -> list[str]:
@@ -60,6 +62,12 @@ class Material:
         """Number of tokens that are learned, int (n,)."""
         return np.array([int(row.labelled().sum()) for row in self.tokens])
 
+    def with_refusals(self, rows: Sequence[Conversation], tokens: Sequence[Tokens]) -> Material:
+        """The material with refusals at its end."""
+        return replace(
+            self, conversations=(*self.conversations, *rows), tokens=(*self.tokens, *tokens), added=len(rows)
+        )
+
     @cached_property
     def masked_tokens(self) -> tuple[Tokens, ...]:
         """Tokens of the rows, of which the dangerous ones are not learned.
@@ -71,7 +79,8 @@ class Material:
             raise MissingError(
                 "the arm 'masked' needs the scores of spans", fix="score the rows by a method of vectors, such as larf"
             )
-        return tuple(replace(row, masked=spans) for row, spans in zip(self.tokens, self.masked, strict=True))
+        own = self.tokens[: len(self.masked)]
+        return tuple(replace(row, masked=spans) for row, spans in zip(own, self.masked, strict=True))
 
     @cached_property
     def left(self) -> np.ndarray:

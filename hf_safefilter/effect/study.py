@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from hf_safefilter.checks import require_whole
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.effect import margin
-from hf_safefilter.effect.arms import MASKED, USUAL, Arm, arms_of, choose_rows
+from hf_safefilter.effect.added_refusals import ADDED_SHARE, diverse_refusals
+from hf_safefilter.effect.arms import MASKED, REFUSALS, USUAL, Arm, arms_of, choose_rows
 from hf_safefilter.effect.effect_plot import draw
 from hf_safefilter.effect.effect_report import EffectReport
 from hf_safefilter.effect.ledger import Ledger, Run, digest_of
@@ -150,6 +151,9 @@ def measure_effect(
     if not questions.benign:
         rows, benign = rows.hold_out(study.hold_out)
         questions = replace(questions, benign=benign)
+    if any(arm.rows == REFUSALS for arm in arms):
+        refusals = diverse_refusals(max(1, round(ADDED_SHARE * int(rows.kept.sum()))))
+        rows = rows.with_refusals(refusals, tokens_of(refusals, key, tuning.max_length, options.chat_template))
     questions, left_out = questions.without([*rows.prompts, *study.known_prompts], rows.ids)
     questions = _with_readable_rows(questions, key, tuning.max_length, options.chat_template)
     if study.ask_at_most is not None:
@@ -158,7 +162,7 @@ def measure_effect(
     judge = matcher(study.judge, option="judge")
     left = rows.left if any(arm.rows == MASKED for arm in arms) else None
     chosen = {
-        (arm.name, seed): choose_rows(arm.rows, rows.kept, rows.lengths, seed, left)
+        (arm.name, seed): choose_rows(arm.rows, rows.kept, rows.lengths, seed, left, rows.added)
         for arm in arms
         for seed in study.seeds
     }
@@ -186,6 +190,7 @@ def measure_effect(
     finished.sort(key=lambda run: (order[run.arm], run.seed))
     counts = {"rows": total, "kept": int(rows.kept.sum()), "dropped": int((~rows.kept).sum())}
     counts |= {"unreadable": rows.unreadable, "held_out": total - len(rows.kept) - rows.unreadable}
+    counts |= {"refusals_added": rows.added} if rows.added else {}
     counts |= questions.counts() | {f"{kind}_left_out": number for kind, number in left_out.items()}
     report = EffectReport(inputs, counts, before, tuple(finished))
     draw(report, Path(output) / "effect")

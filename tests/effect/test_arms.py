@@ -32,6 +32,13 @@ def test_the_arms_are_what_they_are_called():
     assert 0.15 < len(dropped_by_chance) / 600 < 0.35  # from all rows: a quarter of them are dropped ones
 
 
+def test_refusals_follow_the_kept_rows_in_their_own_arm_alone():
+    drawn = choose_rows("refusals", KEPT, LENGTHS, 0, added=2).tolist()
+    assert drawn == [*rows("kept"), 60, 61]
+    for name in ("all", "kept", "dropped", "random", "length_matched"):
+        assert choose_rows(name, KEPT, LENGTHS, 0, added=2).tolist() == rows(name)
+
+
 def test_lengths_are_the_same_where_the_pool_has_them():
     """LENGTHS of dropped rows are 0..4, three of each; each is there seven times or so among the kept ones."""
     for seed in range(5):

@@ -11,8 +11,10 @@ import pytest
 from datasets import Dataset
 from processes import wait_until
 
+from hf_safefilter.data.conversations import prompt_of
 from hf_safefilter.effect import Questions, Study, Tuning, margin, measure_effect
 from hf_safefilter.effect import runs as study_module
+from hf_safefilter.effect.added_refusals import diverse_refusals
 from hf_safefilter.effect.arms import USUAL
 from hf_safefilter.effect.effect_report import metric
 from hf_safefilter.effect.margin import begun_answers, refusal_margins
@@ -67,6 +69,22 @@ def test_a_masked_arm_learns_the_rest_of_the_rows(scored_spans, tmp_path, tuned)
     rows = {run.arm: run.rows for run in report.runs}
     assert rows == {"kept": 10, "masked": 20}  # the ten rows of two answers, one of them harmful, are kept in part
     assert report.contrasts
+
+
+def test_refusals_that_are_added_are_learned_and_not_asked(study, questions, tmp_path):
+    refusals = diverse_refusals(3)
+    prompt = prompt_of(refusals[0])
+    assert len({prompt_of(row) for row in refusals}) == 3
+    report = study(
+        tmp_path / "out",
+        arms=("kept", "refusals"),
+        seeds=(0,),
+        questions=questions.replaced(harmful=([*questions.harmful, prompt], "as before, and one that is learned")),
+    )
+    (kept,), (more,) = report.of("kept"), report.of("refusals")
+    assert more.rows - kept.rows == report.counts["refusals_added"] == 1  # of 64 kept rows
+    assert report.counts["harmful_left_out"] == 1
+    assert ("refusals", "kept") in {(contrast.first, contrast.second) for contrast in report.contrasts}
 
 
 def test_a_masked_arm_needs_scores_of_spans(study, tmp_path):
@@ -167,6 +185,7 @@ def test_a_damaged_run_is_done_again(finished_study, study, tuned):
 _KILLED = """
 import sys, time
 from pathlib import Path
+from hf_safefilter.data.conversations import prompt_of
 from hf_safefilter.effect import Questions, Study, Tuning, measure_effect
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.model.reading_options import ModelOptions
