@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from hf_safefilter.cli.arguments import Column, Folder, blocks_of, pairs_of, reads_a_model
+from hf_safefilter.cli.decision_in import decision_in
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions
 
 if TYPE_CHECKING:
     from hf_safefilter.cli.output import Printer
-    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.effect import Questions, Tuning
     from hf_safefilter.effect.ledger import Run
     from hf_safefilter.saved.saved_rows import Saved
@@ -50,7 +50,7 @@ def effect(
         str | None,
         typer.Option(help="Good rows to measure the loss on; some kept rows are held out if this is left out."),
     ] = None,
-    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS},masked, separated by commas.")] = _ARMS,
+    arms: Annotated[str, typer.Option(help=f"Some of {_ARMS},masked,refusals, separated by commas.")] = _ARMS,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; intervals need two, and are wide with few.")] = 3,
     tune: Annotated[str | None, typer.Option(help="lora, or full for all parameters.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the optimizer, the same for all arms.")] = 200,
@@ -83,7 +83,7 @@ def effect(
     """
     from hf_safefilter.effect import Study, measure_effect
 
-    saved, is_safe = _decision(scored, by, {"drop_fraction": drop_fraction, "drop_count": drop_count,
+    saved, is_safe = decision_in(scored, by, {"drop_fraction": drop_fraction, "drop_count": drop_count,
                                             "threshold": threshold})  # fmt: skip
     reader = next((step for step in saved.steps if isinstance(step, ModelOptions)), None)
     options = _tuned(options, reader)
@@ -133,30 +133,6 @@ def _tuned(options: ModelOptions, reader: ModelOptions | None) -> ModelOptions:
     if reader is None:
         raise OptionError("the model to tune is not known", fix="name it with --model")
     return replace(options, model=reader.model, revision=options.revision or reader.revision)
-
-
-def _decision(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved, IsSafe]:
-    """The scored rows and the decision, which select has written or which is made here."""
-    from hf_safefilter.decide.select import IsSafe
-    from hf_safefilter.pipeline.decision_rule import decide_threshold
-    from hf_safefilter.recipe import SelectionRule
-    from hf_safefilter.saved.decision import DECISION, read_decision
-    from hf_safefilter.saved.saved_rows import load_rows_with_steps
-
-    rule = {name: value for name, value in ways.items() if value is not None}
-    if (folder / DECISION).is_file():
-        if by is not None or rule:
-            raise OptionError(f"{folder} already holds a decision", fix="leave out --by and the threshold")
-        return read_decision(folder)
-    saved = load_rows_with_steps(folder)
-    if by is None:
-        scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
-        raise OptionError(
-            "the score to decide by is not named",
-            found=", ".join(scores) or "no scores",
-            fix="name it, e.g. --by larf_score",
-        )
-    return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**rule), saved.steps))
 
 
 def _tuning(model: str, method: str | None, rate: float | None, **options: Any) -> Tuning:

@@ -1,0 +1,36 @@
+"""The decision on scored rows: the one that `select` has written, or one that is made from a command's own options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_safefilter.errors import OptionError
+
+if TYPE_CHECKING:
+    from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.saved.saved_rows import Saved
+
+
+def decision_in(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved, IsSafe]:
+    """The scored rows and the decision, which select has written or which is made here."""
+    from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.pipeline.decision_rule import decide_threshold
+    from hf_safefilter.recipe import SelectionRule
+    from hf_safefilter.saved.decision import DECISION, read_decision
+    from hf_safefilter.saved.saved_rows import load_rows_with_steps
+
+    rule = {name: value for name, value in ways.items() if value is not None}
+    if (folder / DECISION).is_file():
+        if by is not None or rule:
+            raise OptionError(f"{folder} already holds a decision", fix="leave out --by and the threshold")
+        return read_decision(folder)
+    saved = load_rows_with_steps(folder)
+    if by is None:
+        scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
+        raise OptionError(
+            "the score to decide by is not named",
+            found=", ".join(scores) or "no scores",
+            fix="name it, e.g. --by larf_score",
+        )
+    return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**rule), saved.steps))
