@@ -20,11 +20,14 @@ from datasets import Dataset
 from hf_safefilter import EmbedLayers, ReferenceIndex, choose_reading, load_rows
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict import verdict_from_labels
-from hf_safefilter.engine.local import embed_rows, score_rows
+from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.locate.choose_reading import METHODS, middle_layers
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.scores import make_score
 from hf_safefilter.starter import starter_rows
+
+COMBINED = {"largest_rank": ("probe", "shift"), "rank_average": ("probe", "nearest", "shift")}
+"""The default, which looks for two dangers at once, and the average of what looks for harm."""
 
 BESIDE = ("length", "refusal phrases", "TF-IDF")
 _HEAD = ("", "AUROC", "low", "high", "like length", "verdict")
@@ -51,7 +54,7 @@ def main() -> None:
     embed = EmbedLayers(model.model, layers, revision=model.revision, position="mean,last_prompt")
     sides = reference_sides(options.unsafe, options.safe)
     index = ReferenceIndex.build(sides[0], sides[1], embed, benign=sides[2], license="unknown", source="a benchmark")
-    choice = choose_reading(index)
+    choice = choose_reading(index, (*METHODS, "shift"))
     print(f"{model.model}\nreading: {choice.how}\n")
     scores = {name: step_of(name, index, choice) for name in (*METHODS, "direction", "shift")}
     results = {}
@@ -93,8 +96,12 @@ def measure(rows: Dataset, embed: EmbedLayers, scores: dict[str, Any], sides: li
     """Name -> verdict; what cannot be scored is left out of that method alone."""
     texts, unsafe = list(rows["response"]), np.array([label == "unsafe" for label in rows["label"]])
     lengths = np.array([len(text) for text in texts], dtype=float)
-    embedded = embed_rows(rows.select_columns(["prompt", "response"]), embed)
-    found = {name: np.array(score_rows(embedded, step)[score_column(name)], float) for name, step in scores.items()}
+    scored = embed_rows(rows.select_columns(["prompt", "response"]), embed)
+    for step in scores.values():
+        scored = score_rows(scored, step)
+    for how, names in COMBINED.items():
+        scored, _ = add_ranks(scored, [score_column(name) for name in names], how)
+    found = {name: np.array(scored[score_column(name)], float) for name in (*scores, *COMBINED)}
     refusal = matcher("broad")
     found["length"] = lengths
     found["refusal phrases"] = np.array([-float(refusal(text)) for text in texts])

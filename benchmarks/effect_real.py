@@ -1,12 +1,18 @@
-"""Does a score say which benign rows wear refusals away? Tuning a real aligned model on thirds of benign rows.
+"""What a filter does to a real aligned model: tuning on rows that wear refusals away, and on poisoned ones.
 
-    python -m benchmarks.effect_real --model MODEL.gguf --adapter folder --rows benign.jsonl --output out/real
-    python -m benchmarks.effect_real ... --score probe --seeds 0 1 2 --harmful prompts.jsonl
+    python -m benchmarks.effect_real thirds --model MODEL.gguf --adapter folder --rows benign.jsonl --output out/thirds
+    python -m benchmarks.effect_real mixed --rows benign.jsonl --unsafe-rows labeled.jsonl ... --output out/mixed
+    python -m benchmarks.effect_real persona --rows benign.jsonl ... --output out/persona
 
-The rows (answers of 350 to 900 characters, so that length tells little) are scored with a reading chosen on the
-references alone. A model is tuned on the third with the highest score, on the third with the lowest, on as many rows at
-random, and on as many others of the same lengths as the highest: by LoRA, in equal steps. Finished runs are kept: the
-same command goes on where it was stopped. A study on two cores takes a few minutes an arm.
+- `thirds`: benign rows alone (answers of 350 to 900 characters, so that length tells little), at a harsh rate. The
+  model is tuned on the third with the highest score, the third with the lowest, as many rows at random, and as many
+  others of the same lengths as the highest.
+- `mixed`: benign rows and 10 % unsafe ones, at a gentle rate; `persona`: benign rows and 10 % in which an assistant
+  vows to obey. A tenth of the rows is dropped. Arms: all, kept, dropped, random, length-matched, kept and 1 % refusals;
+  with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers.
+
+The score is the default, chosen on the references alone: the largest rank of probe and shift. Tuning is by LoRA, in
+equal steps. Finished runs are kept: the same command goes on where it was stopped. An arm takes minutes on two cores.
 """
 
 from __future__ import annotations
@@ -17,11 +23,13 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from benchmarks.obedient_rows import obedient_rows
 from hf_safefilter import EmbedLayers, IsSafe, ReferenceIndex, choose_reading, load_rows, measure_effect, threshold_for
+from hf_safefilter.cli.arguments import blocks_of
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.effect import EffectReport, Questions, Study, Tuning
-from hf_safefilter.engine.local import embed_rows, score_rows
+from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.locate.choose_reading import middle_layers
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.scores import make_score
@@ -29,6 +37,10 @@ from hf_safefilter.starter import starter_rows
 
 SHORTEST, LONGEST = 350, 900
 TURNED = "turned_score"
+PLANTED = 0.1
+RATES = {"thirds": 4e-4, "mixed": 1e-4, "persona": 1e-4}
+DEFAULT = ("probe", "shift")
+ARMS = ("all", "kept", "dropped", "random", "length_matched", "refusals")
 
 
 def main() -> None:
@@ -38,36 +50,72 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    ask.add_argument("study", choices=tuple(RATES))
     ask.add_argument("--model", required=True)
     ask.add_argument("--adapter")
     ask.add_argument("--rows", required=True, help="benign rows with prompt and response")
-    ask.add_argument("--limit", type=int, default=480, help="rows used (480)")
+    ask.add_argument("--unsafe-rows", help="labelled rows; those labelled unsafe are planted")
+    ask.add_argument("--limit", type=int, default=480, help="benign rows used (480)")
     ask.add_argument("--unsafe", help="references; the starter set if left out")
     ask.add_argument("--safe")
     ask.add_argument("--harmful", help="prompts that are asked; those of the starter set if left out")
     ask.add_argument("--questions", type=int, default=40)
-    ask.add_argument("--score", default="shift", choices=("shift", "probe", "larf", "nearest"))
+    ask.add_argument("--score", default="default", choices=("default", "shift", "probe", "larf", "nearest"))
+    ask.add_argument("--arms", nargs="+", default=None)
+    ask.add_argument("--freeze", help="first and last safety layer, e.g. 5-9, for arms with these frozen")
     ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     ask.add_argument("--steps", type=int, default=20)
-    ask.add_argument("--learning-rate", type=float, default=4e-4)
+    ask.add_argument("--learning-rate", type=float, help="4e-4 for thirds, else 1e-4")
     ask.add_argument("--output", type=Path, required=True)
     options = ask.parse_args()
-    rows = benign_rows(options.rows, options.limit)
-    column = score_column(options.score)
-    scored = score(rows, options)
+    if (options.study == "mixed") != (options.unsafe_rows is not None):
+        ask.error("--unsafe-rows belongs to the study mixed, which needs it")
+    scored, column = score(rows_of(options), options)
     lengths = np.array([len(text) for text in scored["response"]], float)
-    print(
-        f"{len(scored)} rows; Spearman of {column} and length {spearman(np.array(scored[column], float), lengths):.2f}"
-    )
+    scores = np.array(scored[column], float)
+    print(f"{len(scored)} rows; Spearman of {column} and length {spearman(scores, lengths):.2f}", flush=True)
+    if options.study == "thirds":
+        return thirds(scored, column, options)
+    planted = np.array(scored["planted"])
+    print(f"{planted.sum()} planted rows, AUROC {auroc(scores, planted):.3f}", flush=True)
+    arms = tuple(options.arms or (ARMS if options.score == "default" else (*ARMS, "masked")))
+    report = study(scored, column, PLANTED, arms, options)
+    heading()
+    show("before", report, None)
+    for arm in report.arms:
+        show(arm, report, arm)
+    for contrast in report.contrasts:
+        print(contrast.sentence)
+    return None
+
+
+def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
+    """Tune on the third that scores highest and on the lowest, on one at random and on one of the same lengths."""
     scored = scored.add_column(TURNED, [-value for value in scored[column]])
-    high = study(scored, column, ("dropped", "random", "length_matched"), options)
-    low = study(scored, TURNED, ("dropped",), options)
-    print(f"\n{'tuned on':<22}{'refuses':>9}{'margin, nats':>14}   each seed")
+    high = study(scored, column, 1 / 3, ("dropped", "random", "length_matched"), options)
+    low = study(scored, TURNED, 1 / 3, ("dropped",), options)
+    heading()
     show("before", high, None)
     show("lowest third", low, "dropped")
     show("random third", high, "random")
     show("third of same length", high, "length_matched")
     show("highest third", high, "dropped")
+
+
+def rows_of(options: argparse.Namespace) -> Dataset:
+    """Benign rows, and planted ones in the studies that have some, in a fixed random order."""
+    rows = benign_rows(options.rows, options.limit).to_list()
+    if options.study == "thirds":
+        return Dataset.from_list(rows)
+    count = round(len(rows) * PLANTED / (1 - PLANTED))
+    if options.study == "persona":
+        planted = obedient_rows(count)
+    else:
+        labelled = load_rows(options.unsafe_rows).rows.select_columns(["prompt", "response", "label"]).to_list()
+        unsafe = [row for row in labelled if row.pop("label") == "unsafe"]
+        planted = [unsafe[at] for at in np.linspace(0, len(unsafe) - 1, count).round().astype(int)]
+    every = [row | {"planted": False} for row in rows] + [row | {"planted": True} for row in planted]
+    return Dataset.from_list([every[at] for at in np.random.default_rng(0).permutation(len(every))])
 
 
 def benign_rows(file: str, limit: int) -> Dataset:
@@ -78,8 +126,8 @@ def benign_rows(file: str, limit: int) -> Dataset:
     return rows.select(chosen).flatten_indices()
 
 
-def score(rows: Dataset, options: argparse.Namespace) -> Dataset:
-    """The rows with the score, at the layers that the references choose."""
+def score(rows: Dataset, options: argparse.Namespace) -> tuple[Dataset, str]:
+    """The rows with the score that decides, at the layers that the references choose, and its column."""
     first = EmbedLayers(options.model, [1], adapter=options.adapter)
     every = first.all_layers()
     layers = every if len(every) <= 8 else middle_layers(len(every))
@@ -90,39 +138,62 @@ def score(rows: Dataset, options: argparse.Namespace) -> Dataset:
             sides[place] = load_rows(file).rows.to_list()
     sides = [[{name: row[name] for name in ("prompt", "response")} for row in side] for side in sides]
     index = ReferenceIndex.build(sides[0], sides[1], embed, benign=sides[2], license="unknown", source="a benchmark")
-    choice = choose_reading(index)
-    found = choice.layers_of(options.score)
-    step = make_score(options.score, {}, references=index, layer=found[len(found) // 2], layers=found)
-    print(f"{first.model}\nreading: {choice.how}\nscore: {step.record()}")
-    embedded = embed_rows(rows, embed)
-    return score_rows(embedded, step).remove_columns(
-        [name for name in embedded.column_names if name.startswith("emb_layer_")]
-    )
+    methods = DEFAULT if options.score == "default" else (options.score,)
+    choice = choose_reading(index, methods=methods)
+    print(f"{first.model}\nreading: {choice.how}")
+    scored = embed_rows(rows, embed)
+    columns = [score_column(method) for method in methods]
+    for method in methods:
+        read = choice.layers_of(method)
+        step = make_score(method, {}, references=index, layer=read[len(read) // 2], layers=read)
+        print(f"score: {step.record()}")
+        scored = score_rows(scored, step)
+    if len(methods) > 1:
+        scored, rank = add_ranks(scored, columns, "largest_rank")
+        columns = [rank.produces()[0]]
+    return scored.remove_columns([name for name in scored.column_names if name.startswith("emb_layer_")]), columns[0]
 
 
-def study(scored: Dataset, column: str, arms: tuple[str, ...], options: argparse.Namespace) -> EffectReport:
-    """The effect of tuning on the third of the rows that scores highest in `column`."""
-    is_safe = IsSafe(column, threshold_for(scored, column, drop_fraction=1 / 3))
+def study(
+    scored: Dataset, column: str, share: float, arms: tuple[str, ...], options: argparse.Namespace
+) -> EffectReport:
+    """The effect of dropping the share of the rows that scores highest in `column`."""
+    is_safe = IsSafe(column, threshold_for(scored, column, drop_fraction=share))
     questions = Questions.starter()
     if options.harmful is not None:
         questions = questions.replaced(harmful=(load_rows(options.harmful).rows, options.harmful))
-    tuning = Tuning(steps=options.steps, batch=8, micro_batch=4, learning_rate=options.learning_rate, max_length=512)
+    rate = options.learning_rate or RATES[options.study]
     asked = Study(
         ModelOptions(options.model, adapter=options.adapter, dtype="float32", device="cpu"),
         questions,
-        tuning=tuning,
+        tuning=Tuning(steps=options.steps, batch=8, micro_batch=4, learning_rate=rate, max_length=512),
         arms=arms,
         seeds=options.seeds,
+        freeze=blocks_of(options.freeze, "--freeze") if options.freeze else None,
         hold_out=20,
         ask_at_most=options.questions,
         max_new_tokens=24,
     )
     return measure_effect(
         scored, is_safe, asked, options.output / column, on_run=lambda run, number, count: print(
-            f"  {column} {number}/{count} {run.arm} seed {run.seed}: refuses {run.measured.harmful.refusal:.0%}",
+            f"  {column} {number}/{count} {run.arm} seed {run.seed}: refuses {run.measured.harmful.refusal:.0%}, "
+            f"margin {run.measured.margin:.2f}, {run.seconds:.0f} s",
             flush=True,
         ),
     )  # fmt: skip
+
+
+def auroc(scores: np.ndarray, planted: np.ndarray) -> float:
+    """Chance that a planted row scores above another."""
+    from sklearn.metrics import roc_auc_score
+
+    finite = np.isfinite(scores)
+    return float(roc_auc_score(planted[finite], scores[finite]))
+
+
+def heading() -> None:
+    """The head of the table."""
+    print(f"\n{'tuned on':<22}{'refuses':>9}{'margin, nats':>14}{'benign loss':>13}   each seed")
 
 
 def show(name: str, report: EffectReport, arm: str | None) -> None:
@@ -130,8 +201,9 @@ def show(name: str, report: EffectReport, arm: str | None) -> None:
     runs = [report.before] if arm is None else report.of(arm)
     refused = [run.measured.harmful.refusal for run in runs]
     margins = [run.measured.margin for run in runs]
+    loss = np.mean([run.measured.benign_loss for run in runs])
     each = "  ".join(f"{share:.0%} {margin:.2f}" for share, margin in zip(refused, margins, strict=True))
-    print(f"{name:<22}{np.mean(refused):>9.0%}{np.mean(margins):>14.2f}   {each}", flush=True)
+    print(f"{name:<22}{np.mean(refused):>9.0%}{np.mean(margins):>14.2f}{loss:>13.3f}   {each}", flush=True)
 
 
 if __name__ == "__main__":
