@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from hf_safefilter.scores.larf import LarfScore
     from hf_safefilter.scores.nearest import NearestScore
     from hf_safefilter.scores.probe import Probe, ProbeScore, fit_probe
-    from hf_safefilter.scores.rank_average import RankAverage, fit_rank_average
+    from hf_safefilter.scores.rank_average import RankAverage
+    from hf_safefilter.scores.ranks import fit_ranks
     from hf_safefilter.scores.saft import SaftScore, fit_saft
     from hf_safefilter.scores.seal import SealOptions, SealScore, SealSelector, fit_seal
     from hf_safefilter.scores.shift import ShiftScore
@@ -103,7 +104,7 @@ _HOMES = {
     "evaluate": "decide.evaluate",
     "fit_gradient": "scores.gradient",
     "fit_probe": "scores.probe",
-    "fit_rank_average": "scores.rank_average",
+    "fit_ranks": "scores.ranks",
     "fit_saft": "scores.saft",
     "fit_seal": "scores.seal",
     "fit_token_risk": "scores.token_risk",
@@ -168,7 +169,7 @@ __all__ = [
     "evaluate",
     "fit_gradient",
     "fit_probe",
-    "fit_rank_average",
+    "fit_ranks",
     "fit_saft",
     "fit_seal",
     "fit_token_risk",

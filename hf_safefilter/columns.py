@@ -74,3 +74,8 @@ def shift_column(method: str) -> str:
 def reason_column(method: str) -> str:
     """Name of the column in which a method that reads text itself states why it has no score ("" where it has one)."""
     return f"{method}_unscored"
+
+
+def decided_column(method: str) -> str:
+    """Name of the column that names the method by which a score that combines several was decided."""
+    return f"{method}_by"

@@ -34,9 +34,8 @@ model:
 references:
   path: starter               # or unsafe, safe, license and source of your own rows
 layer: auto                   # or a number: hidden_states[k]; locate: {method: gap} finds it without references
-methods: [larf, nearest]
+methods: [probe, shift]       # what contains harm, and what wears refusals away: the larger rank decides
 select:
-  by: larf
   drop_fraction: 0.05         # or drop_count, threshold, label + rule, known_good + max_loss + confidence
 """
 
@@ -79,6 +78,8 @@ class ReferenceChoice(_Part):
 
     path: str | None = None
     """"starter" for the small sets that ship with this package, or the folder or Hub id of an index."""
+    trait: Literal["harm", "sycophancy", "made_up_facts"] = "harm"
+    """Which of the starter sets: what its unsafe side shows; those other than harm are for the method shift."""
     revision: str | None = None
     """Hub revision of the index."""
     unsafe: str | None = None
@@ -98,6 +99,8 @@ class ReferenceChoice(_Part):
         rows = (self.unsafe, self.safe, self.license, self.source)
         if (self.path is None) == (rows == (None,) * 4):
             raise ValueError("give either path, or unsafe, safe, license and source")
+        if self.trait != "harm" and self.path != "starter":
+            raise ValueError("trait chooses among the sets of path: starter")
         if self.path is None and None in rows:
             raise ValueError("unsafe, safe, license and source go together")
         return self
@@ -114,9 +117,9 @@ class MethodChoice(_Part):
     @field_validator("name")
     @classmethod
     def _registered(cls, name: str) -> str:
-        from hf_safefilter.scores import METHODS
+        from hf_safefilter.scores import COMBINED, METHODS
 
-        known = [method for method in METHODS if method != "rank_average"]  # `select.by` names that one
+        known = [method for method in METHODS if method not in COMBINED]  # `select.by` names these
         if name not in known:
             similar = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {similar[0]!r}?" if similar else f"known here: {', '.join(known)}"
@@ -152,7 +155,8 @@ class SelectionRule(_Part):
     """How the threshold is found, in exactly one way."""
 
     by: str | None = None
-    """Name of the score to decide by; the only one, or the rank average of several, if left out."""
+    """Name of the score to decide by; if left out, the only one; of several that look for one danger, rank_average;
+    of several that look for unlike dangers, largest_rank. For pair_shift, and for action: mask, the first one."""
     on: Literal["score", "pair_shift"] = "score"
     """What of it decides: score, or, for preference pairs, pair_shift: the chosen answer's minus the rejected one's."""
     action: Action = "drop"
@@ -217,8 +221,8 @@ class Recipe(_Part):
     """The layer to read: hidden_states[k]; auto: found as `locate` states."""
     locate: LocateChoice = LocateChoice()
     """How the layer is found if it is auto."""
-    methods: tuple[MethodChoice, ...] = (MethodChoice(name="probe"),)
-    """Scores to compute."""
+    methods: tuple[MethodChoice, ...] = (MethodChoice(name="probe"), MethodChoice(name="shift"))
+    """Scores to compute: probe finds rows that contain harm, shift rows that wear refusals away."""
     select: SelectionRule
     evaluate: LabelChoice | None = None
 
@@ -238,23 +242,32 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> Recipe:
+        from hf_safefilter.scores import COMBINED
+
         names = [method.name for method in self.methods]
         if not names:
             raise ValueError("methods is empty; name at least one")
         if len(set(names)) < len(names):
             raise ValueError("a method is named twice")
-        if self.select.on == "pair_shift" and self.decided_by == "rank_average":
-            raise ValueError("select.on is pair_shift, which an average of ranks does not have; name one method in by")
+        if self.select.on == "pair_shift" and self.decided_by in COMBINED:
+            raise ValueError("select.on is pair_shift, which ranks do not have; name one method in by")
         if self.select.action == "mask" and self.data.streaming:
             raise ValueError("action: mask needs rows that are stored; leave data.streaming out")
-        if self.select.by not in (None, "rank_average", *names):
+        if self.select.by not in (None, *COMBINED, *names):
             raise ValueError(f"select.by is {self.select.by!r}, which is not among the methods {', '.join(names)}")
         return self
 
     @property
     def decided_by(self) -> str:
         """Name of the method that the threshold applies to."""
-        return self.select.by or (self.methods[0].name if len(self.methods) == 1 else "rank_average")
+        if self.select.by is not None:
+            return self.select.by
+        if len(self.methods) == 1 or self.select.on == "pair_shift" or self.select.action == "mask":
+            return self.methods[0].name
+        from hf_safefilter.scores import method
+
+        dangers = {method(choice.name).DANGER for choice in self.methods}
+        return "rank_average" if len(dangers) == 1 else "largest_rank"
 
     @property
     def decided_column(self) -> str:

@@ -30,7 +30,9 @@ def compare(
     rows: Rows,
     reading: ReadingOptions,
     output: Output,
-    methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "larf,nearest,direction,saft",
+    methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
+        "probe,shift,nearest,larf,direction,saft"
+    ),
     references: Annotated[
         str, typer.Option(help="Folder or Hub id of a reference set, 'starter' for the set that ships, or 'none'.")
     ] = "starter",
@@ -53,13 +55,18 @@ def compare(
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.model.source import TOY
     from hf_safefilter.saved.saved_rows import save_rows
+    from hf_safefilter.scores.shift import at_prompt_too
 
     columns = pairs_of(column, "--column")
 
     choices = _choices(methods, option)
     require_replaceable(output, _RECORD)
     loaded = load_rows(rows, split=split)
-    embed, index = _embed_and_references(lambda layers: EmbedLayers.of(reading, layers, columns), references, layer)
+    names = [choice if isinstance(choice, str) else choice.name for choice in choices]
+    embed, index = _embed_and_references(
+        lambda layers, at_prompt: EmbedLayers.of(at_prompt_too(reading, names if at_prompt else ()), layers, columns),
+        references, layer,
+    )  # fmt: skip
     comparison = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)
     with atomic_folder(output, marker=_RECORD) as folder:
         save_rows(comparison.scored, folder / "scored", comparison.steps, name=loaded.name, revision=loaded.revision)
@@ -109,17 +116,21 @@ def _choices(methods: str, options: list[str] | None) -> list[MethodChoice | str
 
 
 def _embed_and_references(
-    embed_at: Callable[[Sequence[Layer]], EmbedLayers], references: str, layer: str
+    embed_at: Callable[[Sequence[Layer], bool], EmbedLayers], references: str, layer: str
 ) -> tuple[EmbedLayers, ReferenceIndex | None]:
-    """The step that reads the rows at all layers to choose from, and the references, which are read the same way."""
+    """The step that reads the rows at all layers to choose from, and the references, which are read the same way.
+
+    `embed_at` takes the layers, and whether the end of the prompt may be read too.
+    """
     from hf_safefilter.references import ReferenceIndex
     from hf_safefilter.references.open import open_references, require_same_reading
 
     layers = None if layer == "auto" else layers_of(layer)
     if references in ("starter", "none"):
-        embed = embed_at(layers or embed_at([0]).all_layers())
+        embed = embed_at(layers or embed_at([0], True).all_layers(), True)
         return embed, ReferenceIndex.starter(embed) if references == "starter" else None
     index = open_references(references)
-    embed = embed_at(layers or index.layers)
+    main = [name for name in index.layers if isinstance(name, int) or "_" not in name]
+    embed = embed_at(layers or main, len(main) < len(index.layers))
     require_same_reading(index, embed)
     return embed, index

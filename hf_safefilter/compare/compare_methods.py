@@ -20,7 +20,7 @@ from hf_safefilter.data.splits import require_free
 from hf_safefilter.decide.evaluate import Evaluation, evaluate
 from hf_safefilter.decide.thresholds import labels_of, numbers_of
 from hf_safefilter.decide.verdict.rank_statistics import spearman
-from hf_safefilter.engine.local import add_rank_average, embed_rows, score_rows
+from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.errors import DataError, MissingError, ModelError, OptionError
 from hf_safefilter.publish.score_verdict import verdict_without_labels
 from hf_safefilter.recipe import MethodChoice
@@ -133,7 +133,7 @@ def compare_methods(
     _require_methods(methods_used, skipped)
     if average:
         began = time.perf_counter()
-        scored, rank = add_rank_average(scored, [used.column for used in methods_used if used.method not in CONTROLS])
+        scored, rank = add_ranks(scored, [used.column for used in methods_used if used.method not in CONTROLS])
         fit_seconds = time.perf_counter() - began
         score_seconds = _score_seconds(rank, _sample(scored, cost_rows, seed))
         methods_used.append(_ScoredMethod(RANK_AVERAGE, None, rank, fit_seconds, score_seconds))
@@ -200,7 +200,11 @@ def _layers(
             continue
         criterion = method.name if goes_by_references(method.name) else PROBE
         if criterion not in readings:
-            readings[criterion] = choose_reading(references, methods=(criterion,))
+            try:
+                readings[criterion] = choose_reading(references, methods=(criterion,))
+            except DataError as error:
+                skipped[method.name] = error.fact
+                continue
         choice = readings[criterion]
         if choice.signal:
             layers[method.name] = choice.layers if "layers" in accepted else (choice.layer,)

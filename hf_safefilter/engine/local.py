@@ -34,11 +34,14 @@ def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
     return _with_columns(ds, step, type(step).__name__)
 
 
-def add_rank_average(scored: Dataset | DatasetDict, columns: Sequence[str]) -> tuple[Dataset | DatasetDict, Step]:
-    """Add the mean of the rows' ranks over several scores; the step that computes it is returned too."""
-    from hf_safefilter.scores.rank_average import RankAverage, fit_rank_average
+def add_ranks(
+    scored: Dataset | DatasetDict, columns: Sequence[str], how: str = "rank_average"
+) -> tuple[Dataset | DatasetDict, Step]:
+    """Add what combines the rows' ranks over several scores, one of `scores.COMBINED`; its step is returned too."""
+    from hf_safefilter.scores import make
+    from hf_safefilter.scores.ranks import fit_ranks
 
-    step = RankAverage(fit_rank_average(scored, list(columns)))
+    step = make(how, ranks=fit_ranks(scored, list(columns)))
     return score_rows(scored, step), step
 
 

@@ -21,11 +21,12 @@ from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import method as method_class
 from hf_safefilter.scores.base import ReferenceScore
 from hf_safefilter.scores.probe.fit import boundary
+from hf_safefilter.scores.shift import compliance, prompt_key
 
 if TYPE_CHECKING:
     from hf_safefilter.references import ReferenceIndex
 
-PROBE = "probe"
+PROBE, SHIFT = "probe", "shift"
 METHODS = ("larf", "nearest", PROBE)
 """Methods that are tried where none is named."""
 
@@ -141,7 +142,8 @@ def choose_reading(
 
     Args:
         references: References read at all layers to choose from.
-        methods: Methods to try: such as compare with references, and "probe".
+        methods: Methods to try: such as compare with references, and "probe"; "shift" at the layers at which the
+            references were read at the end of the prompt too.
         folds: Number of folds, 2 or more.
         seed: Seed of the assignment to folds.
 
@@ -156,7 +158,10 @@ def choose_reading(
     held_out = _HeldOut.of(references, folds, seed)
     readings = []
     for name in methods:
-        by_layer = {layer: held_out.scores(name, layer) for layer in references.layers if isinstance(layer, int)}
+        layers = [layer for layer in references.layers if isinstance(layer, int)]
+        if name == SHIFT:
+            layers = [layer for layer in layers if prompt_key(layer) in references.layers]
+        by_layer = {layer: held_out.scores(name, layer) for layer in layers}
         readings += [held_out.reading(name, (layer,), scores) for layer, scores in by_layer.items()]
         if name == PROBE and len(by_layer) > 1:
             together = cast(np.ndarray, np.mean(list(by_layer.values()), axis=0))
@@ -176,9 +181,8 @@ def choose_reading(
 
 
 def goes_by_references(name: str) -> bool:
-    """Whether a method can be tried on references alone, by their vectors at one position."""
-    kind = method_class(name)
-    return name == PROBE or (issubclass(kind, ReferenceScore) and name != "shift")
+    """Whether a method can be tried on references alone."""
+    return name == PROBE or issubclass(method_class(name), ReferenceScore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +219,13 @@ class _HeldOut:
 
     def scores(self, method: str, layer: Layer) -> np.ndarray:
         """Held-out scores of the unsafe rows, then of the safe ones, in deviations of the references in each fold."""
+        both_sides = self.references.vectors(layer)
+        if method == SHIFT:
+            prompts = self.references.vectors(prompt_key(layer))
+            both_sides = both_sides[0] - prompts[0], both_sides[1] - prompts[1]
         sides = [
             Ragged(vectors, offsets_of(np.bincount(self.references.owners(side))))
-            for vectors, side in zip(self.references.vectors(layer), ("unsafe", "safe"), strict=True)
+            for vectors, side in zip(both_sides, ("unsafe", "safe"), strict=True)
         ]
         found = [np.empty(len(side)) for side in sides]
         for fold in range(int(max(folds.max() for folds in self.folds)) + 1):
@@ -264,6 +272,12 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
         scores = Ragged(spans, rows.offsets)
         means = np.bincount(rows.owners, spans, len(rows)) / np.maximum(rows.counts, 1)
         return (scores.largest()[0] + means) / 2
+    if method == SHIFT:
+        both = Coordinates.of(unsafe.values, safe.values[~benign[safe.owners]], True)  # as its paper chooses a layer
+        direction = compliance(both.unsafe, both.safe)
+        own = np.concatenate([both.unsafe, both.safe]) @ direction
+        means = np.bincount(rows.owners, both(rows.values) @ direction, len(rows)) / np.maximum(rows.counts, 1)
+        return (means - own.mean()) / max(own.std(), 1e-12)
     against = cast(type[ReferenceScore], method_class(method)).against
     both = Coordinates.of(unsafe.values, safe.values, True)
     few = both.unsafe[_spread(len(both.unsafe))], both.safe[_spread(len(both.safe))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.data.splits import require_free, require_rows
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.engine.local import (
-    add_rank_average,
+    add_ranks,
     embed_rows,
     score_rows,
     score_stream_locally,
@@ -27,8 +27,8 @@ from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.recipe import MethodChoice, Recipe
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.open import open_references, require_same_reading
-from hf_safefilter.scores import fitted_to, make_score, takes
-from hf_safefilter.scores.shift import PROMPT
+from hf_safefilter.scores import COMBINED, fitted_to, make_score, takes
+from hf_safefilter.scores.shift import at_prompt_too
 from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def purify(
         scored = score_stream_locally(ds, embed, scores)
     else:
         scored, streamed = _scored_by(engine, ds, steps, recipe)
-    if recipe.decided_by == "rank_average":
-        scored, rank = add_rank_average(scored, [score_column(method.name) for method in recipe.methods])
+    if recipe.decided_by in COMBINED:
+        scored, rank = add_ranks(scored, [score_column(method.name) for method in recipe.methods], recipe.decided_by)
         steps.append(rank)
     return _decide(scored, recipe, steps, choice, source_revision, streamed, anyway)
 
@@ -158,10 +158,7 @@ def _depth(layer: Layer) -> float:
 
 def _reading(recipe: Recipe) -> ReadingOptions:
     """How the model is read: at the end of the prompt too, if a method compares answers with it."""
-    model, positions = recipe.model, recipe.model.positions
-    if any(method.name == "shift" for method in recipe.methods) and PROMPT not in positions:
-        return replace(model, position=",".join((*positions, PROMPT)))
-    return model
+    return at_prompt_too(recipe.model, [method.name for method in recipe.methods])
 
 
 def _references(recipe: Recipe) -> tuple[ReferenceIndex | None, ReadingChoice | SafetyLayers | None]:
@@ -215,7 +212,7 @@ def load_references(recipe: Recipe, layers: Sequence[Layer]) -> ReferenceIndex:
     choice = recipe.references
     embed = EmbedLayers.of(_reading(recipe), layers)
     if choice.path == "starter":
-        return ReferenceIndex.starter(embed)
+        return ReferenceIndex.starter(embed, choice.trait)
     if choice.path is None:
         rows = cast("dict[str, str]", choice.model_dump())  # without a path, the recipe requires all of these
         unsafe, safe = load_rows(rows["unsafe"]).rows, load_rows(rows["safe"]).rows

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, UNSCORABLE, reason_column
+from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, UNSCORABLE, decided_column, reason_column
 from hf_safefilter.data.batch import Batch
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
     if not len(part):
         return []
     own = reason_column(is_safe.method)
-    columns = [name for name in (is_safe.column, own, UNSCORABLE) if name in part.column_names]
+    decided = decided_column(is_safe.method)
+    columns = [name for name in (is_safe.column, decided, own, UNSCORABLE) if name in part.column_names]
     if is_safe.action == "mask":  # it depends on the turns whether anything is left
         columns = [name for name in part.column_names if not name.startswith(EMBEDDING_PREFIX)]
     table = part.select_columns(columns).with_format("arrow")[:]
@@ -33,10 +34,21 @@ def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
     column = next((name for name in (own, UNSCORABLE) if name in columns), None)
     unread = view.cells(column) if column else [""] * view.n
     finite = np.isfinite(view.numbers(is_safe.column))
+    reached = [_reached_by(by) for by in view.cells(decided)] if decided in columns else [REACHED] * view.n
     return [
-        "" if kept else f"unscorable: {reason}" if reason else REACHED if scored else NO_NUMBER
-        for kept, reason, scored in zip(is_safe.kept(table).tolist(), unread, finite.tolist(), strict=True)
+        "" if kept else f"unscorable: {reason}" if reason else sentence if scored else NO_NUMBER
+        for kept, reason, scored, sentence in zip(
+            is_safe.kept(table).tolist(), unread, finite.tolist(), reached, strict=True
+        )
     ]
+
+
+def _reached_by(method: str) -> str:
+    """The reason where one of several methods decided: which danger took the row."""
+    from hf_safefilter.scores import METHODS
+    from hf_safefilter.scores import method as method_class
+
+    return f"{REACHED}: {method_class(method).DANGER} ({method})" if method in METHODS else REACHED
 
 
 def row_ids(part: Dataset, columns: Mapping[str, str] | None = None) -> list[str]:

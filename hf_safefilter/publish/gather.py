@@ -190,7 +190,7 @@ def _columns_option(steps: Sequence[Step]) -> dict[str, str] | None:
 def _indexes(steps: Sequence[Step]) -> list[ReferenceIndex]:
     from hf_safefilter.references import references
 
-    digests = dict.fromkeys(step.references for step in steps if hasattr(step, "references"))
+    digests = dict.fromkeys(filter(None, (getattr(step, "references", None) for step in steps)))
     return [references(digest) for digest in digests]
 
 
@@ -206,7 +206,7 @@ def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dang
         rows=len(all_reasons),
         kept=len(all_reasons) - sum(dropped.values()),
         dropped=sum(dropped.values()),
-        changed=dangerous - dropped[REACHED],
+        changed=dangerous - sum(count for reason, count in dropped.items() if reason.startswith(REACHED)),
         by_reason=dict(dropped.most_common()),
         by_split={name: Share(rows=len(part), dropped=sum(map(bool, part))) for name, part in reasons.items()},
         by_source=tables["source"],

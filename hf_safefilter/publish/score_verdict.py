@@ -12,7 +12,10 @@ from hf_safefilter.decide.verdict.rank_statistics import Interval
 from hf_safefilter.errors import DataError
 from hf_safefilter.scores.base import ReferenceScore
 from hf_safefilter.scores.probe import Probe, ProbeScore
-from hf_safefilter.scores.rank_average import RankAverage
+from hf_safefilter.scores.ranks import RankScore
+from hf_safefilter.scores.shift import ShiftScore, prompt_key
+
+PROBE, SHIFT = ProbeScore.METHOD, ShiftScore.METHOD
 
 if TYPE_CHECKING:
     from hf_safefilter.columns import Layer
@@ -35,20 +38,23 @@ def verdict_without_labels(column: str, scores: np.ndarray, lengths: np.ndarray,
 def held_out(column: str, steps: Sequence[Step]) -> Interval | None:
     """How well the score in `column` separates references that it was not given: an AUROC by cross-validation.
 
-    It is tried at its own layer alone, with the default options of the method. An average of ranks is held to the
-    weakest of its parts.
+    It is tried at its own layer alone, with the default options of the method. A combination of ranks is held
+    to the weakest of its parts.
 
     Returns:
         None if it, or a part of it, does not compare with references, or reads more of them than one layer, or if these
         are too few for the folds.
     """
     step = next((step for step in reversed(steps) if column in step.produces()), None)
-    if isinstance(step, RankAverage):
+    if isinstance(step, RankScore):
         parts = [held_out(part, steps) for part in step.needs()]
         known = [part for part in parts if part is not None]
         return min(known, key=lambda part: part.low) if known and len(known) == len(parts) else None
     if isinstance(step, ProbeScore):
-        return _of_probe(Probe.of(step.probe))
+        probe = Probe.of(step.probe)
+        return _of_reading(probe.facts["references"], PROBE, probe.layers)
+    if isinstance(step, ShiftScore):
+        return _of_reading(step.references_digest, SHIFT, (step.layer,))
     if not isinstance(step, ReferenceScore) or type(step).vectors is not ReferenceScore.vectors:
         return None  # cross-validation reads the references at one layer as they are, and not, say, as differences
     from hf_safefilter.locate.cross_validation import choose_layer
@@ -61,18 +67,19 @@ def held_out(column: str, steps: Sequence[Step]) -> Interval | None:
     return Interval(tried.auroc, tried.low, min(1.0, 2 * tried.auroc - tried.low))
 
 
-def _of_probe(probe: Probe) -> Interval | None:
-    """That of a probe fitted to the same references with default options, without the rows that a person labelled."""
-    from hf_safefilter.locate.choose_reading import PROBE, choose_reading
+def _of_reading(digest: str, method: str, layers: tuple[Layer, ...]) -> Interval | None:
+    """That of a method with default options at some layers, without the rows that a person labelled."""
+    from hf_safefilter.locate.choose_reading import choose_reading
     from hf_safefilter.locate.cross_validation import auroc_error
     from hf_safefilter.references import references
 
-    index = references(probe.facts["references"])
+    index = references(digest)
+    read = (*layers, *(prompt_key(layer) for layer in layers)) if method == SHIFT else layers
     try:
-        readings = choose_reading(cast("ReferenceIndex", _AtLayer(index, *probe.layers)), methods=(PROBE,)).readings
+        readings = choose_reading(cast("ReferenceIndex", _AtLayer(index, *read)), methods=(method,)).readings
     except DataError:  # too few references for the folds
         return None
-    (auroc,) = (reading.auroc for reading in readings if reading.layers == probe.layers)
+    (auroc,) = (reading.auroc for reading in readings if reading.layers == layers)
     error = 1.96 * auroc_error(auroc, index.counts["unsafe"], index.counts["safe"])
     return Interval(auroc, auroc - error, min(1.0, auroc + error))
 

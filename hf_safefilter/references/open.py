@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import DataError
+from hf_safefilter.model.reading_options import positions_in
 from hf_safefilter.references.index import ReferenceIndex
 from hf_safefilter.storage.paths import is_folder
 
@@ -30,9 +31,20 @@ def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:
     """
     rows = embed.describe()
     for name in _MUST_AGREE:
+        if name == "position" and _has_positions(index, embed.positions):
+            continue
         if index.embed.get(name) != rows.get(name):
+            fix = "build the references with this model: hf-safefilter reference build --help"
+            if name == "position":
+                fix += "; or, if they lack the end of the prompt, name other methods than shift"
             raise DataError(
                 f"the references were read with another {name} than the rows will be",
                 found=f"{index.embed.get(name)!r} for the references, {rows.get(name)!r} for the rows",
-                fix="build the references with this model: hf-safefilter reference build --help",
+                fix=fix,
             )
+
+
+def _has_positions(index: ReferenceIndex, positions: tuple[str, ...]) -> bool:
+    """Whether the references were read at all of these positions, the first of which names no column."""
+    own = positions_in(str(index.embed.get("position")))
+    return own[0] == positions[0] and set(positions) <= set(own)

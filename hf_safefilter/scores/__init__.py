@@ -37,10 +37,14 @@ METHODS: dict[str, str] = {
     "guard": "guard:GuardScore",
     "token_risk": "token_risk:TokenRiskScore",
     "rank_average": "rank_average:RankAverage",
+    "largest_rank": "largest_rank:LargestRank",
     "length": "controls:LengthScore",
     "random": "controls:RandomScore",
 }
 """Name of a method -> file in this folder (or full name of a module) and class."""
+
+COMBINED = ("rank_average", "largest_rank")
+"""Methods that combine the scores of others."""
 
 CONTROLS = ("length", "random")
 """Methods that every other must beat: each report shows them too."""

@@ -74,6 +74,9 @@ class Score(Step):
     SOURCE: ClassVar[str] = "ours"
     """The paper it comes from."""
 
+    DANGER: ClassVar[str] = "contains harm"
+    """What a row with a high score does, in a few words."""
+
     FITTING: ClassVar[Fitting | None] = None
     """How it is fitted before it can be made; None if it is not fitted."""
 

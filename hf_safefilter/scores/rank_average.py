@@ -1,116 +1,27 @@
-"""The average of several scores, each taken as a rank among the rows it was fitted on."""
+"""RankAverage: the average of several scores, each taken as a rank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.scores.base import Score, record_batches
-from hf_safefilter.step import Step
-from hf_safefilter.storage.fitted import Fitted
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset
-
-_FILE = "ranks.safetensors"
-
-
-class Ranks(Fitted):
-    """The sorted scores among which `RankAverage` ranks a row; made by `fit_rank_average`."""
-
-    KIND = "ranks"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The score columns that are averaged."""
-        return tuple(self.facts["columns"])
-
-    @cached_property
-    def sorted(self) -> tuple[np.ndarray, ...]:
-        """The finite scores of each column, ascending, float32."""
-        from safetensors.numpy import load
-
-        tensors = load(self.bytes_of(_FILE))
-        return tuple(tensors[str(index)] for index in range(len(self.columns)))
-
-    def rank(self, index: int, scores: np.ndarray) -> np.ndarray:
-        """Share of the fitted rows of column number `index` below each score, ties counted half; NaN stays NaN."""
-        fitted, scores = self.sorted[index], scores.astype(np.float32)
-        below, up_to = np.searchsorted(fitted, scores, side="left"), np.searchsorted(fitted, scores, side="right")
-        return np.where(np.isfinite(scores), (below + up_to) / (2 * len(fitted)), np.nan)
-
-
-def fit_rank_average(ds: Dataset | DatasetDict | IterableDataset, columns: Sequence[str]) -> Ranks:
-    """Learn the ranks of several scores from the rows of `ds` (all splits together).
-
-    Args:
-        ds: Rows with the score columns.
-        columns: Names of score columns, e.g. ``["larf_score", "nearest_score"]``; higher is more dangerous in each.
-
-    Raises:
-        OptionError: No column is named, or one is named twice.
-        MissingError: A column is missing.
-        DataError: A column holds no finite score.
-    """
-    columns = list(columns)
-    if not columns or len(set(columns)) < len(columns):
-        raise OptionError(
-            "each score column must be named once",
-            found=", ".join(columns) or "none",
-            fix="pass for example `columns=['larf_score', 'nearest_score']`",
-        )
-    parts: list[list[np.ndarray]] = [[] for _ in columns]
-    for table in record_batches(ds, columns, fix="score the rows first"):
-        batch = Batch(table)
-        for part, column in zip(parts, columns, strict=True):
-            scores = batch.numbers(column)
-            part.append(scores[np.isfinite(scores)].astype(np.float32))
-    fitted = {str(index): np.sort(np.concatenate(part)) if part else np.empty(0) for index, part in enumerate(parts)}
-    for column, scores in zip(columns, fitted.values(), strict=True):
-        if not len(scores):
-            raise DataError(f"column {column!r} holds no finite score", fix="leave it out, or score the rows again")
-    from safetensors.numpy import save
-
-    facts = {"columns": columns, "rows": [len(scores) for scores in fitted.values()]}
-    return Ranks.make(facts, {_FILE: save(fitted)})
+from hf_safefilter.scores.ranks import RankScore
 
 
 @dataclass(frozen=True, slots=True)
-class RankAverage(Score):
-    """Mean rank of a row over several scores, in [0, 1]; NaN if any of the scores is NaN.
-
-    A rank is the share of the fitted rows that score lower, ties counted half, so scores of different scales have the
-    same weight. The ranks of rows do not change when other rows are added after the fit.
+class RankAverage(RankScore):
+    """Mean rank of a row over several scores: for scores that look for the same danger, whose errors cancel out.
 
     Args:
-        ranks: What `fit_rank_average` returned, or its digest.
+        ranks: What `fit_ranks` returned, or its digest.
     """
 
     METHOD: ClassVar[str] = "rank_average"
     MEASURES: ClassVar[str] = "mean rank over several scores"
-    REQUIRES: ClassVar[str] = "scores"
-
-    ranks: Ranks | str
-    algorithm: int = field(default=1, init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ranks", Ranks.of(self.ranks).digest)
-        Step.__post_init__(self)
-
-    def needs(self) -> tuple[str, ...]:
-        """The score columns that are averaged."""
-        return Ranks.of(self.ranks).columns
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, np.ndarray]:
         """float32 (n,)."""
-        ranks = Ranks.of(self.ranks)
-        for column in ranks.columns:
-            batch.require(column, f"add {column!r} with the step that it was fitted on")
-        shares = [ranks.rank(index, batch.numbers(column)) for index, column in enumerate(ranks.columns)]
-        return {self.produces()[0]: np.mean(shares, axis=0).astype(np.float32)}
+        return {self.produces()[0]: np.mean(self.shares(batch), axis=0).astype(np.float32)}

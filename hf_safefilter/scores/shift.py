@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from hf_safefilter.data.vectors import lengths
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex, references
 from hf_safefilter.scores.base import ReferenceScore, answer_means, layer_vectors
+
+if TYPE_CHECKING:
+    from hf_safefilter.model.reading_options import ReadingOptions
 
 PROMPT = "last_prompt"
 """The position that an answer is compared with: the token after which the model answers."""
@@ -48,6 +52,7 @@ class ShiftScore(ReferenceScore):
     MEASURES: ClassVar[str] = "compliance shift: answer minus end of prompt, on compliance minus refusal"
     REQUIRES: ClassVar[str] = "references, read at mean,last_prompt"
     SOURCE: ClassVar[str] = "DataShield, arXiv 2606.00160"
+    DANGER: ClassVar[str] = "wears refusals away"
 
     _: KW_ONLY
     standardize: bool = False
@@ -91,6 +96,13 @@ class ShiftScore(ReferenceScore):
     def against(cls, rows: np.ndarray, unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
         """The projection of `rows`, which are shifts, on the unit difference of the means of both sides; (n,)."""
         return rows @ compliance(unsafe, safe).astype(rows.dtype)
+
+
+def at_prompt_too(reading: ReadingOptions, methods: Iterable[str]) -> ReadingOptions:
+    """`reading` with the end of the prompt, which is read in the same pass, if one of `methods` compares with it."""
+    if ShiftScore.METHOD not in methods or PROMPT in reading.positions:
+        return reading
+    return replace(reading, position=",".join((*reading.positions, PROMPT)))
 
 
 def prompt_key(layer: Layer) -> Layer:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hf_safefilter import EmbedLayers, LarfScore, NearestScore, RankAverage, ReferenceIndex, demo
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.decide.verdict import verdict_from_labels
-from hf_safefilter.engine.local import add_rank_average, embed_rows, score_rows
+from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.errors import IntegrityError
 from hf_safefilter.locate.cross_validation import choose_layer
 from hf_safefilter.publish.gather import gather
@@ -68,12 +68,12 @@ def test_no_other_layer_is_tried(larf, monkeypatch):
 
 def test_an_average_is_held_to_the_weakest_of_its_parts(larf):
     rows, steps = larf
-    _, rank = add_rank_average(rows, ["larf_score", "nearest_score"])
+    _, rank = add_ranks(rows, ["larf_score", "nearest_score"])
     parts = [held_out(column, steps) for column in ("larf_score", "nearest_score")]
     assert isinstance(rank, RankAverage)
     assert held_out("rank_average_score", [*steps, rank]) == min(parts, key=lambda part: part.low)
     length = LengthScore()
-    _, rank = add_rank_average(score_rows(rows, length), ["larf_score", "length_score"])
+    _, rank = add_ranks(score_rows(rows, length), ["larf_score", "length_score"])
     assert held_out("rank_average_score", [*steps, length, rank]) is None
 
 

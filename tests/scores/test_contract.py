@@ -24,7 +24,7 @@ from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores import CONTROLS, METHODS, make_score, method
 from hf_safefilter.scores.gradient import fit_gradient
-from hf_safefilter.scores.rank_average import fit_rank_average
+from hf_safefilter.scores.ranks import fit_ranks
 from hf_safefilter.scores.saft import fit_saft
 from hf_safefilter.scores.seal import SealSelector
 from hf_safefilter.scores.token_risk import fit_token_risk
@@ -79,7 +79,8 @@ def steps(index, rows, anchor, guard, refuser, adapters):
         "shift": {"references": both},
         # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
         "saft": {"subspace": fit_saft(rows, 2, center=True)},
-        "rank_average": {"ranks": fit_rank_average(rows, ["first_score", "second_score"])},
+        "rank_average": {"ranks": fit_ranks(rows, ["first_score", "second_score"])},
+        "largest_rank": {"ranks": fit_ranks(rows, ["first_score", "second_score"])},
         "seal": {"selector": SealSelector.of_logits(logits)},
         "gradient": {"anchor": anchor, "device": "cpu"},
         "self_influence": {"model": refuser, "device": "cpu"},

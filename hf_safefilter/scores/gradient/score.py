@@ -72,6 +72,12 @@ class GradientScore(Score):
         set_field(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
 
+    @property
+    def references(self) -> str | None:
+        """Digest of the references that the anchor was fitted to; None for other rows."""
+        digest: str | None = GradientAnchor.of(self.anchor).facts.get("references")
+        return digest
+
     def produces(self) -> tuple[str, ...]:
         """`gradient_score` and `gradient_unscored`."""
         return (*Score.produces(self), reason_column(self.METHOD))

@@ -85,6 +85,12 @@ class TokenRiskScore(Score):
         set_field(self, "columns", as_pairs(self.columns))
         Step.__post_init__(self)
 
+    @property
+    def references(self) -> str | None:
+        """Digest of the references that the adapters were fitted to; None for other rows."""
+        digest: str | None = RiskAdapters.of(self.adapters).facts.get("references")
+        return digest
+
     def produces(self) -> tuple[str, ...]:
         """The score column, those of the window that has it, the scores of all windows, and the reason."""
         return (*Score.produces(self), START, STOP, span_scores_column(self.METHOD), reason_column(self.METHOD))

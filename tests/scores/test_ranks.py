@@ -6,7 +6,9 @@ from datasets import Dataset, DatasetDict
 from scipy.stats import rankdata
 
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.scores.rank_average import RankAverage, Ranks, fit_rank_average
+from hf_safefilter.scores.largest_rank import LargestRank
+from hf_safefilter.scores.rank_average import RankAverage
+from hf_safefilter.scores.ranks import Ranks, fit_ranks
 
 
 def scored(**columns) -> Dataset:
@@ -14,7 +16,7 @@ def scored(**columns) -> Dataset:
 
 
 def average(ds, *names, on=None):
-    step = RankAverage(fit_rank_average(on or ds, [f"{name}_score" for name in names]))
+    step = RankAverage(fit_ranks(on or ds, [f"{name}_score" for name in names]))
     return np.array(ds.map(step, batched=True)["rank_average_score"], dtype=np.float32)
 
 
@@ -43,22 +45,31 @@ def test_other_rows_are_placed_among_the_fitted_ones():
     np.testing.assert_allclose(found, [0, 0.25, 1])
 
 
+def test_the_largest_rank_names_the_method_that_gives_it():
+    ds = scored(a=[3, 1, 1, 2, np.nan], b=[10, 40, 30, 20, 50])
+    added = ds.map(LargestRank(fit_ranks(ds, ["a_score", "b_score"])), batched=True)
+    a, b = np.array([7, 2, 2, 5]) / 8, np.array([1, 7, 5, 3]) / 10
+    np.testing.assert_allclose(added["largest_rank_score"][:4], np.maximum(a, b), rtol=1e-6)
+    assert added["largest_rank_by"][:] == ["a", "b", "b", "a", ""]
+    assert np.isnan(added["largest_rank_score"][4])
+
+
 def test_splits_are_ranked_together(tmp_path):
     split = DatasetDict({"x": scored(a=[1, 3]), "y": scored(a=[2, 4])})
-    ranks = fit_rank_average(split, ["a_score"])
+    ranks = fit_ranks(split, ["a_score"])
     assert ranks.sorted[0].tolist() == [1, 2, 3, 4]
-    assert Ranks.load(ranks.save(tmp_path / "ranks")) == ranks == fit_rank_average(scored(a=[4, 3, 2, 1]), ["a_score"])
+    assert Ranks.load(ranks.save(tmp_path / "ranks")) == ranks == fit_ranks(scored(a=[4, 3, 2, 1]), ["a_score"])
 
 
 def test_errors_say_what_to_do():
     ds = scored(a=[1, 2], b=[np.nan, np.nan])
     with pytest.raises(OptionError, match="once"):
-        fit_rank_average(ds, ["a_score", "a_score"])
+        fit_ranks(ds, ["a_score", "a_score"])
     with pytest.raises(OptionError, match="once"):
-        fit_rank_average(ds, [])
+        fit_ranks(ds, [])
     with pytest.raises(MissingError, match="c_score"):
-        fit_rank_average(ds, ["a_score", "c_score"])
+        fit_ranks(ds, ["a_score", "c_score"])
     with pytest.raises(DataError, match="b_score"):
-        fit_rank_average(ds, ["a_score", "b_score"])
+        fit_ranks(ds, ["a_score", "b_score"])
     with pytest.raises(MissingError, match="a_score"):
-        RankAverage(fit_rank_average(ds, ["a_score"]))({"b_score": [1.0]})
+        RankAverage(fit_ranks(ds, ["a_score"]))({"b_score": [1.0]})
