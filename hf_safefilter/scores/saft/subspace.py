@@ -156,15 +156,13 @@ def fit_saft(
     if not moments.count:
         raise DataError(f"column {column!r} holds no vector that can be read", found=f"{n_rows} rows", fix=fix)
     directions, sigma, mean = moments.leading(k)
-    facts: dict[str, Any] = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight, "sign": 1,
-             "rows": n_read, "spans": moments.count, "skipped": n_rows - n_read, "orientation": None, "ends": None,
-             "references": None}  # fmt: skip
+    facts: dict[str, Any] = {"layer": layer, "center": center, "normalize_rows": normalize_rows, "weight": weight}
+    facts |= {"rows": n_read, "spans": moments.count, "skipped": n_rows - n_read}
+    facts |= {"sign": 1, "orientation": None, "ends": None, "references": None}
     if references is not None:
-        sides = [
-            _readable(side, normalize_rows)[0] for side in (references.vectors(layer)[0], references.refused(layer))
-        ]
-        apart = sides[0].mean(axis=0) @ directions - sides[1].mean(axis=0) @ directions
-        facts |= {"ends": [1 if along >= 0 else -1 for along in apart], "references": references.digest}
+        sides = references.vectors(layer)[0], references.refused(layer)
+        unsafe, refused = (_readable(side, normalize_rows)[0].mean(axis=0) @ directions for side in sides)
+        facts |= {"ends": np.where(unsafe >= refused, 1, -1).tolist(), "references": references.digest}
     subspace = _make(facts, directions, sigma, mean)
     if label is None:
         return subspace
