@@ -1,11 +1,17 @@
-"""Arrow files of rows on disk: written whole or not at all, and opened memory-mapped."""
+"""Arrow files of rows on disk: written whole or not at all, and opened memory-mapped.
+
+What is derived from rows lies in a folder of this process's own, under names that it never looks up: a file that came
+with the rows can stand beside them under any name that could be predicted, and would be taken for ours.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +22,8 @@ from hf_safefilter.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
+
+_numbers = count()
 
 
 def materialise(stream: IterableDataset | IterableDatasetDict) -> Dataset | DatasetDict:
@@ -48,8 +56,7 @@ def write_tables(tables: Iterable[pa.Table], split: NamedSplit | None = None) ->
     if first is None:
         raise DataError("the stream holds no rows", fix="check its source and split")
 
-    folder = scratch_folder()
-    path = folder / f"stream-{len(list(folder.iterdir()))}.arrow"
+    path = new_file("stream")
     with arrow_file(path, first.schema) as write:
         write(first)
         for table in tables:
@@ -73,15 +80,16 @@ def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], N
         yield write
 
 
-def scratch_folder() -> Path:
-    """A folder beside the caches of `datasets` that is deleted when this process ends."""
-    return Path(_scratch().name)
+def new_file(what: str) -> Path:
+    """Path of a file that does not exist yet, in a folder that is deleted when this process ends."""
+    return Path(_scratch(os.getpid()).name) / f"{what}-{next(_numbers)}.arrow"
 
 
-@lru_cache(maxsize=1)
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+@cache  # one that is forgotten is deleted
+def _scratch(process: int) -> tempfile.TemporaryDirectory[str]:
+    # a forked child makes a folder of its own: it would give out the names that its parent gives out
     from datasets import config
 
     root = Path(config.HF_DATASETS_CACHE)
     root.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="safefilter-", dir=root)
+    return tempfile.TemporaryDirectory(prefix=f"safefilter-{process}-", dir=root)

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 
 from hf_safefilter.checks import is_finite, require_choice
 from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX, SPANS, span_scores_column
-from hf_safefilter.data.arrow_files import arrow_file, scratch_folder
+from hf_safefilter.data.arrow_files import arrow_file, new_file
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.splits import joined, splits_of
 from hf_safefilter.decide.actions import Action, masked, switched
@@ -151,8 +152,8 @@ def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
     """Split rows by a predicate into two flat data sets, streaming; `ds` is not changed.
 
     Unlike `filter`, which stores indices into the rows of `ds`, the parts are written to disk once and then read at
-    full speed. They are stored beside the other cache files of `ds`, and the same split is not written twice. Rows
-    that the decision switches or masks are among the kept ones, as they are to be trained on.
+    full speed, until this process ends; the same split of the same object is not written twice. Rows that the decision
+    switches or masks are among the kept ones, as they are to be trained on.
 
     Raises:
         MissingError: The score column is missing.
@@ -164,26 +165,30 @@ def split(ds: Dataset | DatasetDict, is_safe: IsSafe) -> Split:
     )
 
 
-def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
-    """Kept and dropped rows; the parts that do not exist yet are written in one pass."""
-    from datasets.fingerprint import Hasher
+_known: WeakKeyDictionary[Dataset, dict[IsSafe, tuple[Dataset, Dataset]]] = WeakKeyDictionary()
 
+
+def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
+    """Kept and dropped rows, written in one pass unless this process has written them before."""
+    # by the object: its fingerprint may come with the rows, and be that of others
+    known = _known.setdefault(ds, {})
+    if is_safe not in known:
+        known[is_safe] = _written(ds, is_safe)
+    return known[is_safe]
+
+
+def _written(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
     Batch({name: [] for name in ds.column_names}).require(is_safe.column, "score the rows first")
-    prints = {keep: Hasher.hash(("split/2", ds._fingerprint, Hasher.hash(is_safe), keep)) for keep in (True, False)}
-    paths = {keep: _folder(ds) / f"safefilter-{fingerprint}.arrow" for keep, fingerprint in prints.items()}
     schema = ds.features.arrow_schema
     schemas = {True: is_safe.divide(schema.empty_table())[0].schema, False: schema}
+    paths = {keep: new_file("kept" if keep else "dropped") for keep in (True, False)}
     with ExitStack() as files:
-        writers = {
-            keep: files.enter_context(arrow_file(path, schemas[keep]))
-            for keep, path in paths.items()
-            if not path.exists()
-        }
-        for table in _tables(ds) if writers else ():
+        writers = {keep: files.enter_context(arrow_file(path, schemas[keep])) for keep, path in paths.items()}
+        for table in _tables(ds):
             changed, mask = is_safe.divide(table)
             for keep, write in writers.items():
                 write((changed if keep else table).filter(pa.array(mask == keep)))
-    kept, dropped = (_open(paths[keep], ds, prints[keep], schemas[keep]) for keep in (True, False))
+    kept, dropped = (_open(paths[keep], ds, schemas[keep]) for keep in (True, False))
     return kept, dropped
 
 
@@ -194,19 +199,10 @@ def _tables(ds: Dataset) -> Iterable[pa.Table]:
         yield from ds.with_format("arrow").iter(_ROWS)
 
 
-def _open(path: Path, like: Dataset, fingerprint: str, schema: pa.Schema) -> Dataset:
+def _open(path: Path, like: Dataset, schema: pa.Schema) -> Dataset:
     from datasets import Dataset, Features
 
     info = like.info.copy()
     if schema != like.features.arrow_schema:
         info.features = Features.from_arrow_schema(schema)
-    part = Dataset.from_file(str(path), info=info, split=like.split)
-    part._fingerprint = fingerprint
-    return part
-
-
-def _folder(ds: Dataset) -> Path:
-    """The folder of the data set's cache files; for one in memory, a folder that is deleted when this process ends."""
-    if ds.cache_files:
-        return Path(ds.cache_files[0]["filename"]).parent
-    return scratch_folder()
+    return Dataset.from_file(str(path), info=info, split=like.split)

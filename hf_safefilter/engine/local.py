@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from hf_safefilter.columns import EMBEDDING_PREFIX, SPANS, TRUNCATED
-from hf_safefilter.data.arrow_files import materialise
+from hf_safefilter.data.arrow_files import materialise, new_file
 from hf_safefilter.data.reasons import listed, reasons_in
 from hf_safefilter.data.splits import count_rows, each_split, parts_of, require_free
 from hf_safefilter.step import ROWS_PER_CALL, Step
@@ -57,7 +57,11 @@ def _with_columns(
         vectors = {name for name in part.column_names if name.startswith(EMBEDDING_PREFIX)}
         spans = [SPANS] if SPANS in part.column_names else []  # they tell the sides of a preference pair apart
         read = [*step.needs(), *spans] if step.needs() else [name for name in part.column_names if name not in vectors]
-        options = {"batched": True, "batch_size": ROWS_PER_CALL, "num_proc": num_proc, "with_rank": True, "desc": desc}
+        options = {
+            "batched": True, "batch_size": ROWS_PER_CALL, "num_proc": num_proc, "with_rank": True, "desc": desc,
+            # not beside the rows, where a file that came with them could stand in for the result
+            "cache_file_name": str(new_file("cache")), "load_from_cache_file": False,
+        }  # fmt: skip
         # A selection of rows would have to be written out first. Where a column is missing, the step raises.
         if part._indices is not None or not len(part) or not set(read) <= set(part.column_names):
             return part.map(step, **options)
