@@ -68,6 +68,7 @@ def compare(
         references, layer,
     )  # fmt: skip
     comparison = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)
+    loaded.require_unchanged()
     with atomic_folder(output, marker=_RECORD) as folder:
         save_rows(comparison.scored, folder / "scored", comparison.steps, name=loaded.name, revision=loaded.revision)
         record = json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n"

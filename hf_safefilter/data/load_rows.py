@@ -1,15 +1,19 @@
-"""Loading rows from a Hub id, a file, a folder of files, or a `save_to_disk` folder."""
+"""Loading rows from a Hub id, a file, a folder of files, or a `save_to_disk` folder.
+
+A local source is hashed before it is read and again afterwards, so that its digest is that of the rows. Rows that stay
+in its files, of a `save_to_disk` folder or a stream, are held to the digest once more when the work on them is done.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hf_safefilter.data.local_files import KINDS, kind_of, root_cause, rows_in
-from hf_safefilter.errors import DataError, MissingError, OptionError
+from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.paths import is_there, shortened
 
@@ -29,11 +33,26 @@ class Loaded:
         rows: The data set, or a dict of splits; iterable if it is streamed.
         name: Hub id, or name of the file or folder without its path.
         revision: Hub commit, or ``sha256:...`` of the files.
+        mapped: The local file or folder that the rows are still read from; None if they were copied, or are on the Hub.
     """
 
     rows: AnyRows
     name: str
     revision: str
+    mapped: Path | None = None
+
+    def require_unchanged(self) -> None:
+        """Raise unless the files that the rows are read from are still those that were hashed.
+
+        Raises:
+            IntegrityError: They were altered in the meantime.
+        """
+        if self.mapped is not None and (now := _content_digest(self.mapped)) != self.revision:
+            raise IntegrityError(
+                f"{self.name} was changed while it was read",
+                found=f"{now} instead of {self.revision}",
+                fix="run the same command again when nothing writes to it",
+            )
 
 
 def load_rows(
@@ -57,26 +76,33 @@ def load_rows(
     Raises:
         MissingError: There is no such source, or it has no such split.
         DataError: A file cannot be read as rows, or holds none.
+        IntegrityError: A file was changed while it was read.
     """
     path = Path(source)
     if is_there(path):
         path = path.expanduser()
         if revision is not None or config is not None:
             raise OptionError(f"{path.name} is local, so it has no revision or config", fix="leave them out")
-        rows = _local(path, split, streaming)
         name, pinned = path.resolve().name, _content_digest(path)
-    elif _HUB_ID.fullmatch(str(source)) and kind_of(path) is None:
-        rows, pinned = _hub(str(source), config, split, revision, streaming)
-        name = str(source)
-    else:
+        rows = _local(path, split, streaming)
+        loaded = Loaded(_unwrap(rows, name), name, pinned, path)
+        loaded.require_unchanged()
+        return loaded if streaming or _is_saved(path) else replace(loaded, mapped=None)
+    if not _HUB_ID.fullmatch(str(source)) or kind_of(path) is not None:
         raise MissingError(f"there is no file, folder or Hub data set {shortened(str(source))!r}", fix="check the path")
-    return Loaded(_unwrap(rows, name), name, pinned)
+    rows, pinned = _hub(str(source), config, split, revision, streaming)
+    return Loaded(_unwrap(rows, str(source)), str(source), pinned)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` has written a folder."""
+    return path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _local(path: Path, split: str | None, streaming: bool) -> AnyRows:
     from datasets import DatasetDict, load_from_disk
 
-    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if _is_saved(path):
         rows = load_from_disk(str(path))
         if split is not None:
             if not isinstance(rows, DatasetDict):

@@ -10,13 +10,14 @@ import csv
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.plain_copies import as_utf8, plainly_named, uncompressed
 from hf_safefilter.data.shapes import SPOKEN
-from hf_safefilter.errors import DataError, OptionError, SafefilterError, is_disk_full
+from hf_safefilter.errors import DataError, IntegrityError, OptionError, SafefilterError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _SPLITS = {
 }  # fmt: skip
 _LARGEST_CHUNK = 1 << 29  # bytes of JSON whose rows may have columns that others lack
 _SHOWN = 5
+_READ_WHOLE = "safefilter.read"
 
 
 def kind_of(path: Path) -> str | None:
@@ -186,10 +188,10 @@ def _opened(split: str, path: Path, streaming: bool) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        builder = _builder(split, path)
+        plain, digest, builder = _builder(split, path)
         if streaming:
             return builder.as_streaming_dataset(split=split)
-        builder.download_and_prepare(verification_mode="no_checks")
+        _prepare(builder, plain, digest)
         return builder.as_dataset(split=split)
     except (DatasetGenerationError, ValueError, OSError) as error:
         if isinstance(error, SafefilterError) or is_disk_full(error):
@@ -197,6 +199,32 @@ def _opened(split: str, path: Path, streaming: bool) -> Any:
         raise DataError(
             f"{path.name} cannot be read as rows", found=_bad_line(path) or root_cause(error), fix="correct the file"
         ) from error
+
+
+def _prepare(builder: DatasetBuilder, plain: Path, digest: str) -> None:
+    """Copy the rows of a file into the cache of `datasets`, under its digest, unless they are there already.
+
+    Raises:
+        IntegrityError: The file was changed while it was read; nothing is left under its digest.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    folder = Path(builder.cache_dir)
+    mark = folder / _READ_WHOLE
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(f"{folder}.{_READ_WHOLE}.lock"):
+        if mark.is_file():
+            builder.download_and_prepare(verification_mode="no_checks")
+            return
+        # without the mark, a process that died may not have found out that the file was changed under it
+        builder.download_and_prepare(verification_mode="no_checks", download_mode="force_redownload")
+        if file_sha256(plain) != digest:
+            shutil.rmtree(folder)
+            raise IntegrityError(
+                f"{plain.name} was changed while it was read",
+                fix="run the same command again when nothing writes to it",
+            )
+        mark.touch()
 
 
 def root_cause(error: BaseException) -> str:
@@ -220,8 +248,12 @@ def _bad_line(path: Path) -> str | None:
     return None
 
 
-def _builder(split: str, path: Path) -> DatasetBuilder:
-    """What reads one file, whose content, and not its name or time, decides whether it was read before."""
+def _builder(split: str, path: Path) -> tuple[Path, str, DatasetBuilder]:
+    """What reads one file, whose content, and not its name or time, decides whether it was read before.
+
+    Returns:
+        The file that is read, its digest, and what reads it.
+    """
     from datasets.data_files import DataFilesDict, DataFilesList
 
     kind = kind_of(path)
@@ -234,8 +266,9 @@ def _builder(split: str, path: Path) -> DatasetBuilder:
         options = {"chunksize": min(max(plain.stat().st_size, 1 << 20), _LARGEST_CHUNK), "parse_agent_traces": False}
     elif kind == "csv":
         options = _csv_options(plain, path)
-    files = DataFilesDict({split: DataFilesList([str(plain.resolve())], [(file_sha256(plain),)])})
-    return _reader(str(kind))(data_files=files, **options)
+    digest = file_sha256(plain)
+    files = DataFilesDict({split: DataFilesList([str(plain.resolve())], [(digest,)])})
+    return plain, digest, _reader(str(kind))(data_files=files, **options)
 
 
 def _reader(kind: str) -> Callable[..., DatasetBuilder]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from hf_safefilter.errors import DataError, is_disk_full
+from hf_safefilter.errors import DataError, IntegrityError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.atomic import atomic_file
 
@@ -65,15 +65,21 @@ def as_utf8(path: Path) -> Path:
 def _copy(path: Path, ending: str, opener: Callable[[Path], Any]) -> Path:
     from datasets import config
 
-    target = Path(config.HF_DATASETS_CACHE) / "safefilter-plain" / f"{file_sha256(path)}{ending.lower()}"
+    digest = file_sha256(path)
+    target = Path(config.HF_DATASETS_CACHE) / "safefilter-plain" / f"{digest}{ending.lower()}"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_file(target) as scratch, opener(path) as source, scratch.open("wb") as copy:
             shutil.copyfileobj(source, copy, _CHUNK)
+            if file_sha256(path) != digest:  # the copy would go by the digest of other bytes from now on
+                raise IntegrityError(
+                    f"{path.name} was changed while it was read",
+                    fix="run the same command again when nothing writes to it",
+                )
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and is_disk_full(error):
+        if isinstance(error, IntegrityError) or is_disk_full(error):
             raise
         raise DataError(f"{path.name} cannot be unpacked", found=str(error), fix="make the file again") from error
     return target

@@ -194,15 +194,19 @@ def folder_digest(folder: Path) -> str:
 def _digest_of(folder: Path, paths: Sequence[Path]) -> str:
     total = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        entry = f"{path.relative_to(folder).as_posix()}\0{_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n"
-        total.update(entry.encode())
+        total.update(f"{path.relative_to(folder).as_posix()}\0{_file_digest(path)}\n".encode())
     return "sha256:" + total.hexdigest()
 
 
+def _file_digest(path: Path) -> str:
+    """sha256 of a file: computed once a process, unless the file may have changed."""
+    stat = path.stat()
+    # anybody can set the time of modification; that of the last change of the entry is the system's own
+    return _remembered_digest(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
 @lru_cache(maxsize=4096)
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    # Size and time are arguments only to be part of the cache's key: large files are hashed once per process.
+def _remembered_digest(path: Path, *identity: int) -> str:
     return file_sha256(path)
 
 

@@ -99,6 +99,7 @@ def purify(
     from datasets import IterableDataset, IterableDatasetDict
 
     recipe = Recipe.read(recipe)
+    loaded = None
     if ds is None:
         data = recipe.data
         if data.path is None:
@@ -141,7 +142,10 @@ def purify(
     if recipe.decided_by in COMBINED:
         scored, rank = add_ranks(scored, [score_column(method.name) for method in recipe.methods], recipe.decided_by)
         steps.append(rank)
-    return _decide(scored, recipe, steps, choice, source_revision, streamed, anyway)
+    purified = _decide(scored, recipe, steps, choice, source_revision, streamed, anyway)
+    if loaded is not None:
+        loaded.require_unchanged()
+    return purified
 
 
 def _layers(method: MethodChoice, recipe: Recipe, choice: ReadingChoice | SafetyLayers | None) -> tuple[Layer, ...]:

@@ -102,6 +102,7 @@ def embed_shard(
         return folder, True
     require_replaceable(folder, TRAIL)
     rows = embed(shard.of(loaded.rows), step)
+    loaded.require_unchanged()
     try:
         trail.save(rows, folder)
     except OSError:

@@ -104,6 +104,15 @@ def test_a_changed_folder_is_not_loaded(own):
         trunk(key, 1, CPU)
 
 
+def test_a_change_that_keeps_size_and_time_is_seen(own):
+    before, weights = resolve_revision(str(own), None), own / "model.safetensors"
+    times, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert resolve_revision(str(own), None) != before
+
+
 def test_a_folder_has_no_branches(llama):
     with pytest.raises(OptionError, match="no revision 'main'"):
         resolve_revision(str(llama), "main")
