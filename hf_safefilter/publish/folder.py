@@ -12,6 +12,7 @@ from hf_safefilter.publish.croissant import croissant
 from hf_safefilter.publish.data_files import read_published, write_dropped, write_kept
 from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.plots import write_plots
+from hf_safefilter.publish.source_rows import require_source_rows
 from hf_safefilter.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def write_folder(
 
     Raises:
         OptionError: `out` holds other files, or the text of the dropped rows is wanted and not available.
-        PublishError: No row was kept, or the record may not be published.
+        PublishError: No row was kept, the record may not be published, or the rows that were written are not those of
+            `scored` that the decision keeps.
     """
     from hf_safefilter.decide.select import split
     from hf_safefilter.decide.thresholds import numbers_of
@@ -58,6 +60,10 @@ def write_folder(
         raise OptionError("the dropped rows of a stream are not stored", fix="do not include their text")
     with atomic_folder(Path(out), marker=PROVENANCE) as folder:
         write_kept(folder, rows, provenance)
+        for split_name, part in by_split(scored).items():
+            if hasattr(rows[split_name], "data"):  # rows of a stream were compared as they were read again
+                shards = sorted((folder / "data").glob(f"{split_name}-*.parquet"))
+                require_source_rows(shards, part, is_safe, provenance.columns_added)
         write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)
         published = read_published(folder)

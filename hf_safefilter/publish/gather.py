@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.columns import score_column
+from hf_safefilter.columns import ROW_ID, score_column
 from hf_safefilter.decide.evaluate import control_scores
 from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.decide.verdict.rank_statistics import spearman
@@ -70,7 +70,7 @@ def gather(
         verdict: The verdict on the deciding score by labels. None, or one that has too few labels: the references of
             the score and the lengths of the rows judge it.
         anyway: Whether the user insists on publishing in spite of a bad verdict; the card says so.
-        check_rows: Number of rows that are read and scored again from their text.
+        check_rows: Number of rows that are drawn at random, and read and scored again from their text.
         samples: Where the scored rows have no text, rows to do that with, and their indices among the scored rows;
             then `steps` must be given.
 
@@ -89,7 +89,7 @@ def gather(
     if steps is None:
         steps, check = _find_steps(scored, is_safe.column, scores, check_rows)
     else:
-        check = _check(samples or _spread_samples(scored, check_rows), steps, is_safe.column, scores, check_rows)
+        check = _check(samples or _random_samples(scored, check_rows), steps, is_safe.column, scores, check_rows)
     added = [column for step in steps for column in step.produces()]
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
     ids = {name: row_ids(part, _columns_option(steps)) for name, part in parts.items()}
@@ -152,7 +152,7 @@ def _find_steps(scored: Dataset | DatasetDict, column: str, scores: np.ndarray, 
     last_error: SafefilterError | None = None
     for chain in islice(step_chains(column), _MOST_CHAINS):
         try:
-            return chain, _check(_spread_samples(scored, rows), chain, column, scores, rows)
+            return chain, _check(_random_samples(scored, rows), chain, column, scores, rows)
         except SafefilterError as error:
             last_error = error
     raise PublishError(
@@ -234,11 +234,11 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
     return {f"{q:g}": float(value) for q, value in zip(_QUANTILES, np.quantile(finite, _QUANTILES), strict=True)}
 
 
-def _spread_samples(scored: Dataset | DatasetDict, rows: int) -> list[tuple[Dataset, list[int]]]:
-    """Some rows of each split, spread evenly over all, with their indices among the rows of all splits."""
+def _random_samples(scored: Dataset | DatasetDict, rows: int) -> list[tuple[Dataset, list[int]]]:
+    """Some rows of each split, drawn now from all, so that nobody knows beforehand which; with their indices."""
     parts = by_split(scored).values()
     total = sum(map(len, parts))
-    indices = np.unique(np.linspace(0, total - 1, min(rows, total)).round().astype(int)).tolist()
+    indices = np.sort(np.random.default_rng().choice(total, min(rows, total), replace=False)).tolist()
     start, samples = 0, []
     for part in parts:
         own = [index for index in indices if start <= index < start + len(part)]
@@ -261,7 +261,13 @@ def _check(
     for part, indices in samples:
         chosen = list(range(0, len(indices), stride))
         if chosen:
-            again = _rescored(part.select(chosen), steps, column)
+            sample = part.select(chosen)
+            again, ids = _rescored(sample, steps, column)
+            if ids is not None and ROW_ID in sample.column_names and ids != list(sample.with_format(None)[ROW_ID]):
+                raise PublishError(
+                    f"the column {ROW_ID!r} does not hold the ids of these rows",
+                    fix="remove it, and embed and score the rows again",
+                )
             before = scores[[indices[position] for position in chosen]]
             if not np.array_equal(np.isfinite(again), np.isfinite(before)):
                 worst = np.inf
@@ -277,12 +283,14 @@ def _check(
     return Check(rows=checked, largest_difference=worst, tolerance=tolerance)
 
 
-def _rescored(sample: Dataset, steps: Sequence[Step], column: str) -> np.ndarray:
+def _rescored(sample: Dataset, steps: Sequence[Step], column: str) -> tuple[np.ndarray, list[str] | None]:
+    """The scores of rows by their text alone, and their ids if a step gives any."""
     added = {name for step in steps for name in step.produces()}
     rows: dict[str, Any] = sample.remove_columns([n for n in sample.column_names if n in added]).with_format(None)[:]
     for step in steps:
         rows = rows | step(rows)
-    return np.asarray(rows[column], dtype=np.float64)
+    ids = list(rows[ROW_ID]) if ROW_ID in added else None
+    return np.asarray(rows[column], dtype=np.float64), ids
 
 
 def _environment() -> dict[str, str]:
