@@ -207,7 +207,7 @@ def _prepare(builder: DatasetBuilder, plain: Path, digest: str) -> None:
     Raises:
         IntegrityError: The file was changed while it was read; nothing is left under its digest.
     """
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # exported, but not listed
 
     folder = Path(builder.cache_dir)
     mark = folder / _READ_WHOLE
