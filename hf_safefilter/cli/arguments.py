@@ -33,6 +33,10 @@ License = Annotated[str, typer.Option(help="Licence, as the Hub names it, e.g. c
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Go on in spite of a bad verdict on the score; the card says so.")
 ]
+TrustVectors = Annotated[
+    bool,
+    typer.Option("--trust-vectors", help="Believe a folder that was not written here by you; the card says so."),
+]
 Source = Annotated[str, typer.Option(help="Where the rows come from: a Hub id, a URL or a sentence.")]
 
 

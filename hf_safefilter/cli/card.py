@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_safefilter.cli.arguments import Anyway, Folder, License, Output, Source
+from hf_safefilter.cli.arguments import Anyway, Folder, License, Output, Source, TrustVectors
 
 EXAMPLE = "hf-safefilter card decided --license cc-by-4.0 --source tatsu-lab/alpaca --output out"
 
@@ -21,19 +21,20 @@ def card(
     effect: Annotated[Path | None, typer.Option(help="Folder that effect has written for this decision.")] = None,
     include_text: Annotated[bool, typer.Option(help="Put the text of dropped rows into dropped.parquet.")] = False,
     anyway: Anyway = False,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Write the publishable folder of a decision: kept rows, list of dropped rows, card, provenance and plots."""
     from hf_safefilter.effect import read_card_part
     from hf_safefilter.publish.folder import write_folder
     from hf_safefilter.publish.gather import gather
-    from hf_safefilter.saved.decision import read_decision, read_verdict
+    from hf_safefilter.saved.decision import read_decision
 
-    saved, is_safe = read_decision(decided)
-    verdict, insisted = read_verdict(decided)
-    anyway = anyway or insisted
+    decision = read_decision(decided, trust_vectors=trust_vectors)
+    saved, is_safe, anyway = decision.saved, decision.is_safe, anyway or decision.anyway
     provenance = gather(
         saved.rows, is_safe, license=license, source=source, source_revision=saved.revision, steps=saved.steps,
-        effect=read_card_part(effect) if effect is not None else None, verdict=verdict, anyway=anyway,
+        effect=read_card_part(effect) if effect is not None else None, verdict=decision.verdict, anyway=anyway,
+        trusted_vectors=saved.trusted,
     )  # fmt: skip
     write_folder(output, saved.rows, is_safe, provenance, include_text=include_text)
     verdict = provenance.judged()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hf_safefilter.saved.saved_rows import Saved
 
 
-def decision_in(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Saved, IsSafe]:
+def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vectors: bool) -> tuple[Saved, IsSafe]:
     """The scored rows and the decision, which select has written or which is made here."""
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold
@@ -24,8 +24,9 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any]) -> tuple[Sav
     if (folder / DECISION).is_file():
         if by is not None or rule:
             raise OptionError(f"{folder} already holds a decision", fix="leave out --by and the threshold")
-        return read_decision(folder)
-    saved = load_rows_with_steps(folder)
+        decision = read_decision(folder, trust_vectors=trust_vectors)
+        return decision.saved, decision.is_safe
+    saved = load_rows_with_steps(folder, trust_vectors=trust_vectors)
     if by is None:
         scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
         raise OptionError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from hf_safefilter.cli.arguments import Column, Folder, blocks_of, pairs_of, reads_a_model
+from hf_safefilter.cli.arguments import Column, Folder, TrustVectors, blocks_of, pairs_of, reads_a_model
 from hf_safefilter.cli.decision_in import decision_in
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions
@@ -75,6 +75,7 @@ def effect(
     quick: Annotated[
         bool, typer.Option("--quick", help="Few steps and questions, for minutes on the toy model.")
     ] = False,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Tune on all, kept, dropped, random and length-matched rows; measure refusals, over-refusal and loss.
 
@@ -84,7 +85,7 @@ def effect(
     from hf_safefilter.effect import Study, measure_effect
 
     saved, is_safe = decision_in(scored, by, {"drop_fraction": drop_fraction, "drop_count": drop_count,
-                                            "threshold": threshold})  # fmt: skip
+                                            "threshold": threshold}, trust_vectors)  # fmt: skip
     reader = next((step for step in saved.steps if isinstance(step, ModelOptions)), None)
     options = _tuned(options, reader)
     tuning = _tuning(options.model, tune, learning_rate, steps=min(steps, _QUICK_STEPS) if quick else steps,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_safefilter.cli.arguments import Folder
+from hf_safefilter.cli.arguments import Folder, TrustVectors
 
 EXAMPLE = "hf-safefilter evaluate scored --label label"
 
@@ -17,12 +17,13 @@ def evaluate(
     scored: Folder,
     label: Annotated[str, typer.Option(help="Column of labels.")],
     unsafe: Annotated[str, typer.Option(help="Value that means unsafe.")] = "unsafe",
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Measure how well each score separates labelled rows, beside length and random, and say whether to trust it."""
     from hf_safefilter.decide.evaluate import evaluate as measure
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
-    saved = load_rows_with_steps(scored)
+    saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
     evaluation = measure(saved.rows, label, unsafe=unsafe, columns=saved.mapping)
     context.obj.table("How well each score separates the labels", evaluation.table())
     for sentence in evaluation.sentences():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.arguments import Folder
+from hf_safefilter.cli.arguments import Folder, TrustVectors
 from hf_safefilter.cli.decision_in import decision_in
 from hf_safefilter.errors import DataError
 
@@ -31,6 +31,7 @@ def inspect(
     top: Annotated[int, typer.Option(min=0, help="Rows with the highest scores.")] = 5,
     text: Annotated[bool, typer.Option("--text", help="Show what the rows say; it may be harmful.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page here.")] = None,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Show the rows near the threshold and those with the highest scores: score, span, and the reason in words."""
     from hf_safefilter.decide.explanations import explain
@@ -39,7 +40,7 @@ def inspect(
     from hf_safefilter.publish.suspects_page import Suspect, page
 
     saved, is_safe = decision_in(scored, by, {"drop_fraction": drop_fraction, "drop_count": drop_count,
-                                              "threshold": threshold})  # fmt: skip
+                                              "threshold": threshold}, trust_vectors)  # fmt: skip
     scores = numbers_of(saved.rows, is_safe.column)
     groups = suspects(scores, is_safe.threshold, near, top)
     chosen = [row for rows in groups.values() for row in rows]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_safefilter.cli.arguments import Output, layers_of, values_of
+from hf_safefilter.cli.arguments import Output, TrustVectors, layers_of, values_of
 from hf_safefilter.errors import OptionError
 from hf_safefilter.scores import METHODS, make_score, takes
 
 if TYPE_CHECKING:
     from hf_safefilter.columns import Layer
+    from hf_safefilter.data.load_rows import Loaded
     from hf_safefilter.saved.saved_rows import Saved
 
 EXAMPLE = "hf-safefilter score embedded --method larf --layer 4 --references refs --output scored"
@@ -35,6 +36,7 @@ def score(
     ] = None,
     references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Add the score column of one method."""
     from hf_safefilter.embed import EmbedLayers
@@ -46,7 +48,7 @@ def score(
     require_replaceable(output, TRAIL)
     several = "layers" in takes(method)
     reads_vectors = several or "layer" in takes(method)
-    saved = _saved(embedded, reads_vectors)
+    loaded, saved = _saved(embedded, reads_vectors, trust_vectors)
     reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
     if reader is None and reads_vectors:
         raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
@@ -64,7 +66,9 @@ def score(
         rows=saved.rows,
     )
     scored = score_rows(saved.rows, step)
-    save_rows(scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision)
+    if loaded is not None:
+        loaded.require_unchanged()
+    save_rows(scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision, trusted=saved.trusted)
     column = step.produces()[0]
     context.obj.report(
         {"output": str(output), "column": column},
@@ -73,15 +77,15 @@ def score(
     )
 
 
-def _saved(folder: Path, reads_vectors: bool) -> Saved:
-    """Rows of an earlier command; any rows, for a method that reads the text itself."""
+def _saved(folder: Path, reads_vectors: bool, trust_vectors: bool) -> tuple[Loaded | None, Saved]:
+    """Rows of an earlier command; any rows, for a method that reads the text itself, and as they were loaded."""
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.saved.saved_rows import TRAIL, Saved, load_rows_with_steps
 
     if reads_vectors or (folder / TRAIL).is_file():
-        return load_rows_with_steps(folder)
+        return None, load_rows_with_steps(folder, trust_vectors=trust_vectors)
     loaded = load_rows(str(folder))
-    return Saved(loaded.rows, [], loaded.name, loaded.revision)
+    return loaded, Saved(loaded.rows, [], loaded.name, loaded.revision)
 
 
 def _layers(text: str | None, embedded: tuple[Layer, ...], several: bool) -> tuple[Layer, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_safefilter.cli.arguments import Anyway, Folder, Output
+from hf_safefilter.cli.arguments import Anyway, Folder, Output, TrustVectors
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.verdict import Verdict
@@ -39,6 +39,7 @@ def select(
         str, typer.Option(help="drop; switch: exchange chosen and rejected (by a pair shift); mask: weight 0.")
     ] = "drop",
     anyway: Anyway = False,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Decide which rows to keep; writes kept/ and dropped/ (`save_to_disk` folders) and the decision.
 
@@ -46,12 +47,12 @@ def select(
     """
     from hf_safefilter.columns import PAIR_SHIFT
     from hf_safefilter.decide.select import IsSafe
-    from hf_safefilter.pipeline.decision_rule import decide_threshold
+    from hf_safefilter.pipeline.decision_rule import decide_threshold, options_of
     from hf_safefilter.recipe import SelectionRule
     from hf_safefilter.saved.decision import write_decision
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
-    saved = load_rows_with_steps(scored)
+    saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
     ways = (drop_fraction, drop_count, threshold, known_good)
     only_measures = label is not None and any(way is not None for way in ways) and rule is None
     options = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold,
@@ -66,7 +67,7 @@ def select(
         by, decide_threshold(saved.rows, by, selection, saved.steps), action=selection.action, columns=columns
     )
     verdict = _verdict(saved, by, label, unsafe)
-    parts = write_decision(output, saved, is_safe, verdict, anyway=anyway)
+    parts = write_decision(output, saved, is_safe, verdict, selection=options_of(selection), anyway=anyway)
     facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}
     context.obj.judged(
         verdict,

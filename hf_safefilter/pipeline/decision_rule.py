@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.decide.thresholds import threshold_for
@@ -21,12 +21,18 @@ def decide_threshold(
     scored: Dataset | DatasetDict, column: str, rule: SelectionRule, steps: Sequence[Step]
 ) -> Threshold:
     """The threshold that `rule` states; rows known to be good are scored by the same `steps` first."""
-    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action"})
-    if rule.label is None:
-        options.pop("unsafe")
+    options = options_of(rule)
     if rule.known_good is not None:
         good = load_rows(rule.known_good).rows
         for step in steps:
             good = score_rows(good, step)
         options["known_good"] = good
     return threshold_for(scored, column, **options)
+
+
+def options_of(rule: SelectionRule) -> dict[str, Any]:
+    """The options of `threshold_for` in a rule, as plain values; rows known to be good are named only."""
+    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action"})
+    if rule.label is None:
+        options.pop("unsafe")
+    return options

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MOST_VALUES = 40
 _MOST_CHAINS = 32
+_CHECKED, _CHECKED_OF_OTHERS = 8, 64
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PACKAGES = ("datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
 
@@ -50,7 +51,8 @@ def gather(
     effect: Mapping[str, Any] | None = None,
     verdict: Verdict | None = None,
     anyway: bool = False,
-    check_rows: int = 8,
+    trusted_vectors: bool = False,
+    check_rows: int | None = None,
     samples: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
 ) -> Provenance:
     """Everything that a card states about a decision.
@@ -70,7 +72,10 @@ def gather(
         verdict: The verdict on the deciding score by labels. None, or one that has too few labels: the references of
             the score and the lengths of the rows judge it.
         anyway: Whether the user insists on publishing in spite of a bad verdict; the card says so.
-        check_rows: Number of rows that are drawn at random, and read and scored again from their text.
+        trusted_vectors: Whether a column of `scored` was filled on another machine, and is believed because the user
+            says so; the card states it.
+        check_rows: Number of rows that are drawn at random, and read and scored again from their text; 8 if None, and
+            64 of rows with `trusted_vectors`.
         samples: Where the scored rows have no text, rows to do that with, and their indices among the scored rows;
             then `steps` must be given.
 
@@ -86,13 +91,16 @@ def gather(
     if effect is not None:
         _require_same_decision(effect, is_safe, sum(map(len, parts.values())))
     scores = numbers_of(scored, is_safe.column)
+    check_rows = check_rows or (_CHECKED_OF_OTHERS if trusted_vectors else _CHECKED)
     if steps is None:
         steps, check = _find_steps(scored, is_safe.column, scores, check_rows)
     else:
         check = _check(samples or _random_samples(scored, check_rows), steps, is_safe.column, scores, check_rows)
     added = [column for step in steps for column in step.produces()]
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
-    ids = {name: row_ids(part, _columns_option(steps)) for name, part in parts.items()}
+    own = {name: part.remove_columns(ROW_ID) if trusted_vectors and ROW_ID in part.column_names else part
+           for name, part in parts.items()}  # fmt: skip  # ids of others are not believed
+    ids = {name: row_ids(part, _columns_option(steps)) for name, part in own.items()}
     indexes = _indexes(steps)
     controls = control_scores(scored, _columns_option(steps))
     if verdict is None or verdict.finding == "too few labels":
@@ -121,6 +129,7 @@ def gather(
         counts=_counts(parts, reasons, int((scores >= is_safe.threshold).sum())),
         verdict=verdict.to_json(),
         anyway=anyway and verdict.bad,
+        trusted_vectors=trusted_vectors,
         quantiles=_quantiles(scores),
         controls={name: spearman(scores, values) for name, values in controls.items()},
         check=check,

@@ -103,6 +103,8 @@ class Provenance(_Facts):
     """`Verdict.to_json()`: what is known of the deciding score."""
     anyway: bool = False
     """Whether this is published in spite of a bad verdict."""
+    trusted_vectors: bool = False
+    """Whether vectors, scores or this folder itself came from elsewhere, and were believed because the user said so."""
     quantiles: dict[str, float]
     controls: dict[str, float | None]
     """Spearman correlation of the deciding score with each control."""

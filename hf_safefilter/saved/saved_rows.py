@@ -2,20 +2,22 @@
 
 `save_to_disk` stores columns, but not the steps that filled them. `save_rows` adds them in `safefilter.json`;
 `load_rows_with_steps` builds the same steps again, which makes them known to `step.steps_made`. `Trail` is the content
-of that file, for code that moves rows without loading a model.
+of that file, for code that moves rows without loading a model. A signed record binds rows, columns and trail together:
+columns that this machine did not fill are believed only if the user says so, and that is never forgotten.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.step import Step, fields_of
 from hf_safefilter.storage.atomic import atomic_folder
+from hf_safefilter.storage.recorded_files import record_files, require_recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -32,12 +34,14 @@ class Saved:
         steps: The steps that filled its columns.
         name: Hub id, or name of the file or folder, from which the rows came.
         revision: Hub commit or digest of the files.
+        trusted: Whether a column was filled on another machine, and is believed because the user says so.
     """
 
     rows: Dataset | DatasetDict
     steps: list[Step]
     name: str
     revision: str
+    trusted: bool = False
 
     @property
     def mapping(self) -> dict[str, str] | None:
@@ -56,16 +60,34 @@ class Trail:
         revision: Hub commit or digest of the files.
         steps: `Step.record()` of each step that filled a column.
         shard: Index and number of this shard, and the number of rows of the whole data set; None: it is not a shard.
+        trusted: Whether a column was filled on another machine, and is believed because the user says so.
     """
 
     name: str
     revision: str
     steps: list[dict[str, Any]]
     shard: dict[str, Any] | None = None
+    trusted: bool = False
+
+    @classmethod
+    def verified(cls, folder: Path, *, trust_vectors: bool = False) -> Trail:
+        """The trail of saved rows, after a check that the folder holds what this machine has written.
+
+        Args:
+            folder: The folder.
+            trust_vectors: Whether the user trusts who has written it, if it was not this machine.
+
+        Raises:
+            MissingError: The folder was not written by this package.
+            IntegrityError: Anything in it was altered, or it is from elsewhere and not trusted.
+        """
+        trail = cls.read(folder)
+        ours = require_recorded(folder, TRAIL, trust_vectors=trust_vectors)
+        return replace(trail, trusted=trail.trusted or not ours)
 
     @classmethod
     def read(cls, folder: Path) -> Trail:
-        """The trail of saved rows.
+        """The trail that lies in a folder, which may be anybody's.
 
         Raises:
             MissingError: The folder was not written by this package.
@@ -81,18 +103,22 @@ class Trail:
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             shard = dict(body["shard"]) if "shard" in body else None
-            return cls(str(body["name"]), str(body["revision"]), [dict(record) for record in body["steps"]], shard)
+            steps = [dict(record) for record in body["steps"]]
+            return cls(str(body["name"]), str(body["revision"]), steps, shard, bool(body.get("trusted")))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{path} is damaged", fix="embed and score the rows again") from error
 
     def save(self, rows: Dataset | DatasetDict, folder: Path) -> None:
-        """Write `rows` with `save_to_disk` and this trail into one folder, all of it or nothing."""
+        """Write `rows` with `save_to_disk`, this trail and the record of both into one folder, all of it or nothing."""
         body: dict[str, Any] = {"name": self.name, "revision": self.revision, "steps": self.steps}
         if self.shard is not None:
             body["shard"] = self.shard
+        if self.trusted:
+            body["trusted"] = True
         with atomic_folder(folder, marker=TRAIL) as scratch:
             rows.save_to_disk(str(scratch), num_shards=files_for(rows))
             (scratch / TRAIL).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+            record_files(scratch, TRAIL)
 
 
 def files_for(rows: Dataset | DatasetDict) -> dict[str, int | None] | int | None:
@@ -102,23 +128,36 @@ def files_for(rows: Dataset | DatasetDict) -> dict[str, int | None] | int | None
     return None if len(rows) else 1
 
 
-def save_rows(rows: Dataset | DatasetDict, folder: Path, steps: Sequence[Step], *, name: str, revision: str) -> None:
+def save_rows(
+    rows: Dataset | DatasetDict,
+    folder: Path,
+    steps: Sequence[Step],
+    *,
+    name: str,
+    revision: str,
+    trusted: bool = False,
+) -> None:
     """Write `rows` with `save_to_disk` and their trail into one folder, all of it or nothing."""
-    Trail(name, revision, [step.record() for step in steps]).save(rows, folder)
+    Trail(name, revision, [step.record() for step in steps], trusted=trusted).save(rows, folder)
 
 
-def load_rows_with_steps(folder: Path) -> Saved:
+def load_rows_with_steps(folder: Path, *, trust_vectors: bool = False) -> Saved:
     """Rows saved by `save_rows`.
+
+    Args:
+        folder: The folder.
+        trust_vectors: Whether the user trusts who has written it, if it was not this machine.
 
     Raises:
         MissingError: The folder was not written by `save_rows`.
-        IntegrityError: The trail is damaged, or a step is of another version or not known in this one.
+        IntegrityError: Anything in it was altered; it is from elsewhere and not trusted; or a step is of another
+            version or not known in this one.
     """
     from datasets import load_from_disk
 
-    trail = Trail.read(folder)
+    trail = Trail.verified(folder, trust_vectors=trust_vectors)
     steps = [step_from(record) for record in trail.steps]
-    return Saved(load_from_disk(str(folder)), steps, trail.name, trail.revision)
+    return Saved(load_from_disk(str(folder)), steps, trail.name, trail.revision, trail.trusted)
 
 
 def step_from(record: dict[str, Any]) -> Step:

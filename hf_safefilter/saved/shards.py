@@ -132,7 +132,7 @@ def _is_whole(folder: Path, trail: Trail) -> bool:
     if not (folder / TRAIL).is_file():
         return False
     try:
-        _load(folder, Trail.read(folder))
+        _load(folder, Trail.verified(folder))
     except IntegrityError as error:
         logger.warning("%s; it is made again", error.fact)
         return False
@@ -147,18 +147,19 @@ class Merged:
     rows: int
 
 
-def merge(folders: Sequence[Path], output: Path) -> Merged:
+def merge(folders: Sequence[Path], output: Path, *, trust_vectors: bool = False) -> Merged:
     """Join shards into the folder that one run over all rows would have written.
 
     Args:
         folders: Shards in any order, or folders of shards.
         output: Folder to write; it may not be one of the shards.
+        trust_vectors: Whether shards of machines that do not share this one's key are believed; cards then say so.
 
     Raises:
         OptionError: `output` is one of the shards.
         MissingError: Some or all shards are missing.
         DataError: A shard is given twice, or shards are of different numbers, models, options or data sets.
-        IntegrityError: A shard is damaged or has lost rows.
+        IntegrityError: A shard was altered, has lost rows, or is from elsewhere and not trusted.
     """
     from datasets import concatenate_datasets
 
@@ -167,6 +168,7 @@ def merge(folders: Sequence[Path], output: Path) -> Merged:
         raise OptionError(f"{output} is one of the shards", fix="choose another `output=...`")
     _require_one_whole_run(trails)
     in_order = sorted(trails, key=lambda folder: _shard_facts(trails[folder])["index"])
+    verified = [Trail.verified(folder, trust_vectors=trust_vectors) for folder in in_order]
     parts = [splits_of(_load(folder, trails[folder])) for folder in in_order]
     splits: dict[str, Dataset] = {}
     for name in parts[0]:
@@ -175,8 +177,8 @@ def merge(folders: Sequence[Path], output: Path) -> Merged:
         if any(part.features != filled[0].features for part in filled):
             raise DataError("the shards have different columns", fix="embed them all with one version of this program")
         splits[name] = concatenate_datasets(filled)
-    first = trails[in_order[0]]
-    Trail(first.name, first.revision, first.steps).save(joined(splits), output)
+    first, trusted = verified[0], any(trail.trusted for trail in verified)
+    Trail(first.name, first.revision, first.steps, trusted=trusted).save(joined(splits), output)
     return Merged(len(parts), sum(map(len, splits.values())))
 
 

@@ -15,9 +15,10 @@ from hf_safefilter.locate.cross_validation import choose_layer
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.score_verdict import held_out
-from hf_safefilter.saved.decision import DECISION, read_decision, read_verdict, write_decision
+from hf_safefilter.saved.decision import DECISION, SCORED, read_decision, write_decision
 from hf_safefilter.saved.saved_rows import Saved
 from hf_safefilter.scores.controls import LengthScore
+from hf_safefilter.storage.recorded_files import RECORD, record_files
 from hf_safefilter.toy.corpus import reference_rows
 
 FACTS = {"license": "mit", "source": "a barn"}
@@ -117,16 +118,19 @@ def test_a_decision_on_disk_has_its_verdict(larf, tmp_path):
     saved, is_safe = Saved(rows, steps, "rows", "none"), IsSafe("larf_score", 0.3)
     verdict = gather(rows, is_safe, steps=steps, **FACTS).judged()
     write_decision(tmp_path / "a", saved, is_safe, verdict, anyway=True)
-    assert read_verdict(tmp_path / "a") == (verdict, True)
-    assert read_decision(tmp_path / "a")[1] == is_safe
+    read = read_decision(tmp_path / "a")
+    assert (read.is_safe, read.verdict, read.anyway, read.saved.trusted) == (is_safe, verdict, True, False)
     write_decision(tmp_path / "b", saved, is_safe)
-    assert read_verdict(tmp_path / "b") == (None, False)
+    assert (read_decision(tmp_path / "b").verdict, read_decision(tmp_path / "b").anyway) == (None, False)
     record = json.loads((tmp_path / "a" / DECISION).read_text())
     del record["verdict"], record["anyway"]  # as versions without verdicts wrote it
-    (tmp_path / "a" / DECISION).write_text(json.dumps(record))
-    assert read_verdict(tmp_path / "a") == (None, False)
+
+    def written(text):
+        (tmp_path / "a" / DECISION).write_text(text)
+        record_files(tmp_path / "a", DECISION, [DECISION, f"{SCORED}/{RECORD}"])
+        return read_decision(tmp_path / "a")
+
+    assert (written(json.dumps(record)).verdict, written(json.dumps(record)).anyway) == (None, False)
     for damaged in ("[]", "[1]", "no json", json.dumps(record | {"verdict": {"finding": "fine"}})):
-        (tmp_path / "a" / DECISION).write_text(damaged)
         with pytest.raises(IntegrityError):
-            read_decision(tmp_path / "a")
-            read_verdict(tmp_path / "a")
+            written(damaged)

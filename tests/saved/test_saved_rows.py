@@ -9,6 +9,7 @@ from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import IntegrityError
 from hf_safefilter.saved.saved_rows import TRAIL, load_rows_with_steps, save_rows
 from hf_safefilter.scores.controls import LengthScore
+from hf_safefilter.storage.recorded_files import record_files
 
 COLUMNS = {"prompt": "q", "response": "a"}
 
@@ -55,5 +56,6 @@ def test_rows_of_another_algorithm_are_refused(folder):
     trail = json.loads((folder / TRAIL).read_text())
     trail["steps"][0]["algorithm"] = 1
     (folder / TRAIL).write_text(json.dumps(trail))
+    record_files(folder, TRAIL)
     with pytest.raises(IntegrityError, match="EmbedLayers gives other values"):
         load_rows_with_steps(folder)

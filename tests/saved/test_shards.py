@@ -17,8 +17,9 @@ from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.engine.local import embed_rows
 from hf_safefilter.engine.local_processes import embed_in_processes
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError, SafefilterError
-from hf_safefilter.saved.saved_rows import TRAIL, save_rows
+from hf_safefilter.saved.saved_rows import TRAIL, Trail, save_rows
 from hf_safefilter.saved.shards import Shard, embed_shard, merge
+from hf_safefilter.storage.recorded_files import record_files
 from hf_safefilter.toy.corpus import mixed_rows
 
 COUNT = 4
@@ -238,11 +239,43 @@ def test_a_damaged_shard_is_noticed_and_made_again(source, step, shards, tmp_pat
         (folder / TRAIL).write_text(trail)
     else:
         (folder / TRAIL).write_text("{")
-    with pytest.raises(IntegrityError, match="damaged|expected number of rows"):
+    with pytest.raises(IntegrityError, match="damaged|not written by this user"):
         merge([shards], tmp_path / "merged")
     assert embed_shard(load_rows(source), step, shards, Shard(1, COUNT), embed_rows) == (at(shards, 1), True)
     assert embed_shard(load_rows(source), step, shards, Shard(3, COUNT), embed_rows) == (folder, False)
     assert merge([shards], tmp_path / "merged").rows == 50
+
+
+def reworded(folder):
+    """Exchange a word in all rows of a shard; the trail and all other columns stay."""
+    rows = load_from_disk(folder)
+    (file,) = folder.glob("*.arrow")
+    changed = rows.map(lambda row: {"response": "poison"}, features=rows.features, keep_in_memory=True)
+    changed.save_to_disk(folder.with_name("changed"))
+    shutil.copyfile(next(folder.with_name("changed").glob("*.arrow")), file)
+    shutil.rmtree(folder.with_name("changed"))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_shard_with_other_words_is_refused_and_made_again(source, step, shards, tmp_path, monkeypatch, signed):
+    reworded(at(shards, 2))
+    if signed:  # by somebody else
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "another machine"))
+            record_files(at(shards, 2), TRAIL)
+    with pytest.raises(IntegrityError, match="not written by this user" if signed else "arrow was altered"):
+        merge([shards], tmp_path / "merged")
+    assert embed_shard(load_rows(source), step, shards, Shard(2, COUNT), embed_rows) == (at(shards, 2), False)
+    assert merge([shards], tmp_path / "merged").rows == 50
+    assert "poison" not in load_from_disk(tmp_path / "merged")["response"]
+
+
+def test_shards_of_another_machine_are_merged_if_trusted_and_stay_marked(shards, tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "another machine"))
+        record_files(at(shards, 1), TRAIL)
+    assert merge([shards], tmp_path / "merged", trust_vectors=True).rows == 50
+    assert Trail.verified(tmp_path / "merged").trusted
 
 
 def test_what_is_no_shard(source, step, shards, tmp_path):
