@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_safefilter.cli.arguments import Anyway
+from hf_safefilter.cli.arguments import Anyway, TrustVectors
 
 EXAMPLE = "hf-safefilter push out me/alpaca-safe"
 
@@ -19,6 +19,7 @@ def push(
     public: Annotated[bool, typer.Option(help="Make a new repository public; private if left out.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Push without showing the card and asking.")] = False,
     anyway: Anyway = False,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Publish a folder written by run or card, in one commit."""
     from hf_safefilter.publish.push import push_folder
@@ -27,5 +28,5 @@ def push(
         card = folder / "README.md"
         context.obj.message(card.read_text(encoding="utf-8") if card.is_file() else "")
         typer.confirm(f"Push {folder} to {repo} ({'public' if public else 'private'} if new)?", abort=True, err=True)
-    pushed = push_folder(folder, repo, private=not public, anyway=anyway)
+    pushed = push_folder(folder, repo, private=not public, anyway=anyway, trust_vectors=trust_vectors)
     context.obj.report({"repo": repo, "commit": pushed.oid, "url": pushed.url}, ids=[pushed.url])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.errors import IntegrityError
 from hf_safefilter.storage.artifacts import file_sha256
 
 if TYPE_CHECKING:
     from hf_safefilter.publish.data_files import Published
     from hf_safefilter.publish.provenance import Provenance
+
+RECORD = "croissant.json"
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -61,7 +65,7 @@ def croissant(provenance: Provenance, published: Published, folder: Path) -> dic
 
     Columns of plain values and of lists of them are described as fields; nested columns are in the files only.
     """
-    files = [*sorted((folder / "data").glob("*.parquet")), folder / "dropped.parquet"]
+    files = _data_files(folder)
     counts, selection = provenance.counts, provenance.selection
     activity = (
         f"dropped {counts.dropped} of {counts.rows} rows: {selection.column} below {selection.threshold!r} was kept"
@@ -90,6 +94,27 @@ def croissant(provenance: Provenance, published: Published, folder: Path) -> dic
         "distribution": [_file(path, folder) for path in files],
         "recordSet": [_records(split, published, files[:-1], folder) for split in published.splits],
     }
+
+
+def require_described(folder: Path) -> None:
+    """Raise unless each data file of a folder is the one that its Croissant record describes, and none is missing.
+
+    Raises:
+        IntegrityError: A file is another than the one that is described, or is not described.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        described = {str(entry["name"]): entry["sha256"] for entry in record["distribution"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder / RECORD} is missing or damaged", fix="write the folder again") from error
+    present = {path.relative_to(folder).as_posix(): path for path in _data_files(folder) if path.is_file()}
+    for name in sorted({*described, *present}):
+        if name not in present or file_sha256(present[name]) != described.get(name):
+            raise IntegrityError(f"{name} is not the file that {RECORD} describes", fix="write the folder again")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return [*sorted((folder / "data").glob("*.parquet")), folder / "dropped.parquet"]
 
 
 def _entity(name: str, version: str | None) -> dict[str, Any]:

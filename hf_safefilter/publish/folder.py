@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import OptionError
 from hf_safefilter.publish.card import render
-from hf_safefilter.publish.croissant import croissant
+from hf_safefilter.publish.croissant import RECORD, croissant
 from hf_safefilter.publish.data_files import read_published, write_dropped, write_kept
 from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.plots import write_plots
 from hf_safefilter.publish.source_rows import require_source_rows
 from hf_safefilter.storage.atomic import atomic_folder
+from hf_safefilter.storage.recorded_files import record_files
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -69,6 +70,7 @@ def write_folder(
         published = read_published(folder)
         (folder / PROVENANCE).write_text(provenance.to_json(), encoding="utf-8")
         record = croissant(provenance, published, folder)
-        (folder / "croissant.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = render(provenance, published, text_included=include_text)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        record_files(folder, PROVENANCE)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import MissingError, PublishError
 from hf_safefilter.publish.card import render
+from hf_safefilter.publish.croissant import RECORD, require_described
 from hf_safefilter.publish.data_files import DROPPED, Published, read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.storage.hub_commit import Pushed, Repository, commit
+from hf_safefilter.storage.recorded_files import require_recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FILES = (DROPPED, "croissant.json")
+_FILES = (DROPPED, RECORD)
 
 
 def push_filtered(
@@ -76,6 +78,7 @@ def push_folder(
     *,
     private: bool = True,
     anyway: bool = False,
+    trust_vectors: bool = False,
     token: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Pushed:
@@ -86,12 +89,15 @@ def push_folder(
         repo_id: Owner and name of the data set repository; it is created if it does not exist.
         private: Whether a new repository is private; an existing one keeps its setting.
         anyway: Whether to publish in spite of a bad verdict on the score; card and provenance say so.
+        trust_vectors: Whether the user trusts who has written the folder, if it was not this machine; card and
+            provenance say so.
         token: Hub token; None: the one of the login.
         sleep: Function that waits some seconds between tries.
 
     Raises:
         MissingError: The folder was not written by `write_folder`.
-        IntegrityError: The record or the data are damaged.
+        IntegrityError: A file was altered, added or removed since the folder was written, or the folder is from
+            elsewhere and not trusted.
         PublishError: The verdict is bad, or the Hub refused; the repository is unchanged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -103,10 +109,15 @@ def push_folder(
             found=f"no {PROVENANCE}",
             fix="write it with hf-safefilter run or hf-safefilter card",
         )
+    ours = require_recorded(folder, PROVENANCE, trust_vectors=trust_vectors)
+    require_described(folder)
     provenance = Provenance.from_json((folder / PROVENANCE).read_text(encoding="utf-8")).checked()
     record: str | bytes = str(folder / PROVENANCE)
     if anyway:
         provenance = provenance.insisted()
+    if not ours:
+        provenance = provenance.model_copy(update={"trusted_vectors": True})
+    if anyway or not ours:
         record = provenance.to_json().encode()
     provenance.require_trusted()
     published = read_published(folder)

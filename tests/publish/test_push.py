@@ -13,10 +13,11 @@ from huggingface_hub import DatasetCard, HfApi
 from hf_safefilter.decide.select import IsSafe, split
 from hf_safefilter.errors import MissingError, PublishError
 from hf_safefilter.publish.drop_reasons import by_split
-from hf_safefilter.publish.folder import write_folder
+from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.push import push_card, push_filtered, push_folder
 from hf_safefilter.recipe import Recipe
+from hf_safefilter.storage.recorded_files import record_files
 
 from .conftest import SECRET
 
@@ -90,6 +91,7 @@ def test_a_record_of_a_version_without_verdicts_is_published(hub, name, folder, 
     record = json.loads((folder / "provenance.json").read_text())
     old = {key: value for key, value in record.items() if key not in ("verdict", "anyway")}
     (tmp_path / "out" / "provenance.json").write_text(json.dumps(old))
+    record_files(tmp_path / "out", PROVENANCE)
     push_folder(tmp_path / "out", name)
     files = hub.repo(name).files()
     assert json.loads(files["provenance.json"]) == old
@@ -98,6 +100,7 @@ def test_a_record_of_a_version_without_verdicts_is_published(hub, name, folder, 
     (tmp_path / "out" / "provenance.json").write_text(
         json.dumps(old | {"verdict": record["verdict"] | {"bad": False, "trusted": True}})
     )
+    record_files(tmp_path / "out", PROVENANCE)
     with pytest.raises(PublishError, match="should not be published"):
         push_folder(tmp_path / "out", name)
 
