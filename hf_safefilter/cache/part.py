@@ -1,11 +1,14 @@
-"""A part: some rows of one layer in an Arrow file that is named after the checksum of its bytes.
+"""A part: some rows of one layer in an Arrow file that is named by a code of its bytes.
 
 It is written whole or not at all (scratch file, fsync, rename), never changed afterwards, and read memory-mapped.
-Two processes that write the same rows write the same file, so no lock is needed.
+Two processes that write the same rows write the same file, so no lock is needed. The code is made with this user's key
+(see `storage.signature`), so a file that somebody else has rewritten and named by its bytes is found out as well as one
+that is damaged.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import os
@@ -17,12 +20,12 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from hf_safefilter.data.ragged import Ragged, ragged_from_arrow, ragged_to_arrow
 from hf_safefilter.data.spans import SPANS_TYPE, spans_from_arrow, spans_to_arrow
 from hf_safefilter.errors import IntegrityError
 from hf_safefilter.storage.atomic import atomic_bytes
+from hf_safefilter.storage.signature import code_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,18 +96,13 @@ def write(folder: Path, mark: str, rows: StoredRows) -> Path:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     content = sink.getvalue()
-    target = folder / f"{checksum(content)}{PART}"
+    target = folder / f"{code_of(memoryview(content))}{PART}"
     atomic_bytes(target, memoryview(content))
     return target
 
 
-def checksum(content: pa.Buffer) -> str:
-    """128 bits of xxh3, hex: it detects accidental damage, and is as fast as reading memory."""
-    return xxhash.xxh3_128_hexdigest(content)
-
-
 def ids_of(path: Path, mark: str, width: int, dtype: type = np.float16) -> np.ndarray:
-    """Ids of the rows in a part, uint64 `(n, 2)`: a hint only, because the checksum of the file is not verified.
+    """Ids of the rows in a part, uint64 `(n, 2)`: a hint only, because the code of the file is not verified.
 
     Raises:
         OSError: The file no longer exists, or cannot be opened at the moment.
@@ -114,7 +112,7 @@ def ids_of(path: Path, mark: str, width: int, dtype: type = np.float16) -> np.nd
 
 
 def open_part(path: Path, mark: str, width: int, dtype: type = np.float16) -> StoredRows:
-    """The rows of a part, memory-mapped; its checksum is verified first.
+    """The rows of a part, memory-mapped; its code is verified first.
 
     Raises:
         OSError: The file no longer exists, or cannot be opened at the moment.
@@ -129,13 +127,13 @@ def _mapped(path: Path, *, verify: bool = False) -> pa.Buffer:
         raise IntegrityError(f"{path} is empty")
     with pa.memory_map(str(path)) as stream:
         content = stream.read_buffer()
-    if verify and checksum(content) != path.stem:
-        raise IntegrityError(f"{path} is not what was written", found=f"{content.size} bytes of another checksum")
+    if verify and not hmac.compare_digest(code_of(memoryview(content)), path.stem):
+        raise IntegrityError(f"{path} is not what was written", found=f"{content.size} bytes of another code")
     return content
 
 
 def verify(path: Path) -> None:
-    """Raise `IntegrityError` unless the bytes of a part match the checksum in its name."""
+    """Raise `IntegrityError` unless the bytes of a part match the code in its name."""
     _mapped(path, verify=True)
 
 

@@ -13,8 +13,9 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.errors import IntegrityError
 from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.storage.atomic import atomic_text
+from hf_safefilter.storage.signature import key_name
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file format: part of the name of a space, so that other versions do not read or change its files."""
 
 FACTS = "space.json"
@@ -44,8 +45,8 @@ class Space:
 
     @property
     def digest(self) -> str:
-        """32 hex digits: the name of the folder of the space."""
-        return hashlib.sha256(self.facts.encode()).hexdigest()[:32]
+        """32 hex digits: the name of the folder of the space, for users who share this one's key; see `part`."""
+        return hashlib.sha256(f"{self.facts}{key_name()}".encode()).hexdigest()[:32]
 
     @property
     def folder(self) -> Path:
@@ -59,17 +60,18 @@ class Space:
     def describe_in(self, folder: Path) -> None:
         """Write the description of the space into its folder, unless the folder has one."""
         if not (folder / FACTS).is_file():
-            atomic_text(folder / FACTS, json.dumps({"label": self.label, "facts": json.loads(self.facts)}) + "\n")
+            body = {"label": self.label, "facts": json.loads(self.facts), "key": key_name()}
+            atomic_text(folder / FACTS, json.dumps(body) + "\n")
 
 
 def read_facts(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Label and facts of the space in `folder`.
+    """Label and facts of the space in `folder`, and under "key" the name of the key with which its parts are named.
 
     Raises:
         IntegrityError: The description is missing or damaged.
     """
     try:
         body = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return str(body["label"]), dict(body["facts"])
+        return str(body["label"]), {**body["facts"], "key": body.get("key")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{folder} has no readable {FACTS}", fix=f"delete the folder: rm -r {folder}") from error

@@ -13,6 +13,7 @@ from hf_safefilter.cache.part import DAMAGED, PART, set_aside, verify
 from hf_safefilter.cache.space import FACTS, FORMAT, read_facts, rows_root
 from hf_safefilter.errors import IntegrityError, OptionError
 from hf_safefilter.storage.atomic import SCRATCH
+from hf_safefilter.storage.signature import key_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class SpaceUsage:
         layers: Layers and positions with cached rows.
         parts, damaged: Number of whole and of damaged files.
         size: Bytes of all files together.
-        current_format: Whether this version of the format wrote it.
+        current_format: Whether this version of the format wrote it, with the key of this user.
     """
 
     space: str
@@ -76,7 +77,7 @@ def _usage(folder: Path) -> SpaceUsage:
         parts=len(parts),
         damaged=sum(path.suffix == DAMAGED for path in files),
         size=sum(_size(path) for path in files),
-        current_format=facts.get("format") == FORMAT,
+        current_format=(facts.get("format"), facts.get("key")) == (FORMAT, key_name()),
     )
 
 
@@ -92,7 +93,7 @@ def _size(path: Path) -> int:
 
 
 def check() -> tuple[int, list[Path]]:
-    """Verify every part of this version of the format; damaged ones are set aside.
+    """Verify every part of this version of the format and this user; damaged ones are set aside.
 
     Returns:
         How many parts are whole, and the former paths of those that are damaged.

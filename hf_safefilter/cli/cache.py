@@ -27,7 +27,7 @@ def ls(context: typer.Context) -> None:
             "parts": space.parts,
             "damaged": space.damaged,
             "MB": round(space.size / 1e6, 1),
-            "note": "" if space.current_format else "of another version",
+            "note": "" if space.current_format else "of another version or user",
         }
         for space in spaces
     ]
@@ -42,7 +42,7 @@ def ls(context: typer.Context) -> None:
 
 @cache.command(epilog="Example: hf-safefilter cache verify")
 def verify(context: typer.Context) -> None:
-    """Verify every checksum. Damaged parts are set aside, and their rows read again when needed; exit code 1 if any."""
+    """Verify every part. What is damaged or rewritten is set aside, and read again when needed; exit code 1 if any."""
     from hf_safefilter.cache.upkeep import check
 
     whole, damaged = check()

@@ -1,14 +1,17 @@
 """Bytes that are not those that were written: noticed, set aside, read again; never an answer."""
 
+import hashlib
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from test_recall import SPACE, WIDTH, another_process, recall, same_as_the_model
 
 from hf_safefilter.cache import part
 from hf_safefilter.errors import IntegrityError
+from hf_safefilter.storage import signature
 
 ROWS = list(range(300))
 
@@ -84,10 +87,68 @@ def test_a_part_that_lacks_a_column(written, caplog):
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     content = sink.getvalue()
-    other = written.with_name(part.checksum(content) + ".arrow")
+    other = written.with_name(signature.code_of(memoryview(content)) + ".arrow")
     other.write_bytes(content)
     written.unlink()
     all_is_well_again(other, caplog)
+
+
+def rewritten(path):
+    """The bytes of a part with other vectors and all else as it was."""
+    with pa.OSFile(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    vectors = table["vectors"].combine_chunks()
+    numbers = vectors.flatten().flatten().to_numpy().copy()
+    numbers[:] = 1.0
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(numbers), WIDTH)
+    table = table.set_column(
+        table.column_names.index("vectors"),
+        "vectors",
+        pa.ListArray.from_arrays(vectors.offsets, inner, type=vectors.type),
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+NAMES = {
+    "its own": lambda content, path, monkeypatch: path.stem,
+    "a checksum": lambda content, path, monkeypatch: xxhash.xxh3_128_hexdigest(content),
+    "a digest": lambda content, path, monkeypatch: hashlib.sha256(content).hexdigest()[:32],
+    "the code of another user": lambda content, path, monkeypatch: code_elsewhere(content, path, monkeypatch),
+}
+
+
+def code_elsewhere(content, path, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setenv("HF_SAFEFILTER_CACHE", str(path.parents[3] / "another"))
+        return signature.code_of(memoryview(content))
+
+
+@pytest.mark.parametrize("named", NAMES)
+def test_a_part_that_was_rewritten_whole(written, caplog, monkeypatch, call, named):
+    """By somebody who knows the format, and names it as its bytes deserve."""
+    content = rewritten(written)
+    other = written.with_name(NAMES[named](content, written, monkeypatch) + ".arrow")
+    written.unlink()
+    other.write_bytes(content)
+    reading, asked = recall(ROWS)
+    same_as_the_model(reading, ROWS)
+    assert asked and "is not what was written" in caplog.text
+    for path in written.parent.iterdir():
+        path.unlink()
+    other.write_bytes(content)
+    assert call("cache", "verify")[0] == 1
+    assert not other.exists() and other.with_suffix(".damaged").exists()
+
+
+def test_parts_of_a_user_with_another_key_are_left_alone(written, monkeypatch, call, tmp_path):
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    monkeypatch.setenv(signature.KEY, str(tmp_path / "key"))
+    another_process()
+    assert recall(ROWS)[1], "they are not believed"
+    assert call("cache", "verify")[0] == 0 and written.exists()
 
 
 def test_a_part_that_vanishes_is_read_again(written, caplog):

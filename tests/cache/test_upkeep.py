@@ -74,7 +74,7 @@ def test_a_store_of_another_version_is_named_and_left_alone(filled, call):
     (folder / "space.json").write_text(json.dumps({"label": "made up", "facts": {"format": 99}}))
     (folder / "1" / "part.arrow").write_bytes(b"a format of the future" * 9999)
     _, found, _ = call("cache", "ls")
-    assert [one["note"] for one in found["spaces"]] == ["of another version", "", ""]
+    assert [one["note"] for one in found["spaces"]] == ["of another version or user", "", ""]
     assert call("cache", "verify")[:2] == (0, {"whole": 4, "damaged": 0, "set aside": []})
     assert not recall(list(range(100)))[1]
     assert (folder / "1" / "part.arrow").exists()
