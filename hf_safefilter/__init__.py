@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hf_safefilter.publish.push import push_card, push_filtered
     from hf_safefilter.recipe import Recipe
     from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.references.audit import audit_references
     from hf_safefilter.scores.anchors import AnchorScore
     from hf_safefilter.scores.controls import LengthScore, RandomScore
     from hf_safefilter.scores.direction import DirectionScore
@@ -98,6 +99,7 @@ _HOMES = {
     "Study": "effect",
     "TokenRiskScore": "scores.token_risk",
     "Tuning": "effect",
+    "audit_references": "references.audit",
     "choose_layer": "locate.cross_validation",
     "choose_reading": "locate.choose_reading",
     "compare_methods": "compare.compare_methods",
@@ -163,6 +165,7 @@ __all__ = [
     "TokenRiskScore",
     "Tuning",
     "__version__",
+    "audit_references",
     "choose_layer",
     "choose_reading",
     "compare_methods",

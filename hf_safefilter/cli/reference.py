@@ -1,4 +1,4 @@
-"""reference: build, show and publish reference sets."""
+"""reference: audit, build, show and publish reference sets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from hf_safefilter.cli.arguments import (
     pairs_of,
     reads_a_model,
 )
+from hf_safefilter.cli.output import NOT_TRUSTED
+from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
     from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.references.audit import Audit
 
-reference = typer.Typer(help="Build, show and publish reference sets.", no_args_is_help=True)
+Benign = Annotated[
+    str,
+    typer.Option(help="Ordinary rows for the safe side: file, folder or Hub id; starter: those that ship; or none."),
+]
+
+reference = typer.Typer(help="Audit, build, show and publish reference sets.", no_args_is_help=True)
 
 
 @reference.command(epilog="Example: hf-safefilter reference starter --model toy --layers 3,4 --output refs")
@@ -56,16 +64,81 @@ def build(
     license: License,
     source: Source,
     output: Output,
+    benign: Benign = "starter",
     column: Column = None,
 ) -> None:
-    """Build a reference set from unsafe and safe rows."""
-    from hf_safefilter.data.load_rows import load_rows
+    """Build a reference set from unsafe and safe rows, and ordinary ones, which ship with this package.
+
+    Without ordinary rows on the safe side, what only sounds unlike a refusal is taken for harm. The licence and source
+    of those that ship are added to the ones that you give.
+    """
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.references.open import build_references
 
     step = EmbedLayers.of(reading, layers_of(layers), pairs_of(column, "--column"))
-    index = ReferenceIndex.build(load_rows(unsafe).rows, load_rows(safe).rows, step, license=license, source=source)
+    index = build_references(unsafe, safe, _named(benign), step, license=license, source=source)
     _save(context, index, output)
+
+
+@reference.command(epilog="Example: hf-safefilter reference audit --unsafe unsafe.jsonl --safe safe.jsonl")
+def audit(
+    context: typer.Context,
+    references: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder or Hub id of a reference set, or starter for the rows that ship.", show_default=False
+        ),
+    ] = None,
+    unsafe: Annotated[str | None, typer.Option(help="Harmful requests with answers: file, folder or Hub id.")] = None,
+    safe: Annotated[str | None, typer.Option(help="The same requests with refusals: file, folder or Hub id.")] = None,
+    benign: Benign = "starter",
+    column: Column = None,
+) -> None:
+    """Say what is wrong with reference rows, before a model is loaded.
+
+    Length or form that gives a side away, repeats, too few rows, one topic, one language, rows that cannot be read. The
+    exit code is 3 if something is serious: scores that go by these rows are not to be trusted.
+    """
+    result = _audit(references, unsafe, safe, benign, pairs_of(column, "--column"))
+    printer = context.obj
+    printer.table(
+        f"Audit of {', '.join(f'{count} {kind}' for kind, count in result.counts.items())} rows", result.table()
+    )
+    for sentence in result.sentences():
+        printer.message(sentence)
+    printer.report(
+        result.to_json(),
+        ids=[f"{check.severity} {check.check}: {check.rows}" for check in result.findings],
+        hint=None if result.serious else "hf-safefilter reference build --help",
+    )
+    if result.serious:
+        raise typer.Exit(NOT_TRUSTED)
+
+
+def _audit(
+    references: str | None, unsafe: str | None, safe: str | None, benign: str, columns: dict[str, str] | None
+) -> Audit:
+    from hf_safefilter.data.load_rows import load_rows
+    from hf_safefilter.references.audit import audit_index, audit_references
+    from hf_safefilter.references.open import STARTER, open_references, ordinary_rows
+    from hf_safefilter.starter import starter_rows
+
+    if (references is None) == (unsafe is None) or (unsafe is None) != (safe is None):
+        raise OptionError(
+            "an audit looks at a reference set, or at rows of both sides",
+            fix="name a reference set, or --unsafe FILE and --safe FILE",
+        )
+    if references == STARTER:
+        return audit_references(starter_rows("unsafe"), starter_rows("safe"), starter_rows("benign"))
+    if references is not None:
+        return audit_index(open_references(references))
+    assert unsafe is not None and safe is not None  # checked above
+    benign_rows = ordinary_rows(_named(benign))
+    return audit_references(load_rows(unsafe).rows, load_rows(safe).rows, benign_rows, columns=columns)
+
+
+def _named(benign: str) -> str | None:
+    return None if benign == "none" else benign
 
 
 @reference.command(epilog="Example: hf-safefilter reference show refs")

@@ -26,10 +26,9 @@ from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
 from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.recipe import MethodChoice, Recipe
 from hf_safefilter.references import ReferenceIndex
-from hf_safefilter.references.open import open_references, require_same_reading
+from hf_safefilter.references.open import STARTER, build_references, open_references, require_same_reading
 from hf_safefilter.scores import COMBINED, fitted_to, make_score, takes
 from hf_safefilter.scores.shift import at_prompt_too
-from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -215,19 +214,13 @@ def load_references(recipe: Recipe, layers: Sequence[Layer]) -> ReferenceIndex:
     """The recipe's reference index: built from rows, or loaded and checked to come from the same model."""
     choice = recipe.references
     embed = EmbedLayers.of(_reading(recipe), layers)
-    if choice.path == "starter":
+    if choice.path == STARTER:
         return ReferenceIndex.starter(embed, choice.trait)
     if choice.path is None:
         rows = cast("dict[str, str]", choice.model_dump())  # without a path, the recipe requires all of these
-        unsafe, safe = load_rows(rows["unsafe"]).rows, load_rows(rows["safe"]).rows
-        license, source = rows["license"], rows["source"]
-        benign: Any = None
-        if choice.benign == "starter":
-            benign = starter_rows("benign")
-            license, source = f"{license}, {LICENSE}", f"{source}; ordinary rows: {SOURCE}"
-        elif choice.benign is not None:
-            benign = load_rows(choice.benign).rows
-        return ReferenceIndex.build(unsafe, safe, embed, benign=benign, license=license, source=source)
+        return build_references(
+            rows["unsafe"], rows["safe"], choice.benign, embed, license=rows["license"], source=rows["source"]
+        )
     index = open_references(choice.path, choice.revision)
     require_same_reading(index, embed)
     return index

@@ -1,17 +1,23 @@
-"""Opening a reference index from a folder or the Hub, and checking that it was read as the rows will be."""
+"""A reference index from files or the Hub, and the check that it was read as the rows will be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.errors import DataError
 from hf_safefilter.model.reading_options import positions_in
 from hf_safefilter.references.index import ReferenceIndex
+from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
 from hf_safefilter.storage.paths import is_folder
 
 if TYPE_CHECKING:
+    from hf_safefilter.data.load_rows import AnyRows
     from hf_safefilter.embed import EmbedLayers
+
+STARTER = "starter"
+"""The name of the ordinary rows that ship with this package."""
 
 _MUST_AGREE = (
     "model", "revision", "dtype", "position", "spans", "window", "max_length", "too_long", "chat_template_digest",
@@ -21,6 +27,43 @@ _MUST_AGREE = (
 def open_references(source: str | Path, revision: str | None = None) -> ReferenceIndex:
     """A reference index from a local folder or the Hub."""
     return ReferenceIndex.load(source) if is_folder(source) else ReferenceIndex.from_hub(str(source), revision)
+
+
+def build_references(
+    unsafe: str, safe: str, benign: str | None, embed: EmbedLayers, *, license: str, source: str
+) -> ReferenceIndex:
+    """A reference index of rows in files or on the Hub.
+
+    Args:
+        unsafe: Harmful requests with answers.
+        safe: The same requests with refusals.
+        benign: Ordinary requests answered; `STARTER`: those that ship with this package, whose licence and source are
+            added to the ones given; None: without any.
+        embed: The step that reads the rows.
+        license: Licence of the rows.
+        source: Where they come from.
+
+    Raises:
+        MissingError: There is no such file or data set.
+        DataError: See `ReferenceIndex.build`.
+    """
+    if benign == STARTER:
+        license, source = f"{license}, {LICENSE}", f"{source}; ordinary rows: {SOURCE}"
+    return ReferenceIndex.build(
+        load_rows(unsafe).rows,
+        load_rows(safe).rows,
+        embed,
+        benign=ordinary_rows(benign),
+        license=license,
+        source=source,
+    )
+
+
+def ordinary_rows(name: str | None) -> AnyRows | list[dict[str, str]] | None:
+    """The ordinary rows of that name, as `build_references` takes it."""
+    if name is None:
+        return None
+    return starter_rows("benign") if name == STARTER else load_rows(name).rows
 
 
 def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:
