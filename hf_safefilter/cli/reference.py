@@ -118,9 +118,8 @@ def audit(
 def _audit(
     references: str | None, unsafe: str | None, safe: str | None, benign: str, columns: dict[str, str] | None
 ) -> Audit:
-    from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.references.audit import audit_index, audit_references
-    from hf_safefilter.references.open import STARTER, open_references, ordinary_rows
+    from hf_safefilter.references.open import STARTER, open_references, ordinary_rows, rows_at
     from hf_safefilter.starter import starter_rows
 
     if (references is None) == (unsafe is None) or (unsafe is None) != (safe is None):
@@ -133,8 +132,7 @@ def _audit(
     if references is not None:
         return audit_index(open_references(references))
     assert unsafe is not None and safe is not None  # checked above
-    benign_rows = ordinary_rows(_named(benign))
-    return audit_references(load_rows(unsafe).rows, load_rows(safe).rows, benign_rows, columns=columns)
+    return audit_references(rows_at(unsafe), rows_at(safe), ordinary_rows(_named(benign)), columns=columns)
 
 
 def _named(benign: str) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.load_rows import load_rows
+from hf_safefilter.data.splits import parts_of
 from hf_safefilter.errors import DataError
 from hf_safefilter.model.reading_options import positions_in
 from hf_safefilter.references.index import ReferenceIndex
@@ -13,7 +14,6 @@ from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
 from hf_safefilter.storage.paths import is_folder
 
 if TYPE_CHECKING:
-    from hf_safefilter.data.load_rows import AnyRows
     from hf_safefilter.embed import EmbedLayers
 
 STARTER = "starter"
@@ -50,8 +50,8 @@ def build_references(
     if benign == STARTER:
         license, source = f"{license}, {LICENSE}", f"{source}; ordinary rows: {SOURCE}"
     return ReferenceIndex.build(
-        load_rows(unsafe).rows,
-        load_rows(safe).rows,
+        rows_at(unsafe),
+        rows_at(safe),
         embed,
         benign=ordinary_rows(benign),
         license=license,
@@ -59,11 +59,16 @@ def build_references(
     )
 
 
-def ordinary_rows(name: str | None) -> AnyRows | list[dict[str, str]] | None:
+def ordinary_rows(name: str | None) -> list[dict[str, Any]] | None:
     """The ordinary rows of that name, as `build_references` takes it."""
     if name is None:
         return None
-    return starter_rows("benign") if name == STARTER else load_rows(name).rows
+    return starter_rows("benign") if name == STARTER else rows_at(name)
+
+
+def rows_at(source: str) -> list[dict[str, Any]]:
+    """The rows of a file, folder or Hub data set, of all its splits."""
+    return [row for part in parts_of(load_rows(source).rows) for row in part]
 
 
 def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:

@@ -71,3 +71,15 @@ def test_ordinary_rows_may_be_the_users_own_or_none(call, files, tmp_path):
     assert (own.benign, own.license, own.source) == (60, "mit", "our red team")
     assert build(call, files, tmp_path / "none", "--benign", "none")[0] == 0
     assert ReferenceIndex.load(tmp_path / "none").benign == 0
+
+
+def test_all_splits_of_a_side_are_its_rows(call, files, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    for name, split in (("unsafe", "train"), ("long", "test")):
+        (both / f"{split}.jsonl").write_text(files[name].read_text())
+    code, out, err = build(call, files | {"unsafe": both}, tmp_path / "refs")
+    assert code == 0, err
+    assert json.loads(out)["unsafe"] == 120
+    code, out, _ = call("--format", "json", "reference", "audit", "--unsafe", both, "--safe", files["safe"])
+    assert json.loads(out)["counts"]["unsafe"] == 120
