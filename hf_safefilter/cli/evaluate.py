@@ -21,10 +21,12 @@ def evaluate(
 ) -> None:
     """Measure how well each score separates labelled rows, beside length and random, and say whether to trust it."""
     from hf_safefilter.decide.evaluate import evaluate as measure
+    from hf_safefilter.decide.overlap import apart_from_references, warn_of_overlap
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
     saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
-    evaluation = measure(saved.rows, label, unsafe=unsafe, columns=saved.mapping)
+    warn_of_overlap(saved.rows, saved.steps)
+    evaluation = measure(apart_from_references(saved.rows, saved.steps), label, unsafe=unsafe, columns=saved.mapping)
     context.obj.table("How well each score separates the labels", evaluation.table())
     for sentence in evaluation.sentences():
         context.obj.message(sentence)

@@ -39,6 +39,7 @@ def score(
     trust_vectors: TrustVectors = False,
 ) -> None:
     """Add the score column of one method."""
+    from hf_safefilter.decide.overlap import warn_of_overlap
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.engine.local import score_rows
     from hf_safefilter.references.open import open_references, require_same_reading
@@ -68,6 +69,7 @@ def score(
     scored = score_rows(saved.rows, step)
     if loaded is not None:
         loaded.require_unchanged()
+    warn_of_overlap(scored, [step])
     save_rows(scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision, trusted=saved.trusted)
     column = step.produces()[0]
     context.obj.report(

@@ -83,11 +83,13 @@ def _verdict(saved: Saved, column: str, label: str | None, unsafe: str) -> Verdi
     """The verdict on a column: by labels, or, without them or with too few, by its references and the lengths."""
     from hf_safefilter.columns import score_column
     from hf_safefilter.decide.evaluate import control_scores, verdict_by_labels
+    from hf_safefilter.decide.overlap import apart_from_references
     from hf_safefilter.decide.thresholds import numbers_of
     from hf_safefilter.publish.score_verdict import verdict_without_labels
 
     if label is not None:
-        verdict = verdict_by_labels(saved.rows, column, label, unsafe, saved.mapping)
+        measured = apart_from_references(saved.rows, saved.steps)
+        verdict = verdict_by_labels(measured, column, label, unsafe, saved.mapping)
         if verdict.finding != "too few labels":
             return verdict
     lengths = control_scores(saved.rows, saved.mapping)[score_column("length")]

@@ -18,6 +18,7 @@ from hf_safefilter.columns import Layer, score_column
 from hf_safefilter.compare.comparison import Comparison, Entry
 from hf_safefilter.data.splits import require_free
 from hf_safefilter.decide.evaluate import Evaluation, evaluate
+from hf_safefilter.decide.overlap import apart_from_references, warn_of_overlap
 from hf_safefilter.decide.thresholds import labels_of, numbers_of
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
@@ -139,10 +140,12 @@ def compare_methods(
         methods_used.append(_ScoredMethod(RANK_AVERAGE, None, rank, fit_seconds, score_seconds))
     methods_used.sort(key=lambda used: used.method in CONTROLS)
     evaluation = None
+    steps: list[Step] = [*([embed] if layers else []), *(used.step for used in methods_used)]
+    warn_of_overlap(scored, steps)
     if label is not None:
         scores = [used.column for used in methods_used]
-        evaluation = evaluate(scored, label, unsafe=unsafe, scores=scores, columns=columns, seed=seed)
-    steps: list[Step] = [*([embed] if layers else []), *(used.step for used in methods_used)]
+        measured = apart_from_references(scored, steps)
+        evaluation = evaluate(measured, label, unsafe=unsafe, scores=scores, columns=columns, seed=seed)
     return _comparison(scored, methods_used, steps, embed_seconds, skipped, evaluation)
 
 

@@ -235,10 +235,12 @@ def _decide(
     streamed: StreamedScores | None,
     anyway: bool,
 ) -> Purified:
+    from hf_safefilter.decide.overlap import apart_from_references, warn_of_overlap
     from hf_safefilter.decide.select import IsSafe, split
     from hf_safefilter.publish.gather import gather
 
     warn_of_unscorable(scored)
+    warn_of_overlap(scored, steps)
     column = recipe.decided_column
     threshold = decide_threshold(scored, column, recipe.select, steps)
     columns = with_ignored(recipe.data.columns, recipe.model.ignored) if recipe.select.action != "drop" else None
@@ -249,13 +251,15 @@ def _decide(
     if recipe.evaluate is not None:
         from hf_safefilter.decide.evaluate import evaluate
 
-        evaluation = evaluate(scored, recipe.evaluate.label, unsafe=recipe.evaluate.unsafe, columns=mapping)
+        measured = apart_from_references(scored, steps)
+        evaluation = evaluate(measured, recipe.evaluate.label, unsafe=recipe.evaluate.unsafe, columns=mapping)
         verdict = evaluation.verdict_on(column)
     labels = recipe.evaluate or recipe.select
     if verdict is None and labels.label is not None:
         from hf_safefilter.decide.evaluate import verdict_by_labels
 
-        verdict = verdict_by_labels(scored, column, labels.label, labels.unsafe, mapping)
+        measured = apart_from_references(scored, steps)
+        verdict = verdict_by_labels(measured, column, labels.label, labels.unsafe, mapping)
     provenance = gather(
         scored,
         is_safe,

@@ -1,6 +1,7 @@
 """The whole job in one call, on the toy model: every kind of input and rule, and the twelve lines of the design."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -216,3 +217,18 @@ def test_the_default_is_a_probe_over_layers_and_its_card_names_the_references(fi
     assert {f"emb_layer_{layer}" for layer in done.layer_choice.layers} <= set(done.scored.column_names)
     gone = [row["label"] for row in done.dropped]
     assert gone.count("unsafe") >= 14
+
+
+def test_rows_that_are_references_too_are_named_and_not_measured_on(files, rows, caplog):
+    unsafe, safe = reference_rows(40, 3)
+    both = [*rows, *({**row, "label": "safe"} for row in unsafe[:5]), *({**row, "label": "safe"} for row in safe[:2])]
+    logger = logging.getLogger("hf_safefilter")
+    with caplog.at_level(logging.WARNING):
+        logger.addHandler(caplog.handler)  # the command line lets nothing through to the root
+        done = purify(Dataset.from_list(both), recipe(files, evaluate={"label": "label"}))
+        logger.removeHandler(caplog.handler)
+    assert "7 of 127 rows are references too, 5 among the unsafe ones and 2 among the safe ones" in caplog.text
+    assert done.provenance.overlap == 7 and done.counts.rows == 127
+    alone = purify(None, recipe(files, evaluate={"label": "label"}))
+    assert done.evaluation.rows == 120
+    assert done.evaluation.separations[0].auroc == pytest.approx(alone.evaluation.separations[0].auroc, abs=1e-6)
