@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.errors import MissingError, ModelError
+from hf_safefilter.storage.paths import is_there
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-def merged(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedModel:
+
+def merged(model: PreTrainedModel, folder: Path, name: str, base: str, blocks: int) -> PreTrainedModel:
     """The model with the weights of the adapter in `folder` added to its own.
 
     Args:
-        model: A whole causal language model, perhaps without its upper blocks.
+        model: A causal language model, perhaps without its upper blocks.
         folder: ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT saves them.
         name: What the adapter is called, for messages.
+        base: What the model is called. A warning says so if the adapter names another one of the Hub.
+        blocks: Number of blocks of the whole model.
 
     Raises:
         MissingError: PEFT is not installed.
-        ModelError: The adapter is of a kind that cannot be merged, or it belongs to another base.
+        ModelError: The adapter is of a kind that cannot be merged, or it belongs to another base: its weights have
+            other shapes or names, or there are fewer or more of them than its configuration has in this model.
     """
     if find_spec("peft") is None:
         raise MissingError("reading an adapter needs peft: not installed", fix="pip install 'hf_safefilter[train]'")
@@ -38,11 +45,14 @@ def merged(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedModel:
         found=f"it names {config.get('base_model_name_or_path') or 'no base model'}",
         fix="name the model that it was trained on, with its revision",
     )
+    _warn_of_other_base(config, name, base)
     before = _digestible(model)
     try:
         wrapped = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-        _require_known_weights(wrapped, folder, model, other)
+        _require_own_weights(wrapped, folder, model, blocks, other)
         whole = cast("PreTrainedModel", wrapped.merge_and_unload())
+    except ModelError:
+        raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise other from error
     if before == _digestible(whole):
@@ -65,22 +75,36 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
-def _require_known_weights(wrapped: Any, folder: Path, model: PreTrainedModel, other: ModelError) -> None:
-    """Raise unless every weight of the adapter belongs to a block of the model, but for blocks that are not loaded."""
+def _warn_of_other_base(config: dict[str, Any], name: str, base: str) -> None:
+    """Models of one family have weights of one shape, so an adapter for another one of them would fit."""
+    named = str(config.get("base_model_name_or_path") or "")
+    ids = [text for text in (named, base) if _HUB_ID.fullmatch(text) and not is_there(text)]
+    if len(ids) == 2 and named.casefold() != base.casefold():
+        logger.warning("the adapter %s names %s as its base, and is merged into %s", name, named, base)
+
+
+def _require_own_weights(wrapped: Any, folder: Path, model: PreTrainedModel, blocks: int, other: ModelError) -> None:
+    """Raise unless the adapter has just the weights that it has in this model, but for blocks that are not loaded."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     taken = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     loaded = model.config.get_text_config().num_hidden_layers
     with safe_open(str(folder / "adapter_model.safetensors"), framework="numpy") as file:
-        left = [name for name in file.keys() if name not in taken]  # noqa: SIM118  (it is no mapping)
-    strange = [name for name in left if not _beyond(name, loaded)]
-    if strange:
+        stored = set(file.keys())
+    if any(not _is_above(name, loaded, blocks) for name in stored - taken):
         raise other
+    if missing := sorted(taken - stored):  # PEFT would fill them with zeros, and these blocks would be the base's own
+        raise ModelError(
+            f"{other.fact}, or its file is incomplete: {len(missing)} of its weights are missing",
+            found=f"no {missing[0]}; {other.found}",
+            fix=f"{other.fix}; or save the adapter again",
+        )
 
 
-def _beyond(name: str, loaded: int) -> bool:
-    return any(part.isdecimal() and int(part) >= loaded for part in name.split("."))
+def _is_above(name: str, loaded: int, blocks: int) -> bool:
+    """Whether a weight belongs to a block of the model that is not loaded."""
+    return any(part.isdecimal() and loaded <= int(part) < blocks for part in name.split("."))
 
 
 def _digestible(model: PreTrainedModel) -> dict[str, float]:

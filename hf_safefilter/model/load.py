@@ -206,7 +206,8 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
         _forget_quantisation(model)
     adapter = adapter_folder(key)
     if adapter is not None:
-        model = merged(model, adapter, str(base_and_adapter(key.model)[1]))
+        base, name = base_and_adapter(key.model)
+        model = merged(model, adapter, str(name), base, model_config(key).get_text_config().num_hidden_layers)
     location(key)
     keep_freed_memory()
     return model.eval().requires_grad_(False)

@@ -290,17 +290,20 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
             fix="install that package, or use the model in float32, bfloat16 or float16",
         ) from error
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(error)) from error
+        raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(model, error)) from error
 
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _advice(error: Exception) -> str:
+def _advice(model: str, error: Exception) -> str:
     text = str(error)
-    if GGUF in text.lower():
-        return "use a whole GGUF file of an architecture that transformers reads, or the model's safetensors"
+    if gguf_file(base_and_adapter(model)[0]):
+        return (
+            "use a whole GGUF file, of an architecture and number types that transformers reads (e.g. F16 or Q8_0), or "
+            "the model's safetensors"
+        )
     if isinstance(error, FileNotFoundError):
         return "download the model again: a file that its index names is missing"
     if "safetensors" in text and not isinstance(error, ValueError):

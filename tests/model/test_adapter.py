@@ -1,6 +1,7 @@
 """An adapter is read as the model that it makes: merged as PEFT merges it, pinned by both digests."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_safefilter import EmbedLayers, Recipe
 from hf_safefilter.errors import IntegrityError, ModelError
+from hf_safefilter.model.adapter import merged
 from hf_safefilter.publish.provenance import portable
 
 peft = pytest.importorskip("peft")
@@ -97,6 +99,43 @@ def test_an_adapter_of_another_model_is_refused(base, tmp_path):
 def test_blocks_that_are_not_loaded_are_no_reason(base, tmp_path):
     upper = save_adapter(base, tmp_path / "upper", layers_to_transform=[0, 3])
     assert EmbedLayers(str(base), [1], adapter=str(upper)).vectors(ROWS)[0].vectors[1].shape[0]
+
+
+@pytest.mark.parametrize(("blocks", "read"), [(2, 4), (6, 4), (6, 1)])
+def test_an_adapter_of_a_model_of_another_depth_is_refused(base, tmp_path, blocks, read):
+    other = save_small_model(tmp_path / "other", num_hidden_layers=blocks)
+    adapter = save_adapter(other, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="made for another model") as error:
+        EmbedLayers(str(base), [read], adapter=str(adapter)).vectors(ROWS)
+    assert str(other) in error.value.found and "was trained on" in error.value.fix
+
+
+def test_an_adapter_that_lacks_weights_is_refused(base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    file = save_adapter(base, tmp_path / "part") / "adapter_model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if "q_proj" in name}, file)
+    with pytest.raises(ModelError, match="8 of its weights are missing") as error:
+        EmbedLayers(str(base), [4], adapter=str(file.parent)).vectors(ROWS)
+    assert "down_proj" in error.value.found and "save the adapter again" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("named", "merged_into", "warned"),
+    [
+        ("them/base-7b", "them/chat-7b", True),
+        ("them/Base-7b", "Them/base-7b", False),
+        ("/tmp/base", "them/base", False),
+    ],
+)
+def test_an_adapter_that_names_another_base_is_told(base, tmp_path, caplog, named, merged_into, warned):
+    folder = save_adapter(base, tmp_path / "named")
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": named}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with caplog.at_level(logging.WARNING, "hf_safefilter"):
+        merged(model, folder, "us/adapter", merged_into, 4)
+    assert ("names them/base-7b as its base, and is merged into them/chat-7b" in caplog.text) == warned
 
 
 def test_what_is_no_adapter_is_said(base, adapter, tmp_path):

@@ -120,3 +120,19 @@ def test_what_is_no_gguf_file_is_said(tmp_path, file):
     with pytest.raises(ModelError, match="is missing") as error:
         EmbedLayers(str(file.parent), [1])
     assert file.name in error.value.fix
+
+
+def test_an_unknown_architecture_and_an_unknown_number_type_are_said(tmp_path, file):
+    """One name changed to another of its length, or one number in the header: of v3, behind name, rank and shape."""
+    raw = file.read_bytes()
+    (tmp_path / "arch.gguf").write_bytes(raw.replace(b"llama", b"gnomo"))
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
+        EmbedLayers(str(tmp_path / "arch.gguf"), [1])
+    assert "gnomo" in error.value.found and "architecture" in error.value.fix and "safetensors" in error.value.fix
+    name = b"blk.0.attn_q.weight"
+    place = raw.index(name) + len(name) + 4 + 2 * 8
+    assert int.from_bytes(raw[place : place + 4], "little") == 0  # F32
+    (tmp_path / "type.gguf").write_bytes(raw[:place] + (99).to_bytes(4, "little") + raw[place + 4 :])
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
+        EmbedLayers(str(tmp_path / "type.gguf"), [1]).vectors(ROWS)
+    assert "99" in error.value.found and "number types" in error.value.fix and "safetensors" in error.value.fix
