@@ -149,7 +149,7 @@ def choose_reading(
 
     Raises:
         OptionError: A method that does not go by references, or an invalid number of folds.
-        DataError: Too few references for this number of folds.
+        DataError: Too few references, refusals among them, or requests for this number of folds.
     """
     require_whole("folds", folds, least=2)
     for name in methods:
@@ -204,17 +204,22 @@ class _HeldOut:
     @classmethod
     def of(cls, references: ReferenceIndex, folds: int, seed: int) -> _HeldOut:
         rows = [references.rows(side) for side in ("unsafe", "safe")]
-        if min(map(len, rows)) < 2 * folds:
+        refused = np.array([not row.benign for row in rows[1]])
+        if min(len(rows[0]), refused.sum()) < 2 * folds:
             raise DataError(
-                f"{len(rows[0])} unsafe and {len(rows[1])} safe references are too few for {folds} folds",
-                fix=f"give at least {2 * folds} on each side, or name the layer, for example `layer=12`",
+                f"{len(rows[0])} unsafe and {refused.sum()} refused references are too few for {folds} folds",
+                fix=f"give at least {2 * folds} of each, or name the layer, for example `layer=12`",
             )
         numbers: dict[str, int] = {}
         requests = [
             np.array([numbers.setdefault(prompt_of(row.conversation), len(numbers)) for row in side]) for side in rows
         ]
+        if (count := len(set(requests[0].tolist()))) < folds:
+            raise DataError(
+                f"the unsafe references answer {count} requests, too few for {folds} folds of whole requests",
+                fix=f"give answers to at least {folds} requests, or name the layer, for example `layer=12`",
+            )
         fold_of = np.random.default_rng(seed).permutation(np.arange(len(numbers)) % folds)
-        refused = np.array([not row.benign for row in rows[1]])
         return cls(references, (fold_of[requests[0]], fold_of[requests[1]]), (requests[0], requests[1]), refused)
 
     def scores(self, method: str, layer: Layer) -> np.ndarray:

@@ -15,6 +15,7 @@ from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.vectors import lengths
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.references.standard_scaling import Scaling
 from hf_safefilter.scores.base import ReferenceScore, answer_means, layer_vectors
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class ShiftScore(ReferenceScore):
 
     _: KW_ONLY
     standardize: bool = False
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise unless the references were read at the end of the prompt too, and have a direction."""
@@ -130,7 +131,7 @@ def _direction(digest: str, layer: Layer, standardize: bool) -> np.ndarray:
     unsafe, refused = _means(index, layer)
     if not standardize:
         return compliance(unsafe, refused)
-    deviation = np.maximum(np.concatenate([unsafe, refused]).astype(np.float64).std(axis=0), 1e-12)
+    deviation = Scaling.of(unsafe, refused).deviation  # a coordinate that hardly varies must not rule all others
     return compliance(unsafe / deviation, refused / deviation) / deviation
 
 

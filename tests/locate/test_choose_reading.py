@@ -89,6 +89,18 @@ def test_what_makes_no_sense_is_said(index):
         choose_reading(index, folds=30)
 
 
+def test_few_requests_and_few_refusals_are_not_made_up_for_by_other_rows():
+    same = [[{**row, "prompt": f"Do {place % 4}"} for place, row in enumerate(rows)]
+            for rows in (unsafe_rows(30), safe_rows(30))]  # fmt: skip
+    with pytest.raises(DataError, match="answer 4 requests, too few for 5 folds of whole requests"):
+        choose_reading(ReferenceIndex.build(*same, StandIn((2,)), **FACTS))
+    benign = [{"prompt": f"Tell me {n}", "response": f"The answer is {n}."} for n in range(40)]
+    few = ReferenceIndex.build(unsafe_rows(30), safe_rows(9), StandIn((2,)), benign=benign, **FACTS)
+    with pytest.raises(DataError, match="30 unsafe and 9 refused references are too few for 5 folds") as error:
+        choose_reading(few)
+    assert "layer=12" in error.value.fix
+
+
 @pytest.mark.parametrize(("blocks", "layers"), [(30, [12, 15, 18, 21, 24]), (6, [2, 3, 4, 5]), (1, [1])])
 def test_the_middle_of_a_model(blocks, layers):
     assert middle_layers(blocks) == layers

@@ -123,8 +123,9 @@ def test_repeats_do_not_count_and_nor_do_answers_to_few_requests():
     checks = found(UNSAFE[:8] * 3, [{**row, "prompt": SAFE[place % 4]["prompt"]} for place, row in enumerate(SAFE)])
     assert checks["number", "unsafe"].figure == 8
     same = [[{**row, "prompt": rows[place % 4]["prompt"]} for place, row in enumerate(rows)] for rows in (UNSAFE, SAFE)]
-    check = found(*same)["number", "requests"]
+    check = found(*same)["number", "unsafe requests"]
     assert (check.severity, check.figure) == ("serious", 4)
+    assert found(UNSAFE[:9], SAFE)["number", "unsafe requests"].severity == "warning"
 
 
 def test_safe_rows_that_refuse_nothing():

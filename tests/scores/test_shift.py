@@ -60,6 +60,18 @@ def test_windows_of_an_answer_are_averaged_and_the_highest_answer_counts(index):
     assert found["shift_score"][0] == pytest.approx(max(first, each[2]), rel=1e-5)
 
 
+def test_a_coordinate_that_does_not_vary_does_not_rule_the_others():
+    """The means of equal numbers differ in their last digit, which a deviation of 0 must not blow up."""
+
+    def constant(vectors):
+        return np.where(np.arange(vectors.shape[1]) == 5, np.float32(0.1234567), vectors).astype(np.float32)
+
+    index = ReferenceIndex.build(unsafe_rows(37), safe_rows(29), StandIn(BOTH, change=constant), **FACTS)
+    step, row = ShiftScore(index, 2, standardize=True), batch(["Sure, a."])
+    moved = row | {"emb_layer_2": [[vectors + np.eye(1, len(vectors), 5)[0] for vectors in row["emb_layer_2"][0]]]}
+    assert abs(step(moved)["shift_score"][0] - step(row)["shift_score"][0]) < 1e-3
+
+
 def test_standardised_coordinates_weigh_each_axis_alike(index):
     unsafe, safe = (side.astype(np.float64) for side in index.vectors(2))
     deviation = np.concatenate([unsafe, safe[:9]]).std(axis=0)

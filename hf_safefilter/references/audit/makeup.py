@@ -73,12 +73,13 @@ def _too_few(rows: AuditedRows) -> list[Check]:
                 else "",
             )
         )
-    requests = [row.request for kind in KINDS[:2] for row in rows.of(kind)]
-    number = len(set(numbered(requests).tolist()))
-    few = number < LEAST_ROWS
-    sentence = f"{number} different requests" + (f", and whole requests are held out in {FOLDS} folds" if few else "")
-    fix = f"add other requests, {AGAIN}" if few else ""
-    return [*checks, Check("number", "requests", "serious" if few else "ok", sentence, float(number), fix=fix)]
+    number = len(set(numbered([row.request for row in rows.of("unsafe")]).tolist()))
+    severity = "serious" if number < FOLDS else "warning" if number < LEAST_ROWS else "ok"
+    sentence = f"the unsafe rows answer {number} requests"
+    if severity != "ok":
+        sentence += f": whole requests are held out in {FOLDS} folds"
+    fix = f"add answers to other requests, {AGAIN}" if severity != "ok" else ""
+    return [*checks, Check("number", "unsafe requests", severity, sentence, float(number), fix=fix)]
 
 
 def _refusals(rows: AuditedRows) -> Check:
