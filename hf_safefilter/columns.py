@@ -14,6 +14,10 @@ SPANS = "spans"
 """What of a row was read: a list of structs with `turn` (index among the messages), `rejected` (of a preference pair,
 whether it is in the rejected side), and `start` and `stop` (its tokens)."""
 
+READ_AS = "read_as"
+"""Digest of how a row was read (string): model, position, windows, template. A score compares it with that of its
+references."""
+
 UNSCORABLE = "unscorable"
 """Why a row could not be read (string); "" where it could. The embeddings and scores of such a row are NaN."""
 

@@ -19,6 +19,7 @@ from hf_safefilter import cache
 from hf_safefilter.cache import Gathering, RowVectors
 from hf_safefilter.columns import (
     FLOAT16_MAX,
+    READ_AS,
     ROW_ID,
     SPANS,
     TRUNCATED,
@@ -34,6 +35,7 @@ from hf_safefilter.data.reasons import advice
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.data.spans import SPAN
+from hf_safefilter.model.reading_digest import reading_digest
 from hf_safefilter.model.reading_options import WINDOW, ReadingOptions, checked_reading
 from hf_safefilter.step import Step
 
@@ -61,9 +63,10 @@ class EmbedLayers(ReadingOptions, Step):
     """Reads chosen layers of the model that is to be fine-tuned.
 
     Each answer that a trainer would learn (its text, reasoning and tool calls) is a span; a long one is read in
-    windows. Adds ``row_id``, ``truncated``, ``unscorable``, ``spans`` (what was read of the row), and for each layer
-    ``emb_layer_<k>``: a list with one vector for each span, computed in float32 and stored as float16 (values beyond
-    65504 are clamped and counted in the log). Further positions have columns of their own, such as
+    windows. Adds ``row_id``, ``truncated``, ``unscorable``, ``read_as`` (a digest of model, position, windows and
+    template, which scores compare with that of their references), ``spans`` (what was read of the row), and for each
+    layer ``emb_layer_<k>``: a list with one vector for each span, computed in float32 and stored as float16 (values
+    beyond 65504 are clamped and counted in the log). Further positions have columns of their own, such as
     ``emb_layer_12_last_prompt``. A row that cannot be read whole has no spans, and the reason in ``unscorable``.
 
     Construction pins what decides the vectors: the revision becomes a commit, or a digest of a local folder's files,
@@ -164,11 +167,11 @@ class EmbedLayers(ReadingOptions, Step):
         return with_ignored(dict(self.columns) if self.columns is not None else None, self.ignored)
 
     def produces(self) -> tuple[str, ...]:
-        """``row_id``, ``truncated``, ``unscorable``, ``spans``, and one column for each layer and position."""
-        return (ROW_ID, TRUNCATED, UNSCORABLE, SPANS, *map(embedding_column, self.keys))
+        """``row_id``, ``truncated``, ``unscorable``, ``read_as``, ``spans``, and one column a layer and position."""
+        return (ROW_ID, TRUNCATED, UNSCORABLE, READ_AS, SPANS, *map(embedding_column, self.keys))
 
     def compute(self, batch: Batch, rank: int | None) -> dict[str, Column]:
-        """The new columns: strings, bools, strings, `SPAN` and float16 `(hidden_size,)` for each span of a row."""
+        """The new columns: strings, bools, two of strings, `SPAN` and float16 `(hidden_size,)` for each span."""
         rows = conversations(batch, self.mapping) if batch.n else []
         ids = [row_id(row) for row in rows]
         if rows and cache.enabled():
@@ -181,6 +184,7 @@ class EmbedLayers(ReadingOptions, Step):
             ROW_ID: np.array(ids, dtype=object),
             TRUNCATED: read.truncated,
             UNSCORABLE: read.reasons,
+            READ_AS: np.full(len(rows), _read_as(self), dtype=object),
             SPANS: Ragged(read.spans, read.offsets),
         }
         return columns | {embedding_column(key): read.of(key) for key in self.keys}
@@ -329,6 +333,11 @@ def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:
     half = np.clip(vectors, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
     half[~finite] = np.nan
     return half
+
+
+@lru_cache(maxsize=32)
+def _read_as(step: EmbedLayers) -> str:
+    return reading_digest(step.describe())
 
 
 @lru_cache(maxsize=32)

@@ -62,7 +62,8 @@ def apart_from_references(ds: Dataset | DatasetDict, steps: Sequence[Step]) -> D
 
 def _sides(steps: Sequence[Step]) -> dict[str, str]:
     """Row id -> side, of all references that the steps compare with."""
-    indexes = [references(digest) for digest in {getattr(step, "references", None) for step in steps} - {None}]
+    digests = dict.fromkeys(step.references for step in steps if hasattr(step, "references"))
+    indexes = [references(digest) for digest in digests]
     return {row.row_id: side for index in indexes for side in SIDES for row in index.rows(side)}
 
 

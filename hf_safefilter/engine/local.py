@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from hf_safefilter.columns import EMBEDDING_PREFIX, SPANS, TRUNCATED
+from hf_safefilter.columns import EMBEDDING_PREFIX, READ_AS, SPANS, TRUNCATED
 from hf_safefilter.data.arrow_files import materialise, new_file
 from hf_safefilter.data.reasons import listed, reasons_in
 from hf_safefilter.data.splits import count_rows, each_split, parts_of, require_free
@@ -55,8 +55,9 @@ def _with_columns(
         from datasets import concatenate_datasets
 
         vectors = {name for name in part.column_names if name.startswith(EMBEDDING_PREFIX)}
-        spans = [SPANS] if SPANS in part.column_names else []  # they tell the sides of a preference pair apart
-        read = [*step.needs(), *spans] if step.needs() else [name for name in part.column_names if name not in vectors]
+        # spans tell the sides of a preference pair apart, and a score is for rows that were read as its references
+        beside = [name for name in (READ_AS, SPANS) if name in part.column_names]
+        read = [*step.needs(), *beside] if step.needs() else [name for name in part.column_names if name not in vectors]
         options = {
             "batched": True, "batch_size": ROWS_PER_CALL, "num_proc": num_proc, "with_rank": True, "desc": desc,
             # not beside the rows, where a file that came with them could stand in for the result

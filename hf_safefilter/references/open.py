@@ -16,12 +16,12 @@ from hf_safefilter.storage.paths import is_folder
 if TYPE_CHECKING:
     from hf_safefilter.embed import EmbedLayers
 
-STARTER = "starter"
-"""The name of the ordinary rows that ship with this package."""
-
 _MUST_AGREE = (
     "model", "revision", "dtype", "position", "spans", "window", "max_length", "too_long", "chat_template_digest",
 )  # fmt: skip
+
+STARTER = "starter"
+"""The name of the ordinary rows that ship with this package."""
 
 
 def open_references(source: str | Path, revision: str | None = None) -> ReferenceIndex:

@@ -24,6 +24,7 @@ from hf_safefilter.data.vectors import by_piece, lengths
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.coordinates import Coordinates, coordinates, neighbours_index
+from hf_safefilter.references.read_alike import require_read_alike
 from hf_safefilter.references.read_sides import refuse_zero_direction
 from hf_safefilter.step import Step
 
@@ -238,6 +239,7 @@ class ReferenceScore(SpanScore):
     def vectors(self, batch: Batch) -> Ragged:
         """The batch's vectors at `layer`, of the same length as those of the references; see `layer_vectors`."""
         index = self.index
+        require_read_alike(batch, index.embed, embedding_column(self.layer))
         return layer_vectors(batch, self.layer, index.vectors(self.layer)[0].shape[1], index.embed.get("model"))
 
 

@@ -15,6 +15,7 @@ from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.vectors import lengths
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex, references
+from hf_safefilter.references.read_alike import require_read_alike
 from hf_safefilter.references.standard_scaling import Scaling
 from hf_safefilter.scores.base import ReferenceScore, answer_means, layer_vectors
 
@@ -75,6 +76,7 @@ class ShiftScore(ReferenceScore):
 
     def vectors(self, batch: Batch) -> Ragged:
         """Vectors of the answers minus those of the end of the prompt, float32 (m, d)."""
+        require_read_alike(batch, self.index.embed, embedding_column(self.layer))
         width = self.index.vectors(self.layer)[0].shape[1]
         answer = layer_vectors(batch, self.layer, width)
         key = prompt_key(self.layer)

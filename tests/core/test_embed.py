@@ -113,7 +113,7 @@ def test_new_columns_only_in_fixed_names_and_dtypes(llama):
     found = step(given)
     assert tuple(found) == step.produces()
     vectors = [f"emb_layer_{layer}{position}" for layer in (0, 2, "norm") for position in ("", "_last_prompt")]
-    assert step.produces() == ("row_id", "truncated", "unscorable", "spans", *vectors)
+    assert step.produces() == ("row_id", "truncated", "unscorable", "read_as", "spans", *vectors)
     assert given == columns(CHAT), "the rows are left alone"
     for name in vectors:
         assert [cell.shape for cell in found[name]] == [(len(spans), 32) for spans in found["spans"]]

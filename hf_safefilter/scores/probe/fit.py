@@ -36,10 +36,12 @@ _FILE = "probe.safetensors"
 class Probe(Fitted):
     """A direction and an offset for each of its layers; made by `fit_probe`.
 
-    `facts` has the layers, the form and its options, the digest of the references, and the numbers of examples.
+    `facts` has the layers, the form and its options, the digest of the references and how they were read, and the
+    numbers of examples.
     """
 
     KIND = "probe"
+    VERSION = 2
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -123,7 +125,8 @@ def fit_probe(
             examples = examples.joined(own, weight)
         fitted.append(_boundary(examples, form, shrinkage if form == "lda" else strength))
     facts = {"layers": list(names), "form": form, "shrinkage": shrinkage, "strength": strength, "weight": weight}
-    return _stored(fitted, facts | {"references": references.digest, "counts": counts})
+    more = {"references": references.digest, "embed": references.embed, "counts": counts}
+    return _stored(fitted, facts | more)
 
 
 def boundary(unsafe: Ragged, safe: Ragged, benign: np.ndarray, shrinkage: float = 0.3) -> tuple[np.ndarray, float]:

@@ -10,6 +10,7 @@ import numpy as np
 from hf_safefilter.columns import embedding_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.references.read_alike import require_read_alike
 from hf_safefilter.scores.base import Fitting, SpanScore, answer_means, layer_vectors
 from hf_safefilter.scores.probe.fit import Probe, fit_probe
 from hf_safefilter.step import Step
@@ -60,6 +61,7 @@ class ProbeScore(SpanScore):
     def vectors(self, batch: Batch) -> Ragged:
         """The batch's vectors at the layers of the probe, one after the other."""
         fitted = Probe.of(self.probe)
+        require_read_alike(batch, fitted.facts["embed"], embedding_column(fitted.layers[0]))
         parts = [layer_vectors(batch, layer, fitted.directions.shape[1]) for layer in fitted.layers]
         return Ragged(np.concatenate([part.values for part in parts], axis=1), parts[0].offsets)
 
