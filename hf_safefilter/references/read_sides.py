@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _SMALLEST_DIRECTION = 1e-6
 _SHOWN = 5
+_AUDIT = "hf-safefilter reference audit --unsafe FILE --safe FILE"
 
 
 def read_sides(
@@ -64,7 +65,10 @@ def _with_benign(safe: Side, benign: Side) -> Side:
 def _read(side: str, rows: Dataset | Iterable[Mapping[str, Any]], embed: EmbedLayers) -> Side:
     rows = rows if isinstance(rows, Sized) else list(rows)
     if not len(rows):
-        raise DataError(f"there are no {side} reference rows", fix="pass at least one row for each side")
+        raise DataError(
+            f"there are no {side} reference rows",
+            fix=f"pass at least one row for each side, and see what is needed: {_AUDIT}",
+        )
     read, conversations = embed.vectors(rows)
     _refuse_pairs(side, conversations)
     _refuse_unreadable(side, read)
@@ -73,7 +77,10 @@ def _read(side: str, rows: Dataset | Iterable[Mapping[str, Any]], embed: EmbedLa
         logger.warning("%d of %d %s reference rows are too long and were cut", truncated, len(conversations), side)
     ids = [row_id(conversation) for conversation in conversations]
     if len(ids) > 1 and len(set(ids)) == 1:
-        raise DataError(f"all {len(ids)} {side} reference rows are the same row", fix="pass different rows")
+        raise DataError(
+            f"all {len(ids)} {side} reference rows are the same row",
+            fix=f"pass different rows, and see what is needed: {_AUDIT}",
+        )
     by_layer = {layer: np.ascontiguousarray(values, dtype=np.float32) for layer, values in read.vectors.items()}
     return Side(list(conversations), ids, np.diff(read.offsets).tolist(), truncated, 0, by_layer)
 
@@ -104,12 +111,14 @@ def _refuse_unreadable(side: str, read: RowVectors) -> None:
 def _refuse_shared(unsafe: Sequence[str], safe: Sequence[str], other: str = "safe") -> None:
     both = set(unsafe) & set(safe)
     if both and both == set(unsafe) | set(safe):
-        raise DataError(f"the unsafe and the {other} references are the same rows", fix="check which file is which")
+        raise DataError(
+            f"the unsafe and the {other} references are the same rows", fix=f"check which file is which: {_AUDIT}"
+        )
     if both:
         raise DataError(
             f"{len(both)} rows are on both sides of the references",
             found=_shortened([f"unsafe row {index}" for index, row_id in enumerate(unsafe) if row_id in both]),
-            fix="remove these rows from one side (counted from 0)",
+            fix=f"remove these rows from one side (counted from 0), and look for more: {_AUDIT}",
         )
 
 

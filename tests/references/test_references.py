@@ -138,8 +138,9 @@ def test_rows_of_the_data_set_among_the_references_are_reported(index):
     (unsafe_rows(2) + [{"prompt": "p", "response": ""}], safe_rows(), r"1 of 3 unsafe[\s\S]*row 2: empty_response"),
 ])  # fmt: skip
 def test_sets_that_nothing_can_be_told_from_are_refused(unsafe, safe, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         build(unsafe, safe)
+    assert "hf-safefilter reference audit" in error.value.fix or "correct or remove" in error.value.fix
 
 
 def test_one_row_a_side_is_enough():
