@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from hf_safefilter.cli.arguments import Column, Folder, TrustVectors, blocks_of, pairs_of, reads_a_model
-from hf_safefilter.cli.decision_in import decision_in
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions
+from hf_safefilter.pipeline.stored_decision import decision_in
 
 if TYPE_CHECKING:
     from hf_safefilter.cli.output import Printer
     from hf_safefilter.effect import Questions, Tuning
     from hf_safefilter.effect.ledger import Run
     from hf_safefilter.saved.saved_rows import Saved
-    from hf_safefilter.step import Step
 
 EXAMPLE = "hf-safefilter effect scored --by larf_score --drop-fraction 0.05 --quick --output effect"
 
@@ -163,21 +162,10 @@ def _questions(model: str, harmful: str | None, over_refusal: str | None, benign
 def _reference_prompts(saved: Saved) -> list[str]:
     """Prompts of the references: they must not be asked, because the score has used them."""
     from hf_safefilter.data.conversations import prompt_of
-    from hf_safefilter.references import references
+    from hf_safefilter.decide.overlap import references_of
 
-    digests = dict.fromkeys(filter(None, map(_compared_with, saved.steps)))
-    rows = (row for digest in digests for side in ("unsafe", "safe") for row in references(digest).rows(side))
+    rows = (row for index in references_of(saved.steps) for side in ("unsafe", "safe") for row in index.rows(side))
     return [prompt_of(row.conversation) for row in rows]
-
-
-def _compared_with(step: Step) -> str | None:
-    """Digest of the references that a step compares with; a gradient anchor states what it was fitted to."""
-    from hf_safefilter.scores.base import ReferenceScore
-    from hf_safefilter.scores.gradient import GradientAnchor, GradientScore
-
-    if isinstance(step, GradientScore):
-        return GradientAnchor.of(step.anchor).facts.get("references")
-    return step.references_digest if isinstance(step, ReferenceScore) else None
 
 
 def _progress(printer: Printer) -> Callable[[Run, int, int], None]:

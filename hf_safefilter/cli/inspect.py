@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_safefilter.cli.arguments import Folder, TrustVectors
-from hf_safefilter.cli.decision_in import decision_in
 from hf_safefilter.errors import DataError
+from hf_safefilter.pipeline.stored_decision import decision_in
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

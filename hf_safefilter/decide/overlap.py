@@ -60,11 +60,16 @@ def apart_from_references(ds: Dataset | DatasetDict, steps: Sequence[Step]) -> D
     return joined(kept)
 
 
+def references_of(steps: Sequence[Step]) -> list[ReferenceIndex]:
+    """The references that the steps compare with, or were fitted to."""
+    return [
+        references(digest) for digest in dict.fromkeys(getattr(step, "references", None) for step in steps) if digest
+    ]
+
+
 def _sides(steps: Sequence[Step]) -> dict[str, str]:
     """Row id -> side, of all references that the steps compare with."""
-    digests = dict.fromkeys(step.references for step in steps if hasattr(step, "references"))
-    indexes = [references(digest) for digest in digests]
-    return {row.row_id: side for index in indexes for side in SIDES for row in index.rows(side)}
+    return {row.row_id: side for index in references_of(steps) for side in SIDES for row in index.rows(side)}
 
 
 def _ids(ds: Dataset | DatasetDict) -> list[str]:

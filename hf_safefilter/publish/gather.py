@@ -15,6 +15,7 @@ import numpy as np
 
 from hf_safefilter.columns import ROW_ID, score_column
 from hf_safefilter.decide.evaluate import control_scores
+from hf_safefilter.decide.overlap import references_of
 from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
-    from hf_safefilter.references import ReferenceIndex
 
 _MOST_VALUES = 40
 _MOST_CHAINS = 32
@@ -101,7 +101,7 @@ def gather(
     own = {name: part.remove_columns(ROW_ID) if trusted_vectors and ROW_ID in part.column_names else part
            for name, part in parts.items()}  # fmt: skip  # ids of others are not believed
     ids = {name: row_ids(part, _columns_option(steps)) for name, part in own.items()}
-    indexes = _indexes(steps)
+    indexes = references_of(steps)
     controls = control_scores(scored, _columns_option(steps))
     if verdict is None or verdict.finding == "too few labels":
         verdict = verdict_without_labels(is_safe.column, scores, controls[score_column("length")], steps)
@@ -194,13 +194,6 @@ def _as_dict(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _columns_option(steps: Sequence[Step]) -> dict[str, str] | None:
     """Where things stand in a row, and what may go unread, according to the step that reads a model."""
     return next((step.mapping for step in steps if hasattr(step, "mapping")), None)
-
-
-def _indexes(steps: Sequence[Step]) -> list[ReferenceIndex]:
-    from hf_safefilter.references import references
-
-    digests = dict.fromkeys(filter(None, (getattr(step, "references", None) for step in steps)))
-    return [references(digest) for digest in digests]
 
 
 def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dangerous: int) -> Counts:

@@ -207,12 +207,19 @@ def test_scores_are_laid_beside_the_rows_without_copying_them(files, rows, tmp_p
         score_rows(ds, step)
 
 
-def test_the_default_is_a_probe_over_layers_and_its_card_names_the_references(files):
+def test_the_default_looks_for_two_dangers_and_its_card_says_which_took_a_row(files):
     body = recipe(files, layer="auto")
     del body["methods"]
     done = purify(None, body)
     assert done.layer_choice.method == "probe" and len(done.layer_choice.layers) > 1
-    assert done.is_safe.column == "probe_score" and not done.verdict.bad
+    assert done.is_safe.column == "largest_rank_score" and not done.verdict.bad
+    ranks = np.array([rankdata(done.scored[f"{name}_score"][:]) for name in ("probe", "shift")])
+    np.testing.assert_allclose(done.scored["largest_rank_score"][:], (ranks.max(axis=0) - 0.5) / 120, rtol=1e-6)
+    by = Counter(done.dropped["largest_rank_by"][:])
+    reasons = done.counts.by_reason
+    assert sum(reasons.values()) == len(done.dropped) and len(by) == 2
+    assert {name: sum(n for reason, n in reasons.items() if f"({name})" in reason) for name in by} == by
+    assert all(("wears refusals away" in reason) == ("(shift)" in reason) for reason in reasons)
     assert [one["unsafe"] for one in done.provenance.references] == [40]
     assert {f"emb_layer_{layer}" for layer in done.layer_choice.layers} <= set(done.scored.column_names)
     gone = [row["label"] for row in done.dropped]

@@ -23,7 +23,7 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
     rule = {name: value for name, value in ways.items() if value is not None}
     if (folder / DECISION).is_file():
         if by is not None or rule:
-            raise OptionError(f"{folder} already holds a decision", fix="leave out --by and the threshold")
+            raise OptionError(f"{folder} already holds a decision", fix="leave out `by=...` and the threshold")
         decision = read_decision(folder, trust_vectors=trust_vectors)
         return decision.saved, decision.is_safe
     saved = load_rows_with_steps(folder, trust_vectors=trust_vectors)
@@ -32,6 +32,6 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
         raise OptionError(
             "the score to decide by is not named",
             found=", ".join(scores) or "no scores",
-            fix="name it, e.g. --by larf_score",
+            fix="name it, e.g. `by=larf_score`",
         )
     return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**rule), saved.steps))
