@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.errors import MissingError, PublishError
+from hf_safefilter.errors import IntegrityError, MissingError, PublishError
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.croissant import RECORD, require_described
 from hf_safefilter.publish.data_files import DROPPED, Published, read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
+from hf_safefilter.storage.contained import fault_of
 from hf_safefilter.storage.hub_commit import Pushed, Repository, commit
 from hf_safefilter.storage.recorded_files import require_recorded
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILES = (DROPPED, RECORD)
+_KINDS = (".parquet", ".json", ".png", ".svg")
 
 
 def push_filtered(
@@ -124,6 +126,7 @@ def push_folder(
     shards = sorted((folder / "data").glob("*.parquet"))
     plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
     paths = [*shards, *plots, *(folder / name for name in _FILES if (folder / name).is_file())]
+    _require_own_files(folder, [*paths, folder / PROVENANCE])
     text_included = any(name.startswith("row_") and name != "row_id" for name in _columns(folder / DROPPED))
     names = {path.relative_to(folder).as_posix(): path for path in paths}
 
@@ -179,6 +182,18 @@ def push_card(
         ]
 
     return commit(repo_id, operations, "Say how these rows were chosen", None, token, sleep)
+
+
+def _require_own_files(folder: Path, paths: Sequence[Path]) -> None:
+    """Raise unless everything that would be uploaded is a file of the folder itself, of a kind that is written there.
+
+    Raises:
+        IntegrityError: Something is a link, elsewhere, or of another kind.
+    """
+    for path in paths:
+        fault = fault_of(folder, path, _KINDS, links=False)
+        if fault is not None:
+            raise IntegrityError(f"{path.relative_to(folder)} {fault}: it is not pushed", fix="write the folder again")
 
 
 def _columns(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 
 from hf_safefilter.decide.select import IsSafe, split
-from hf_safefilter.errors import MissingError, PublishError
+from hf_safefilter.errors import IntegrityError, MissingError, PublishError
 from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.gather import gather
@@ -250,3 +250,37 @@ def test_a_local_fault_is_not_called_a_broken_connection(hub, name, folder, monk
     with pytest.raises(PublishError, match="a file on this machine") as error:
         push_folder(folder, name, sleep=slept.append)
     assert "Permission denied: /data/x.parquet" in error.value.found and not slept
+
+
+def _secret(folder):
+    secret = folder.parent / "secret.txt"
+    secret.write_text("a private key")
+    return secret
+
+
+@pytest.mark.parametrize(
+    "name", ["croissant.json", "dropped.parquet", "plots/scores.png", "provenance.json", "plots/more.svg"]
+)
+def test_a_link_in_the_folder_is_not_pushed(hub, folder, tmp_path, name):
+    own = shutil.copytree(folder, tmp_path / "out")
+    target = _secret(own)
+    if name == "provenance.json":  # one that says the right things, from elsewhere
+        target = (own / name).rename(own.parent / "provenance.json")
+    (own / name).unlink(missing_ok=True)
+    (own / name).symlink_to(target)
+    with pytest.raises(IntegrityError, match=f"{name} is a link"):
+        push_folder(own, f"{hub.user}/rows", anyway=True)
+    assert not hub.repos
+
+
+def test_a_folder_elsewhere_and_files_of_other_kinds_are_not_pushed(hub, folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "out")
+    (own / "plots" / "id_rsa").write_text("a private key")
+    with pytest.raises(IntegrityError, match="plots/id_rsa is not a"):
+        push_folder(own, f"{hub.user}/rows", anyway=True)
+    (own / "plots").rename(tmp_path / "plots")
+    (tmp_path / "plots" / "id_rsa").unlink()
+    (own / "plots").symlink_to(tmp_path / "plots")
+    with pytest.raises(IntegrityError, match="is outside the folder"):
+        push_folder(own, f"{hub.user}/rows", anyway=True)
+    assert not hub.repos
