@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from hf_safefilter.data.card_files import require_relative, sets_in
 from hf_safefilter.data.local_files import KINDS, kind_of, root_cause, rows_in
-from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
+from hf_safefilter.data.media import undecoded
+from hf_safefilter.data.saved_folders import is_saved, require_own_files
+from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.paths import is_there, shortened
 
@@ -85,25 +88,26 @@ def load_rows(
             raise OptionError(f"{path.name} is local, so it has no revision or config", fix="leave them out")
         name, pinned = path.resolve().name, _content_digest(path)
         rows = _local(path, split, streaming)
-        loaded = Loaded(_unwrap(rows, name), name, pinned, path)
+        loaded = Loaded(undecoded(_unwrap(rows, name)), name, pinned, path)
         loaded.require_unchanged()
-        return loaded if streaming or _is_saved(path) else replace(loaded, mapped=None)
+        return loaded if streaming or is_saved(path) else replace(loaded, mapped=None)
     if not _HUB_ID.fullmatch(str(source)) or kind_of(path) is not None:
         raise MissingError(f"there is no file, folder or Hub data set {shortened(str(source))!r}", fix="check the path")
     rows, pinned = _hub(str(source), config, split, revision, streaming)
-    return Loaded(_unwrap(rows, str(source)), str(source), pinned)
-
-
-def _is_saved(path: Path) -> bool:
-    """Whether `save_to_disk` has written a folder."""
-    return path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return Loaded(undecoded(_unwrap(rows, str(source))), str(source), pinned)
 
 
 def _local(path: Path, split: str | None, streaming: bool) -> AnyRows:
     from datasets import DatasetDict, load_from_disk
 
-    if _is_saved(path):
-        rows = load_from_disk(str(path))
+    if is_saved(path):
+        require_own_files(path)
+        try:
+            rows = load_from_disk(str(path))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if is_disk_full(error):
+                raise
+            raise DataError(f"{path.name} is damaged", found=root_cause(error), fix="save the set again") from error
         if split is not None:
             if not isinstance(rows, DatasetDict):
                 raise OptionError(f"{path.name} has no splits", fix=f"leave out `split='{split}'`")
@@ -134,10 +138,29 @@ def _hub(
             found=type(error).__name__,
             fix="check the connection and the revision, or pass a local path",
         ) from error
+    _require_own_files(source, pinned)
     try:
         return load_dataset(source, config, split=split, revision=pinned, streaming=streaming), pinned
     except (ValueError, OSError) as error:
         raise DataError(f"{source} cannot be loaded", found=root_cause(error), fix="check config and split") from error
+
+
+def _require_own_files(source: str, revision: str) -> None:
+    """Raise if the card of a data set on the Hub names files that are not in its repository."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        card = hf_hub_download(source, "README.md", repo_type="dataset", revision=revision)
+    except EntryNotFoundError:
+        return
+    except (HfHubHTTPError, OSError) as error:
+        raise MissingError(
+            f"the card of {source!r} could not be read from the Hub", found=type(error).__name__, fix="try again"
+        ) from error
+    for splits in sets_in(Path(card)).values():
+        for pattern in (pattern for patterns in splits.values() for pattern in patterns):
+            require_relative(pattern, source)
 
 
 def _take(rows: DatasetDict, split: str) -> Dataset:

@@ -11,14 +11,16 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.data.card_files import require_relative, sets_in
 from hf_safefilter.data.plain_copies import as_utf8, plainly_named, uncompressed
 from hf_safefilter.data.shapes import SPOKEN
 from hf_safefilter.errors import DataError, IntegrityError, OptionError, SafefilterError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.storage.contained import fault_of
 
 if TYPE_CHECKING:
     from datasets.builder import DatasetBuilder
@@ -87,7 +89,7 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     if listed is not None:
         return listed
     every = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
-    files = [path for path in every if kind_of(path) is not None]
+    files = _own(folder, [path for path in every if kind_of(path) is not None])
     others = [path.relative_to(folder).as_posix() for path in every if kind_of(path) is None and path.suffix != ".md"]
     if not files:
         raise DataError(f"folder {folder.name} holds no rows", fix=f"expected files ending in {', '.join(KINDS)}")
@@ -127,40 +129,48 @@ def _named_in_card(folder: Path) -> dict[str, list[Path]] | None:
     Raises:
         DataError: It names none, several sets, or files outside the folder.
     """
-    from hf_safefilter.data.strict_yaml import front_matter
-
     card = folder / "README.md"
-    configs = front_matter(card).get("configs") if card.is_file() else None
-    if not isinstance(configs, list) or not configs:
+    sets = sets_in(card) if card.is_file() else {}
+    if not sets:
         return None
-    if len(configs) > 1:
-        names = [str(one.get("config_name")) for one in configs if isinstance(one, Mapping)]
-        raise DataError(f"{folder.name} holds several sets", found=_few(names), fix="name the files of one of them")
-    entries = configs[0].get("data_files") if isinstance(configs[0], Mapping) else None
-    if isinstance(entries, (str, Mapping)):
-        entries = [entries]
-    if not isinstance(entries, list) or not entries:
+    if len(sets) > 1:
+        raise DataError(
+            f"{folder.name} holds several sets", found=_few(list(sets)), fix="name the files of one of them"
+        )
+    splits = next(iter(sets.values()))
+    if not splits:
         return None
-    found: dict[str, list[Path]] = {}
-    for entry in entries:
-        split, paths = (entry.get("split", WHOLE), entry.get("path")) if isinstance(entry, Mapping) else (WHOLE, entry)
-        for pattern in [paths] if isinstance(paths, str) else paths or []:
-            found.setdefault(str(split), []).extend(_inside(folder, str(pattern)))
-    return found
+    return {
+        split: [path for pattern in patterns for path in _inside(folder, pattern)] for split, patterns in splits.items()
+    }
 
 
 def _inside(folder: Path, pattern: str) -> list[Path]:
     """Files of a folder that a pattern names, none outside it."""
-    if pattern.startswith(("/", "~")) or ".." in Path(pattern).parts or "://" in pattern:
-        raise DataError(
-            f"the README of {folder.name} names files outside it", found=pattern, fix="name the files yourself"
-        )
-    root = folder.resolve()
-    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
-    if not paths or not all(path.resolve().is_relative_to(root) for path in paths):
+    require_relative(pattern, folder.name)
+    try:
+        paths = sorted(path for path in folder.glob(pattern) if not path.is_dir())
+    except (ValueError, NotImplementedError, IndexError):  # no pattern
+        paths = []
+    if not paths:
         raise DataError(
             f"the README of {folder.name} names files that are not in it", found=pattern, fix="name the files yourself"
         )
+    return _own(folder, paths)
+
+
+def _own(folder: Path, paths: list[Path]) -> list[Path]:
+    """Files of a folder, if they are regular files in it.
+
+    Raises:
+        DataError: One is a link to elsewhere, or no regular file, or holds no rows.
+    """
+    for path in paths:
+        fault = "is not a file of rows" if kind_of(path) is None else fault_of(folder, path)
+        if fault is not None:
+            raise DataError(
+                f"{path.relative_to(folder)} in the folder {folder.name} {fault}", fix="name the files yourself"
+            )
     return paths
 
 

@@ -14,6 +14,7 @@ from hf_safefilter.references import SIDES, references
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from hf_safefilter.references import ReferenceIndex
     from hf_safefilter.step import Step
 
 logger = logging.getLogger(__name__)
