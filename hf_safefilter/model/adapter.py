@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hf_safefilter.checks import is_whole
 from hf_safefilter.errors import MissingError, ModelError
 from hf_safefilter.storage.paths import is_there
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_CHOOSES_CODE = ("megatron_config", "layer_replication")
+"""Keys of an adapter's configuration by which PEFT imports a module that is named there, or builds blocks anew."""
+
+_LARGEST_RANK = 1 << 16
 
 
 def merged(model: PreTrainedModel, folder: Path, name: str, base: str, blocks: int) -> PreTrainedModel:
@@ -72,6 +78,15 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
         raise ModelError(
             f"an adapter of the type {kind} cannot be merged into weights", found=name, fix="use a LoRA adapter"
         )
+    if any(config.get(key) for key in _CHOOSES_CODE):
+        raise ModelError(
+            f"the adapter {name} names code to import, or blocks to repeat",
+            found=", ".join(_CHOOSES_CODE),
+            fix="use an adapter that only adds weights",
+        )
+    rank = config.get("r")
+    if rank is not None and not (is_whole(rank) and 0 <= rank <= _LARGEST_RANK):
+        raise ModelError(f"the adapter {name} has the rank {str(rank)[:40]}", fix="use an adapter as PEFT saves it")
     return cast("dict[str, Any]", config)
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,6 +22,9 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.adapter import merged
 from hf_safefilter.model.blocks import Stack, find_blocks
+from hf_safefilter.model.config_rules import no_fetched_code, ruled
+from hf_safefilter.model.model_files import INDEX, require_plain_names
+from hf_safefilter.model.quantised import forget_quantisation, refuse_lost_scales
 from hf_safefilter.model.reading_options import ATTENTIONS
 from hf_safefilter.model.source import (
     CONVERT,
@@ -31,12 +32,14 @@ from hf_safefilter.model.source import (
     adapter_folder,
     base_and_adapter,
     explained,
+    file_on_hub,
     gguf_file,
     local_folder,
     location,
     quiet_load_report,
     resolve_revision,
 )
+from hf_safefilter.model.tokenizer_rules import require_modest_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +71,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 _HELD = 2  # models kept in a process at the same time: one that is read, and one to compare it with
 _trunks: OrderedDict[tuple[ModelKey, str, bool, str], Trunk] = OrderedDict()
 _forked_with_torch = False
-_SCALES = re.compile(r"scale|zeros|qweight|g_idx|absmax|quant")  # in the names of what comes with quantised weights
 
 
 @dataclass(slots=True)
@@ -180,7 +182,10 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
         raise MissingError("reading a GGUF file needs gguf: not installed", fix="pip install 'hf_safefilter[gguf]'")
     if folder is not None and gguf is None and not any(folder.glob("*.safetensors")):
         raise ModelError(f"{key.model} has no safetensors files", fix=CONVERT)
-    with explained(key.model, key.revision), quiet_load_report():
+    if (index := file_on_hub(key, INDEX)) is not None:
+        require_plain_names(index)
+    options.setdefault("config", copy.deepcopy(model_config(key)))  # transformers would read one that chooses code
+    with explained(key.model, key.revision), quiet_load_report(), no_fetched_code():
         model, report = getattr(transformers, auto).from_pretrained(
             **location(key),
             **options,
@@ -197,13 +202,13 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
             found=f"no {missing[0]} in its files",
             fix="download the model again: its files are incomplete or of another architecture",
         )
-    _refuse_lost_scales(key, model, report["unexpected_keys"])
+    refuse_lost_scales(key.model, model, report["unexpected_keys"])
     # Weights stored in the dtype they are computed in stay mapped from the file: saving another model over it would
     # change this one, or end the process. So they are copied first, and the digest of the files is checked afterwards.
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
     if gguf is not None:
-        _forget_quantisation(model)
+        forget_quantisation(model)
     adapter = adapter_folder(key)
     if adapter is not None:
         base, name = base_and_adapter(key.model)
@@ -211,26 +216,6 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
     location(key)
     keep_freed_memory()
     return model.eval().requires_grad_(False)
-
-
-def _refuse_lost_scales(key: ModelKey, model: PreTrainedModel, unused: Iterable[str]) -> None:
-    """Raise if scales of weights that were loaded are left over: without them quantised weights mean nothing."""
-    loaded = {name for name, _ in model.named_modules()} - {""}
-    prefix = f"{model.base_model_prefix}."  # of files of the model with its head
-    split = ((name, *name.removeprefix(prefix).rpartition(".")[::2]) for name in unused)
-    lost = sorted(name for name, module, last in split if module in loaded and _SCALES.search(last))
-    if lost:
-        fact = f"{key.model} has quantised weights, and {len(lost)} of their scales would not be read"
-        raise ModelError(fact, found=lost[0], fix="use the model in float32, bfloat16 or float16")
-
-
-def _forget_quantisation(model: PreTrainedModel) -> None:
-    """A GGUF file's weights are plain numbers once they are read; what says otherwise would be believed later."""
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        model.__dict__.pop(name, None)
-    for config in (model.config, model.config.get_text_config()):
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
 
 
 @lru_cache(maxsize=1)
@@ -259,18 +244,27 @@ def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 @lru_cache(maxsize=8)
 def model_config(key: ModelKey) -> PreTrainedConfig:
-    """The model's configuration as stored in its repository. It is shared: do not change it."""
+    """The model's configuration as stored in its repository, but for what would choose code. Shared: do not change it.
+
+    Raises:
+        ModelError: It is damaged, or its sizes make no sense.
+    """
     from transformers import AutoConfig
 
     with explained(key.model, key.revision):
-        return AutoConfig.from_pretrained(**location(key), trust_remote_code=False)
+        return ruled(AutoConfig.from_pretrained(**location(key), trust_remote_code=False), key.model)
 
 
 @lru_cache(maxsize=8)
 def tokenizer(key: ModelKey) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: It is damaged, or would make texts many times as long.
+    """
     from transformers import AutoTokenizer
 
+    require_modest_tokenizer(key)
     with explained(key.model, key.revision):
         return AutoTokenizer.from_pretrained(**location(key), trust_remote_code=False)
 

@@ -16,7 +16,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Required, TypedDict
 
-from hf_safefilter.errors import IntegrityError, ModelError, OptionError, SafefilterError
+from hf_safefilter.errors import (
+    IntegrityError,
+    ModelError,
+    OptionError,
+    SafefilterError,
+    is_disk_full,
+    is_out_of_memory,
+)
+from hf_safefilter.model.model_files import require_contained
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.paths import is_folder, is_there, shortened
 
@@ -192,6 +200,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def _digest_of(folder: Path, paths: Sequence[Path]) -> str:
+    require_contained(folder, paths)
     total = hashlib.sha256()
     for path in paths:
         total.update(f"{path.relative_to(folder).as_posix()}\0{_file_digest(path)}\n".encode())
@@ -234,6 +243,27 @@ def location(key: ModelKey) -> Location:
     return found | {"gguf_file": name} if name else found
 
 
+def file_on_hub(key: ModelKey, name: str) -> Path | None:
+    """A file of a pinned model on the Hub, from the local cache where it is there; None if it has no such file.
+
+    None also for a local folder, and for a GGUF file, which needs no other.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    base, revision = base_and_adapter(key.model)[0], _base_revision(key)
+    if local_folder(base) is not None or gguf_file(base):
+        return None
+    with explained(base, revision):
+        cached = try_to_load_from_cache(base, name, revision=revision)
+        if cached is not None or constants.HF_HUB_OFFLINE:
+            return Path(cached) if isinstance(cached, str) else None  # else it is known that there is none
+        try:
+            return Path(hf_hub_download(base, name, revision=revision))
+        except EntryNotFoundError:
+            return None
+
+
 def _base_revision(key: ModelKey) -> str:
     return base_and_adapter(key.revision)[0]
 
@@ -265,7 +295,6 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
     import httpx2
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.errors import RevisionResolutionError as Unreachable
-    from safetensors import SafetensorError
 
     try:
         yield
@@ -289,7 +318,9 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
             found=_line(error),
             fix="install that package, or use the model in float32, bfloat16 or float16",
         ) from error
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever a damaged or hostile file trips over in the libraries that read it
+        if is_disk_full(error) or is_out_of_memory(error):
+            raise
         raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(model, error)) from error
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model.source import base_and_adapter, explained, gguf_file, local_folder, repository
+from hf_safefilter.model.config_rules import ruled
+from hf_safefilter.model.source import ModelKey, base_and_adapter, explained, gguf_file, local_folder, repository
+from hf_safefilter.model.tokenizer_rules import require_modest_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +73,7 @@ class Work:
 
 def read_config(model: str, revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a Hub id, a local folder, or "toy"."""
-    return pretrained("AutoConfig", model, revision)
+    return ruled(pretrained("AutoConfig", model, revision), model)
 
 
 def pretrained(auto: str, model: str, revision: str | None) -> Any:
@@ -82,6 +84,8 @@ def pretrained(auto: str, model: str, revision: str | None) -> Any:
     folder, file = local_folder(base), gguf_file(base)
     options = {"revision": base_and_adapter(revision or "")[0] or None} if folder is None else {}
     options |= {"gguf_file": file} if file else {}
+    if auto == "AutoTokenizer":
+        require_modest_tokenizer(ModelKey(model, revision or "main", ""))
     with explained(model, revision):
         source = str(folder or repository(base))
         return getattr(transformers, auto).from_pretrained(source, **options, trust_remote_code=False)
