@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -97,6 +98,9 @@ _register()
 
 def main() -> None:
     """Entry point; exit code 0 for success, 1 for an error, 2 for a wrong call, 3 for a bad verdict, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     printer = Printer(_requested_format())
     try:
         app(prog_name="hf-safefilter")

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_safefilter.errors import SafefilterError
+from hf_safefilter.errors.redaction import everywhere, redacted, shown
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.verdict import Verdict
@@ -45,10 +46,11 @@ class Printer:
     def message(self, text: str) -> None:
         """Print a message, such as progress, for a person only."""
         if self.format is Format.HUMAN:
-            self._stderr.print(escape(text))
+            self._stderr.print(escape(shown(text)))
 
     def note(self, text: str, *, warning: bool = False) -> None:
         """Print what happens beside the work to stderr, in any format."""
+        text = shown(text)
         if self.format is Format.HUMAN:
             self._stderr.print(f"[yellow]{escape(text)}[/yellow]" if warning else escape(text), soft_wrap=True)
         else:
@@ -58,12 +60,13 @@ class Printer:
         """Print rows with the same keys as a table, for a person only; other formats have them in `report`."""
         if self.format is not Format.HUMAN or not rows:
             return
+        title = escape(shown(title))
         if len(rows[0]) > _MANY_COLUMNS:
-            table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 0, 0, 1), pad_edge=False)
+            table = Table(title=title, title_justify="left", box=None, padding=(0, 0, 0, 1), pad_edge=False)
         else:
-            table = Table(title=escape(title), title_justify="left")
+            table = Table(title=title, title_justify="left")
         for name in rows[0]:
-            table.add_column(escape(str(name)), justify="left" if isinstance(rows[0][name], str) else "right")
+            table.add_column(escape(shown(str(name))), justify="left" if isinstance(rows[0][name], str) else "right")
         for row in rows:
             table.add_row(*(escape(_text_of(value)) for value in row.values()))
         self._stdout.print(table)
@@ -77,15 +80,15 @@ class Printer:
             hint: The next command, for a person.
         """
         if self.format is Format.JSON:
-            sys.stdout.write(json.dumps(facts, default=str, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(everywhere(facts, redacted), default=str, allow_nan=False) + "\n")
         elif self.format is Format.QUIET:
-            sys.stdout.write("".join(f"{item}\n" for item in ids))
+            sys.stdout.write("".join(f"{redacted(item)}\n" for item in ids))
         else:
             for name, value in facts.items():
                 if isinstance(value, (str, int, float, bool)):
-                    self._stdout.print(f"[bold]{escape(name)}[/bold]: {escape(_text_of(value))}", soft_wrap=True)
+                    self._stdout.print(f"[bold]{escape(shown(name))}[/bold]: {escape(_text_of(value))}", soft_wrap=True)
             if hint:
-                self._stderr.print(f"[dim]next: {escape(hint)}[/dim]", soft_wrap=True)
+                self._stderr.print(f"[dim]next: {escape(shown(hint))}[/dim]", soft_wrap=True)
 
     def judged(
         self,
@@ -127,19 +130,19 @@ class Printer:
     def error(self, error: Exception, translate: Callable[[str], str] = str) -> None:
         """Print an error to stderr; `translate` turns options in its text into flags or keys of a recipe."""
         if self.format is Format.JSON:
-            parts: dict[str, Any] = {"error": type(error).__name__, "message": translate(str(error))}
+            parts: dict[str, Any] = {"error": type(error).__name__, "message": translate(shown(str(error)))}
             if isinstance(error, SafefilterError):
                 texts = {"message": error.fact, "found": error.found, "fix": error.fix}
                 parts |= {name: text and translate(text) for name, text in texts.items()}
             sys.stderr.write(json.dumps(parts) + "\n")
         else:
-            self._stderr.print(f"[red]error:[/red] {escape(translate(str(error)))}", soft_wrap=True)
+            self._stderr.print(f"[red]error:[/red] {escape(translate(shown(str(error))))}", soft_wrap=True)
 
 
 def _text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else shown(str(value))
 
 
 def _hide_progress_bars() -> None:

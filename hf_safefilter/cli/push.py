@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_safefilter.cli.arguments import Anyway, TrustVectors
+from hf_safefilter.errors.redaction import shown
 
 EXAMPLE = "hf-safefilter push out me/alpaca-safe"
 
@@ -26,7 +27,8 @@ def push(
 
     if not yes:
         card = folder / "README.md"
-        context.obj.message(card.read_text(encoding="utf-8") if card.is_file() else "")
-        typer.confirm(f"Push {folder} to {repo} ({'public' if public else 'private'} if new)?", abort=True, err=True)
+        context.obj.message(card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "")
+        question = f"Push {folder} to {repo} ({'public' if public else 'private'} if new)?"
+        typer.confirm(shown(question), abort=True, err=True)
     pushed = push_folder(folder, repo, private=not public, anyway=anyway, trust_vectors=trust_vectors)
     context.obj.report({"repo": repo, "commit": pushed.oid, "url": pushed.url}, ids=[pushed.url])

@@ -20,6 +20,7 @@ from hf_safefilter.cli.arguments import (
 )
 from hf_safefilter.cli.output import NOT_TRUSTED
 from hf_safefilter.errors import OptionError
+from hf_safefilter.errors.redaction import shown
 from hf_safefilter.model.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def push(
 
     index = ReferenceIndex.load(references)
     if not yes:
-        typer.confirm(f"Push {references} with its texts to {repo}?", abort=True, err=True)
+        typer.confirm(shown(f"Push {references} with its texts to {repo}?"), abort=True, err=True)
     index.push(repo, private=not public)
     context.obj.report({"repo": repo, "digest": index.digest}, ids=[repo])
 

@@ -19,6 +19,7 @@ from hf_safefilter.decide.overlap import references_of
 from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
+from hf_safefilter.errors.redaction import shown
 from hf_safefilter.publish.drop_reasons import REACHED, by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
 from hf_safefilter.publish.score_verdict import verdict_without_labels
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from hf_safefilter.decide.verdict import Verdict
 
 _MOST_VALUES = 40
+_LONGEST_NAME = 50  # characters of a source or category that is listed
+_OTHERS = "others"
 _MOST_CHAINS = 32
 _CHECKED, _CHECKED_OF_OTHERS = 8, 64
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -202,7 +205,7 @@ def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dang
     tables: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
     for column, shares in tables.items():
         if all(column in part.column_names for part in parts.values()):
-            cells = [str(cell) for part in parts.values() for cell in part.with_format(None)[column][:]]
+            cells = [shown(str(cell)) for part in parts.values() for cell in part.with_format(None)[column][:]]
             shares.update(_shares(cells, all_reasons))
     return Counts(
         rows=len(all_reasons),
@@ -217,16 +220,24 @@ def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dang
 
 
 def _shares(cells: Sequence[str], reasons: Sequence[str]) -> dict[str, Share]:
-    """Share of each value, the most frequent first; values beyond the first `_MOST_VALUES` are added up."""
+    """Share of each value, the most frequent first; all that are no names of a kind of rows are added up.
+
+    A long value, or one of a single row, may be text of that row, which must not be published with a dropped one.
+    """
     rows = Counter(cells)
     dropped = Counter(cell for cell, reason in zip(cells, reasons, strict=True) if reason)
-    shares = {value: Share(rows=count, dropped=dropped[value]) for value, count in rows.most_common(_MOST_VALUES)}
+    names = [value for value, count in rows.most_common() if count > 1 and _is_name(value)][:_MOST_VALUES]
+    shares = {value: Share(rows=rows[value], dropped=dropped[value]) for value in names}
     others = [value for value in rows if value not in shares]
     if others:
-        shares[f"{len(others)} others"] = Share(
+        shares[f"{len(others)} {_OTHERS}"] = Share(
             rows=sum(rows[value] for value in others), dropped=sum(dropped[value] for value in others)
         )
     return shares
+
+
+def _is_name(value: str) -> bool:
+    return len(value) <= _LONGEST_NAME and "\n" not in value and not value.endswith(_OTHERS)
 
 
 def _quantiles(scores: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError
+from hf_safefilter.errors.redaction import everywhere, shown
 from hf_safefilter.publish.card import render
 from hf_safefilter.publish.croissant import RECORD, require_described
 from hf_safefilter.publish.data_files import DROPPED, Published, read_published
@@ -113,15 +115,15 @@ def push_folder(
         )
     ours = require_recorded(folder, PROVENANCE, trust_vectors=trust_vectors)
     require_described(folder)
-    provenance = Provenance.from_json((folder / PROVENANCE).read_text(encoding="utf-8")).checked()
-    record: str | bytes = str(folder / PROVENANCE)
+    text = (folder / PROVENANCE).read_text(encoding="utf-8")
+    provenance = Provenance.from_json(text).checked()
     if anyway:
         provenance = provenance.insisted()
     if not ours:
         provenance = provenance.model_copy(update={"trusted_vectors": True})
-    if anyway or not ours:
-        record = provenance.to_json().encode()
     provenance.require_trusted()
+    as_it_is = ours and not anyway and everywhere(json.loads(text), shown) == json.loads(text)
+    record = (text if as_it_is else provenance.to_json()).encode()
     published = read_published(folder)
     shards = sorted((folder / "data").glob("*.parquet"))
     plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
@@ -140,14 +142,15 @@ def push_folder(
             if name.startswith(tuple(f"data/{split}-" for split in published.splits)) and name.endswith(".parquet")
         ]
         card = repository.card()
-        text = render(
+        card_text = render(
             provenance,
             _with_other_splits(published, card),
             existing=card,
             text_included=text_included,
             repository=repo_id,
         )
-        return [*adds, *stale, CommitOperationAdd(PROVENANCE, record), CommitOperationAdd("README.md", text.encode())]
+        readme = CommitOperationAdd("README.md", card_text.encode())
+        return [*adds, *stale, CommitOperationAdd(PROVENANCE, record), readme]
 
     counts = provenance.counts
     return commit(repo_id, operations, f"{counts.kept} of {counts.rows} rows kept", private, token, sleep)

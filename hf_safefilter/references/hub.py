@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from hf_safefilter.errors import MissingError, PublishError
+from hf_safefilter.errors.redaction import shown
 from hf_safefilter.references.files import ROWS, VECTORS
 from hf_safefilter.storage.artifacts import MANIFEST
 from hf_safefilter.storage.fitted import Fitted
@@ -94,7 +95,7 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
 def card(summary: Mapping[str, Any], repo_id: str) -> str:
     """The README of a reference repository: facts and numbers, but no text of the rows."""
     head = {
-        "license": summary["license"],
+        "license": shown(summary["license"]),
         "pretty_name": "Reference rows for fine-tuning data filters",
         "configs": [{"config_name": "default", "data_files": ROWS}],
         "tags": ["hf_safefilter", "references"],
@@ -122,5 +123,5 @@ assert references.digest == {summary["digest"]!r}
 
 
 def _plain(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = shown(", ".join(map(str, value)) if isinstance(value, list) else str(value))
     return " ".join(text.replace("`", "'").split())

@@ -13,6 +13,7 @@ from hf_safefilter.checks import is_whole, require_choice
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
+from hf_safefilter.errors.redaction import shown
 from hf_safefilter.references.files import ROWS, SIDES, VECTORS, ReferenceRow, index_name, read_rows, to_files
 from hf_safefilter.references.flat import from_bytes, search
 from hf_safefilter.references.read_sides import read_sides
@@ -95,8 +96,8 @@ class ReferenceIndex(Fitted):
         rows = {"unsafe": unsafe, "safe": safe} | ({"benign": benign} if benign is not None else {})
         sides = read_sides(rows, embed)
         facts = {
-            "license": license.strip(),
-            "source": source.strip(),
+            "license": shown(license.strip()),
+            "source": shown(source.strip()),
             "embed": embed.describe(),
             "layers": list(sides["unsafe"].vectors),
             "counts": {side: len(read.ids) for side, read in sides.items()},

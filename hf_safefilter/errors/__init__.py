@@ -14,11 +14,14 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from hf_safefilter.errors.redaction import shown
+
 
 class SafefilterError(Exception):
     """Base of all errors raised on purpose by this package.
 
     An option is written in backticks in its Python form, `name=value`; the command line prints it as a flag or a key.
+    Passwords, tokens and control characters in the texts are taken out.
 
     Args:
         fact: What happened, with the offending value, in one sentence.
@@ -27,6 +30,7 @@ class SafefilterError(Exception):
     """
 
     def __init__(self, fact: str, *, found: str | None = None, fix: str | None = None) -> None:
+        fact, found, fix = shown(fact), found and shown(found), fix and shown(fix)
         self.fact, self.found, self.fix = fact, found, fix
         lines = [fact]
         if found is not None:
