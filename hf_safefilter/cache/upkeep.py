@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def spaces_in_use() -> list[SpaceUsage]:
 
 def _space_folders() -> Iterator[Path]:
     root = rows_root()
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+    for folder in _listed(root):
         if folder.is_dir() and not folder.is_symlink():
             yield folder
 
@@ -82,14 +84,28 @@ def _usage(folder: Path) -> SpaceUsage:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*/*") if path.suffix in (PART, DAMAGED, SCRATCH) and not path.is_symlink()]
+    paths = (path for layer in _listed(folder) if layer.is_dir() for path in _listed(layer))
+    return [path for path in paths if path.suffix in (PART, DAMAGED, SCRATCH) and not path.is_symlink()]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where another process has just removed it, or it is none."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _size(path: Path) -> int:
+    stat = _stat(path)
+    return 0 if stat is None else stat.st_size
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size
-    except FileNotFoundError:  # another process removed it
-        return 0
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # another process removed it
+        return None
 
 
 def check() -> tuple[int, list[Path]]:
@@ -128,14 +144,17 @@ def prune(max_size: int) -> Pruned:
     Processes that use the cache are not disturbed: parts they have open stay readable, other rows are read again.
     """
     files = [path for folder in _space_folders() for path in _files(folder)]
-    by_age = sorted(((path, path.stat()) for path in files if path.exists()), key=lambda pair: pair[1].st_mtime)
+    stats = ((path, stat) for path in files if (stat := _stat(path)) is not None)
+    by_age = sorted(stats, key=lambda pair: pair[1].st_mtime)
     useless = [(p, s) for p, s in by_age if p.suffix == DAMAGED or (p.suffix == SCRATCH and _stale(s.st_mtime))]
     total = sum(stat.st_size for _, stat in by_age)
     removed = freed = 0
     for path, stat in [*useless, *((p, s) for p, s in by_age if p.suffix == PART)]:
         if (path, stat) in useless or total - freed > max_size:
-            path.unlink(missing_ok=True)
-            removed, freed = removed + 1, freed + stat.st_size
+            freed += stat.st_size
+            with suppress(FileNotFoundError):  # another process was faster
+                path.unlink()
+                removed += 1
     for folder in list(_space_folders()):
         _remove_if_abandoned(folder)
     return Pruned(removed, freed, total - freed)
@@ -147,8 +166,11 @@ def _stale(written: float) -> bool:
 
 def _remove_if_abandoned(folder: Path) -> None:
     # Another process may be about to write into a folder that is empty and new.
-    recent = any(not _stale(path.stat().st_mtime) for path in [folder, *folder.glob("*/")])
-    if not recent and {path.name for path in folder.rglob("*") if not path.is_dir()} <= {FACTS}:
+    inside = _listed(folder)
+    folders = [folder, *(path for path in inside if path.is_dir())]
+    recent = any(not _stale(stat.st_mtime) for stat in filter(None, map(_stat, folders)))
+    left = {path.name for path in inside if not path.is_dir()}
+    if not recent and left <= {FACTS} and not any(_listed(layer) for layer in folders[1:]):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ def _store() -> dict[str, Any]:
 
     root = store_root()
     artefacts = [path for path in root.glob("*/*") if path.is_dir() and path.parent.name != "rows"]
-    size = sum(file.stat().st_size for folder in artefacts for file in folder.iterdir() if file.is_file())
+    size = 0
+    for folder in artefacts:
+        with suppress(OSError):  # another process is replacing it
+            size += sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     return {
         "store": _short(root),
         "artefacts kept": len(artefacts),

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from test_recall import SPACE, another_process, recall, same_as_the_model
@@ -151,3 +154,24 @@ def test_prune_asks_for_a_size(store, call):
     assert call("cache", "prune")[0] == 2
     code, _, err = call("cache", "prune", "--max-size", "lots")
     assert code == 2 and "is not a size" in err
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+@pytest.mark.parametrize(("race", "depth"), [("stat", 1), ("stat", 2), ("stat", 3), ("unlink", 3), ("iterdir", 1),
+                                             ("iterdir", 2), ("glob", 1)])  # fmt: skip
+def test_another_process_that_prunes_at_the_same_time_is_no_error(filled, monkeypatch, race, depth, turn):
+    """Spaces, layers or parts vanish right before they are asked about for the first, second or third time."""
+    real, unlink, counts = getattr(Path, race), Path.unlink, Counter()
+
+    def after_another(self, *args, **options):
+        if filled in self.parents and len(self.relative_to(filled).parts) == depth:
+            counts[self] += 1
+            if counts[self] == turn:
+                unlink(self) if os.path.isfile(self) else shutil.rmtree(self, ignore_errors=True)  # noqa: PTH113
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, race, after_another)
+        prune(0)
+        spaces_in_use()
+    assert not [path for path in filled.rglob("*.arrow") if counts[path] >= turn]
