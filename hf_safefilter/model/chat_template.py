@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_safefilter.errors import ModelError
+from hf_safefilter.model.bounded_template import TooMuch, compiled, refill
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -32,6 +33,8 @@ TOOL_USE = "tool_use"
 
 # What the expressions of a template raise over a row, where it does not refuse the row outright.
 _TRIPS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+
+_LONGEST = 1_000_000  # characters of a template; those in use have ten thousand
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PROBE = "\ue000probe\ue001"
@@ -88,6 +91,7 @@ class ChatTemplate:
         turns = [_with_reasoning(turn) for turn in turns]
         if self._in_parts:
             turns = [_in_parts(turn) for turn in turns]
+        refill(self._template)
         try:
             text, blocks = _render_with_assistant_indices(  # type: ignore[no-untyped-call]  # transformers has no types here
                 self._template, turns, list(tools) if tools else None, **given
@@ -112,7 +116,12 @@ class ChatTemplate:
             try:
                 if _PROBE in self.text(turns):
                     return True
-            except Refused:
+            except Refused as refused:
+                if isinstance(refused.__cause__, TooMuch):
+                    raise ModelError(
+                        "the chat template is not one: for a conversation of one or two turns " + str(refused),
+                        fix="pass another with `chat_template=...`",
+                    ) from refused
                 continue
         return False
 
@@ -147,13 +156,18 @@ def _in_parts(turn: Turn) -> Turn:
 
 def _compiled(source: str) -> Template:
     from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    if len(source) > _LONGEST:
+        raise ModelError(f"the chat template has {len(source)} characters", fix="check which file it is")
     try:
-        return _compile_jinja_template(source)
+        return compiled(source)
     except TemplateSyntaxError as error:
         raise ModelError(
             "the chat template is not valid Jinja", found=f"line {error.lineno}: {error.message}", fix="mend it"
+        ) from error
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:  # of the compiler of Python underneath
+        raise ModelError(
+            "the chat template cannot be compiled", found=type(error).__name__, fix="use one that is nested less deeply"
         ) from error
 
 

@@ -281,3 +281,15 @@ def test_a_tokenizer_that_makes_a_letter_into_thousands_is_refused_unread(own, p
 def test_the_normalisers_that_models_have_are_kept(own, part):
     normalise(own, part)
     assert read(own).depth == 2
+
+
+def test_a_token_that_has_no_embedding_ends_in_a_sentence(own):
+    from hf_safefilter.embed import EmbedLayers
+
+    file = own / "tokenizer.json"
+    body = json.loads(file.read_text())
+    vocabulary = body["model"]["vocab"]
+    vocabulary["a"] = 10**6
+    file.write_text(json.dumps(body))
+    with pytest.raises(ModelError, match="token"):
+        EmbedLayers(str(own), layers=[2])({"prompt": ["a b a"], "response": ["a a a"]})
