@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hf_safefilter.data.card_files import require_relative, sets_in
 from hf_safefilter.data.plain_copies import as_utf8, plainly_named, uncompressed
 from hf_safefilter.data.shapes import SPOKEN
+from hf_safefilter.data.unpacked_size import require_modest
 from hf_safefilter.errors import DataError, IntegrityError, OptionError, SafefilterError, is_disk_full
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.contained import fault_of
@@ -199,6 +200,8 @@ def _opened(split: str, path: Path, streaming: bool) -> Any:
 
     try:
         plain, digest, builder = _builder(split, path)
+        if streaming or not Path(builder.cache_dir).is_dir():
+            require_modest(path, str(kind_of(path)))
         if streaming:
             return builder.as_streaming_dataset(split=split)
         _prepare(builder, plain, digest)

@@ -9,7 +9,6 @@ import bz2
 import codecs
 import gzip
 import lzma
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +26,8 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 _CHUNK = 1 << 22
+_SMALL = 1 << 30  # bytes that may come out of however small a file
+_MOST = 200  # times a compressed file's size: text is seldom made smaller by more than 20
 
 
 def uncompressed(path: Path) -> Path:
@@ -72,17 +73,29 @@ def _copy(path: Path, ending: str, opener: Callable[[Path], Any]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_file(target) as scratch, opener(path) as source, scratch.open("wb") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK)
+            _copy_within(source, copy, max(_SMALL, _MOST * path.stat().st_size), path.name)
             if file_sha256(path) != digest:  # the copy would go by the digest of other bytes from now on
                 raise IntegrityError(
                     f"{path.name} was changed while it was read",
                     fix="run the same command again when nothing writes to it",
                 )
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        if isinstance(error, IntegrityError) or is_disk_full(error):
+        if isinstance(error, (IntegrityError, DataError)) or is_disk_full(error):
             raise
         raise DataError(f"{path.name} cannot be unpacked", found=str(error), fix="make the file again") from error
     return target
+
+
+def _copy_within(source: IO[bytes], copy: IO[bytes], most: int, name: str) -> None:
+    """Copy a stream, unless more comes out than a file of that size can hold in earnest."""
+    written = 0
+    while piece := source.read(_CHUNK):
+        written += len(piece)
+        if written > most:
+            raise DataError(
+                f"{name} unpacks to more than {most / 1e9:.1f} GB", fix="unpack it yourself, if that is right"
+            )
+        copy.write(piece)
 
 
 def _open_zstd(path: Path) -> Any:
