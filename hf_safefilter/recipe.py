@@ -16,13 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_safefilter.columns import score_column, shift_column
-from hf_safefilter.data.strict_yaml import load_yaml
+from hf_safefilter.data.strict_yaml import front_matter, load_yaml
 from hf_safefilter.decide.actions import Action
 from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.locate.search_prompts import ASKED, KINDS
 from hf_safefilter.model.reading_options import ReadingOptions, described, option_names
 from hf_safefilter.model.source import JOINED
-from hf_safefilter.storage.paths import is_file, is_there, shortened
+from hf_safefilter.storage.paths import is_file, is_folder, is_there, shortened
 
 EXAMPLE = """\
 data:
@@ -323,26 +323,25 @@ class Recipe(_Part):
         Raises:
             MissingError: There is no card, or it holds no recipe.
         """
-        from huggingface_hub import DatasetCard
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
         folder = Path(repo)
         try:
-            if folder.is_dir():
-                card = DatasetCard.load(folder / "README.md")
+            if is_folder(folder):
+                card = folder / "README.md"
             else:
-                from huggingface_hub import hf_hub_download
-
-                card = DatasetCard.load(
-                    hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision, token=token)
-                )
+                card = Path(hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision, token=token))
+            ours = front_matter(card).get("safefilter")
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise MissingError(
                 f"{repo} has no readable card", found=type(error).__name__, fix="check the name"
             ) from error
-        body = card.data.to_dict().get("safefilter", {}).get("recipe")
+        body = ours.get("recipe") if isinstance(ours, dict) else None
         if not body:
             raise MissingError(f"the card of {repo} holds no recipe", fix="ask its author for the recipe")
+        if not isinstance(body, dict):
+            raise OptionError(f"the recipe in the card of {repo} is not a mapping", fix="ask its author for the recipe")
         return cls._checked(body, f"the recipe in the card of {repo}")
 
     def to_yaml(self) -> str:

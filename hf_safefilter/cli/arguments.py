@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-import yaml
 
 from hf_safefilter.columns import Layer
+from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, described
 
@@ -143,8 +143,8 @@ def values_of(texts: list[str] | None, flag: str) -> dict[str, Any]:
     values = {}
     for name, text in (pairs_of(texts, flag) or {}).items():
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[name] = load_yaml(text, flag)
+        except OptionError as error:
             raise OptionError(
                 f"{flag} {name}={text} is not a value", fix="put quotes around a text with special characters"
             ) from error

@@ -64,7 +64,7 @@ def _parsed(card: str) -> tuple[dict[str, Any], str]:
         return {}, card
     try:
         metadata = yaml.safe_load(block.group(2)) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PublishError("the metadata of the existing card are not YAML", fix="correct its first lines") from error
     if not isinstance(metadata, dict):
         raise PublishError("the metadata of the existing card are not a mapping", fix="correct its first lines")
@@ -75,17 +75,20 @@ def splits_in(card: str | None) -> dict[str, SplitSize]:
     """The splits that an existing card lists, with their sizes."""
     metadata, _ = _parsed(card) if card else ({}, "")
     info = metadata.get("dataset_info")
-    listed = info.get("splits", []) if isinstance(info, dict) else []
-    return {
-        str(split["name"]): SplitSize(int(split.get("num_examples", 0)), int(split.get("num_bytes", 0)), 0)
-        for split in listed
-    }
+    listed = info.get("splits") if isinstance(info, dict) else None
+    sizes = {}
+    for split in listed if isinstance(listed, list) else ():
+        if isinstance(split, dict) and "name" in split:
+            numbers = (split.get(key, 0) for key in ("num_examples", "num_bytes"))
+            sizes[str(split["name"])] = SplitSize(*(n if isinstance(n, int) else 0 for n in numbers), 0)
+    return sizes
 
 
 def _metadata(provenance: Provenance, published: Published | None, existing: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of the card: ours, and the existing ones under other keys."""
     name = provenance.source.name
-    tags = [tag for tag in existing.get("tags") or [] if tag != "safefilter"]
+    tagged = existing.get("tags")
+    tags = [tag for tag in tagged if tag != "safefilter"] if isinstance(tagged, list) else []
     ours: dict[str, Any] = {"license": provenance.source.license, "tags": [*tags, "safefilter"]}
     if _REPO.fullmatch(name) and re.fullmatch(r"[0-9a-f]{40}", provenance.source.revision or ""):
         ours["source_datasets"] = [name]
