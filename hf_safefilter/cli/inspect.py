@@ -10,6 +10,7 @@ import typer
 
 from hf_safefilter.cli.arguments import Folder, TrustVectors
 from hf_safefilter.errors import DataError
+from hf_safefilter.errors.redaction import shown as printable
 from hf_safefilter.pipeline.stored_decision import decision_in
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def inspect(
         raise DataError("there is no row to show", found=f"{len(scores)} rows", fix="raise --near or --top")
     rows = _picked(saved.rows, chosen)
     explanations = explain(rows, is_safe.column, saved.steps)
-    texts = _texts(rows, saved.mapping) if text else [""] * len(chosen)
+    texts = list(map(printable, _texts(rows, saved.mapping))) if text else [""] * len(chosen)
     names = [name for name, group in groups.items() for _ in group]
     shown = [
         Suspect(group, row, explanation, said)
