@@ -24,20 +24,8 @@ from hf_safefilter.model.reading_options import ReadingOptions, described, optio
 from hf_safefilter.model.source import JOINED
 from hf_safefilter.storage.paths import is_file, is_folder, is_there, shortened
 
-EXAMPLE = """\
-data:
-  path: rows.jsonl            # Hub id, .jsonl .json .csv .parquet .arrow file, or folder
-  license: cc-by-4.0
-  source: where the rows come from
-model:
-  name: toy                   # Hub id or folder of the model you will tune; toy ships with this package
-references:
-  path: starter               # or unsafe, safe, license and source of your own rows
-layer: auto                   # or a number: hidden_states[k]; locate: {method: gap} finds it without references
-methods: [probe, shift]       # what contains harm, and what wears refusals away: the larger rank decides
-select:
-  drop_fraction: 0.05         # or drop_count, threshold, label + rule, known_good + max_loss + confidence
-"""
+EXAMPLE = (Path(__file__).parent / "cards" / "recipe.yaml").read_text(encoding="utf-8")
+"""A recipe to begin with."""
 
 
 class _Part(BaseModel):

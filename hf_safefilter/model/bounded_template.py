@@ -11,7 +11,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -171,8 +171,9 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.budget = _Budget()
         self.optimized, self.cache = False, None
         self.globals = {name: value for name, value in made.globals.items() if name != "lipsum"}
-        self.filters = {name: self._counted(name, function) for name, function in made.filters.items()}
-        self.tests = {name: self._counted(name, function) for name, function in made.tests.items()}
+        filters, tests = (cast("Mapping[str, Callable[..., Any]]", known) for known in (made.filters, made.tests))
+        self.filters = {name: self._counted(name, function) for name, function in filters.items()}
+        self.tests = {name: self._counted(name, function) for name, function in tests.items()}
         for name in ("_step", "_emitted", "_joined", "_looked_through"):
             self.filters[name] = pass_context(functools.partial(_without_context, getattr(self, name)))
 
@@ -249,7 +250,7 @@ def compiled(source: str) -> Template:
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    return _BoundedEnvironment(_compile_jinja_template("").environment).from_string(source)  # type: ignore[no-untyped-call]
+    return _BoundedEnvironment(_compile_jinja_template("").environment).from_string(source)
 
 
 def refill(template: Template) -> None:

@@ -79,8 +79,10 @@ def splits_in(card: str | None) -> dict[str, SplitSize]:
     sizes = {}
     for split in listed if isinstance(listed, list) else ():
         if isinstance(split, dict) and "name" in split:
-            numbers = (split.get(key, 0) for key in ("num_examples", "num_bytes"))
-            sizes[str(split["name"])] = SplitSize(*(n if isinstance(n, int) else 0 for n in numbers), 0)
+            rows, size = (split.get(key) for key in ("num_examples", "num_bytes"))
+            sizes[str(split["name"])] = SplitSize(
+                rows if isinstance(rows, int) else 0, size if isinstance(size, int) else 0, 0
+            )
     return sizes
 
 

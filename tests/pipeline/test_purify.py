@@ -2,11 +2,13 @@
 
 import json
 import logging
+from collections import Counter
 
 import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset
+from scipy.stats import rankdata
 
 import hf_safefilter as sf
 from hf_safefilter import demo
