@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,27 @@ REFUSED = 2 / 3
 apart; ordinary rows keep it from going by topic."""
 
 _FILE = "probe.safetensors"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boundaries:
+    """A direction and an offset for each of some layers.
+
+    Attributes:
+        directions: float64 `(layers, d)`, in the coordinates of the model.
+        offsets: float64 `(layers,)`.
+    """
+
+    directions: np.ndarray
+    offsets: np.ndarray
+
+    def score(self, vectors: np.ndarray) -> np.ndarray:
+        """See `Probe.score`."""
+        count, width = self.directions.shape
+        parts = vectors.reshape(len(vectors), count, width)
+        values = np.einsum("nld,ld->nl", parts.astype(np.float64), self.directions) + self.offsets
+        whole = np.isfinite(np.stack([lengths(parts[:, layer]) for layer in range(count)])).all(axis=0)
+        return np.where(whole, values.mean(axis=1), np.nan)
 
 
 class Probe(Fitted):
@@ -62,11 +84,7 @@ class Probe(Fitted):
         Returns:
             float64 `(n,)`, NaN where a vector is zero or not finite.
         """
-        count, width = self.directions.shape
-        parts = vectors.reshape(len(vectors), count, width)
-        values = np.einsum("nld,ld->nl", parts.astype(np.float64), self.directions) + self._tensors["offsets"]
-        whole = np.isfinite(np.stack([lengths(parts[:, layer]) for layer in range(count)])).all(axis=0)
-        return np.where(whole, values.mean(axis=1), np.nan)
+        return Boundaries(self.directions, self._tensors["offsets"]).score(vectors)
 
     @cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -86,6 +104,7 @@ def fit_probe(
     label: str = "label",
     unsafe: str | int | bool = "unsafe",
     weight: float = 1.0,
+    log: Mapping[str, Any] | None = None,
 ) -> Probe:
     """Fit a probe that tells unsafe references from safe ones, and labelled rows alike.
 
@@ -102,6 +121,7 @@ def fit_probe(
         label: Their column of labels.
         unsafe: The value in it that means unsafe.
         weight: Weight of a labelled row in that of a reference.
+        log: Where the labels come from, as plain JSON values, for the record.
 
     Raises:
         OptionError: An option that makes no sense.
@@ -116,17 +136,19 @@ def fit_probe(
     if not names or len(set(names)) < len(names):
         raise OptionError(f"`layers={list(names)}` names no layer, or one twice", fix="name each layer once")
     counts = {side: references.counts[side] for side in SIDES}
-    fitted = []
+    sets = []
     for layer in names:
-        examples = _references(references, layer)
+        examples = reference_examples(references, layer)
         if labeled is not None:
             own = _labeled(labeled, layer, label, unsafe, examples.vectors.shape[1])
             counts |= {f"labeled_{side}": round(own.weights[own.unsafe == (side == "unsafe")].sum()) for side in SIDES}
             examples = examples.joined(own, weight)
-        fitted.append(_boundary(examples, form, shrinkage if form == "lda" else strength))
+        sets.append(examples)
+    fitted = boundaries(sets, form, shrinkage if form == "lda" else strength)
     facts = {"layers": list(names), "form": form, "shrinkage": shrinkage, "strength": strength, "weight": weight}
-    more = {"references": references.digest, "embed": references.embed, "counts": counts}
-    return _stored(fitted, facts | more)
+    facts |= {"references": references.digest, "embed": references.embed, "counts": counts}
+    facts |= {} if log is None else {"labels": dict(log)}
+    return _stored(fitted, facts)
 
 
 def boundary(unsafe: Ragged, safe: Ragged, benign: np.ndarray, shrinkage: float = 0.3) -> tuple[np.ndarray, float]:
@@ -141,7 +163,20 @@ def boundary(unsafe: Ragged, safe: Ragged, benign: np.ndarray, shrinkage: float 
     return _boundary(_examples(unsafe, safe, benign), "lda", shrinkage)
 
 
-def _references(references: ReferenceIndex, layer: Layer) -> Examples:
+def boundaries(sets: Sequence[Examples], form: str = "lda", option: float = 0.3) -> Boundaries:
+    """What `fit_probe` fits, in memory alone.
+
+    Args:
+        sets: The examples at each layer; see `reference_examples`.
+        form: "lda" or "logistic".
+        option: The shrinkage, or the strength.
+    """
+    directions, offsets = zip(*(_boundary(examples, form, option) for examples in sets), strict=True)
+    return Boundaries(np.stack(directions), np.array(offsets))
+
+
+def reference_examples(references: ReferenceIndex, layer: Layer) -> Examples:
+    """The spans of the references at a layer, with the weights that a probe gives them."""
     unsafe, safe = (
         Ragged(vectors, offsets_of(np.bincount(references.owners(side))))
         for vectors, side in zip(references.vectors(layer), SIDES, strict=True)
@@ -176,11 +211,10 @@ def _boundary(examples: Examples, form: str, option: float) -> tuple[np.ndarray,
     return direction, float(offset / spread - direction @ scaling.mean)
 
 
-def _stored(fitted: Sequence[tuple[np.ndarray, float]], facts: dict[str, Any]) -> Probe:
+def _stored(fitted: Boundaries, facts: dict[str, Any]) -> Probe:
     from safetensors.numpy import save
 
-    directions, offsets = zip(*fitted, strict=True)
-    return Probe.make(facts, {_FILE: save({"directions": np.stack(directions), "offsets": np.array(offsets)})})
+    return Probe.make(facts, {_FILE: save({"directions": fitted.directions, "offsets": fitted.offsets})})
 
 
 def _labeled(rows: Dataset | DatasetDict, layer: Layer, label: str, unsafe: str | int | bool, width: int) -> Examples:

@@ -71,4 +71,9 @@ class ProbeScore(SpanScore):
 
     def of_rows(self, scores: Ragged, batch: Batch) -> Ragged:
         """Each window with half the weight, its answer with the other half."""
-        return Ragged((scores.values + answer_means(scores, batch.spans())) / 2, scores.offsets)
+        return part_and_whole(scores, batch.spans())
+
+
+def part_and_whole(scores: Ragged, spans: Ragged | None) -> Ragged:
+    """The mean of each window's score, float32 (m,), and of its answer's mean."""
+    return Ragged((scores.values + answer_means(scores, spans)) / 2, scores.offsets)
