@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_safefilter.engine.ray import RayEngine
     from hf_safefilter.errors import SafefilterError
     from hf_safefilter.freeze import FrozenBlocks, freeze_safety_blocks, lora_config
+    from hf_safefilter.labeling import LabelRounds
     from hf_safefilter.locate.bounds import BoundsOptions
     from hf_safefilter.locate.choose_reading import choose_reading
     from hf_safefilter.locate.cross_validation import choose_layer
@@ -71,6 +72,7 @@ _HOMES = {
     "GradientScore": "scores.gradient",
     "GuardScore": "scores.guard",
     "IsSafe": "decide.select",
+    "LabelRounds": "labeling",
     "LarfScore": "scores.larf",
     "LengthScore": "scores.controls",
     "MaskTokens": "decide.mask_tokens",
@@ -136,6 +138,7 @@ __all__ = [
     "GradientScore",
     "GuardScore",
     "IsSafe",
+    "LabelRounds",
     "LarfScore",
     "LengthScore",
     "MaskTokens",

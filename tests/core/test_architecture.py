@@ -24,7 +24,7 @@ FLOORS = [
     {"scores"},
     {"locate", "decide"},
     {"recipe", "freeze", "engine", "saved", "publish"},
-    {"compare", "effect", "pipeline", "demo"},
+    {"compare", "effect", "labeling", "pipeline", "demo"},
     {"cli"},
 ]
 """From the ground up: a file may import from its own folder and from the floors below it, for typing too."""
