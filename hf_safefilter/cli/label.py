@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.arguments import Folder, Output
+from hf_safefilter.cli.arguments import Folder, Output, TrustVectors
 from hf_safefilter.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def label(
     unsafe: Annotated[str, typer.Option(help="Label that means unsafe, with --from.")] = "unsafe",
     rounds: Annotated[int | None, typer.Option(min=1, help="Stop after this many rounds of ten.")] = None,
     who: Annotated[str | None, typer.Option(help="Who answers, for the log; the name of the user if left out.")] = None,
+    trust_vectors: TrustVectors = False,
 ) -> None:
     """Ask for the labels of the rows that change the score most, refit the probe, and score all rows again.
 
@@ -52,7 +53,7 @@ def label(
     from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, LOG)
-    saved = load_rows_with_steps(scored)
+    saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
     session = _rounds(saved, references, output / LOG)
     if source is not None:
         session.take(_labels(source, unsafe, saved), who=who or _shown(source))
@@ -237,17 +238,19 @@ def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path) 
 
 
 def _write_rescored(saved: Saved, step: ProbeScore, folder: Path) -> None:
-    """The rows with the columns of `step` in place of an earlier probe's."""
+    """The rows with the columns of `step` in place of an earlier probe's, and without ranks that went by that one."""
     from hf_safefilter.data.splits import column_names, each_split
     from hf_safefilter.engine.local import score_rows
     from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.scores.probe import ProbeScore
 
-    earlier = [one for one in saved.steps if isinstance(one, ProbeScore)]
-    old = {column for one in earlier for column in one.produces()}
+    probes = [known for known in saved.steps if isinstance(known, ProbeScore)]
+    replaced = {column for probe in probes for column in probe.produces()}
+    earlier = [known for known in saved.steps if known in probes or replaced & set(known.needs())]
+    old = {column for known in earlier for column in known.produces()}
     rows = each_split(saved.rows, lambda part: part.remove_columns([c for c in column_names(part) if c in old]))
-    steps = [one for one in saved.steps if one not in earlier]
-    save_rows(score_rows(rows, step), folder, [*steps, step], name=saved.name, revision=saved.revision)
+    steps = [*(known for known in saved.steps if known not in earlier), step]
+    save_rows(score_rows(rows, step), folder, steps, name=saved.name, revision=saved.revision, trusted=saved.trusted)
 
 
 def _line(point: Mapping[str, Any]) -> dict[str, Any]:
