@@ -7,6 +7,7 @@ made here from one that came from elsewhere.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.signature import is_signed, signed
 
 RECORD = "signed.json"
+
+_DERIVED = re.compile(r"(cache-\w+\.arrow|tmp\w+)")
+"""Files that `datasets` lays beside rows which a user maps or filters. This package reads none of them."""
 
 
 def record_files(folder: Path, kind: str, names: Sequence[str] | None = None) -> None:
@@ -71,6 +75,8 @@ def _compare(folder: Path, recorded: dict[str, object], *, whole: bool) -> None:
         if name not in present:
             change = "was removed"
         elif name not in recorded:
+            if _DERIVED.fullmatch(name.rpartition("/")[2]):
+                continue
             change = "was added"
         elif not (folder / name).is_file() or file_sha256(folder / name) != recorded[name]:
             change = "was altered"

@@ -215,3 +215,14 @@ def test_a_key_is_made_once_and_for_this_user_alone(tmp_path, monkeypatch):
     assert signature.signed({"a": 1}, "x") == first
     content = pa.py_buffer(b"rows")
     assert signature.code_of(memoryview(content)) == signature.code_of(b"rows") != signature.code_of(b"row")
+
+
+def test_what_datasets_lays_beside_rows_is_no_damage_and_is_not_read(scored):
+    """A user who filters saved rows leaves `cache-*.arrow` there; any other file that was added speaks of a change."""
+    rows = load_from_disk(str(scored))
+    rows.filter(lambda row: False)
+    assert list(scored.glob("cache-*.arrow"))
+    assert len(load_rows_with_steps(scored).rows) == len(rows)
+    (scored / "more.arrow").write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"more\.arrow was added"):
+        load_rows_with_steps(scored)
