@@ -194,9 +194,7 @@ class _Dialogue:
 def _key() -> str:
     """The next key; "q" where the input ends."""
     if sys.stdin.isatty():
-        import click
-
-        return click.getchar().lower()
+        return typer.getchar().lower()
     while (key := sys.stdin.read(1)).isspace():
         pass
     return key.lower() or "q"

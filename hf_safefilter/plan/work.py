@@ -61,10 +61,10 @@ class Work:
     def column_bytes(self, spans: float = 1) -> float:
         """Bytes that a row of so many spans adds to a data set.
 
-        A span has its vectors and its place (12 1/8); a row has row_id (32 + 4), unscorable (4), truncated (1/8), and
-        an offset (4) in `spans` and in each column of vectors.
+        A span has its vectors and its place (12 1/8); a row has row_id (32 + 4), unscorable (4), truncated (1/8),
+        read_as (16 + 4), and an offset (4) in `spans` and in each column of vectors.
         """
-        return spans * (self.layers * 2 * self.hidden_size + PLACE) + 36 + 4 + 1 / 8 + 4 * (1 + self.layers)
+        return spans * (self.layers * 2 * self.hidden_size + PLACE) + 36 + 4 + 1 / 8 + 20 + 4 * (1 + self.layers)
 
     def cache_bytes(self, spans: float = 1) -> float:
         """Bytes of a row in the row cache: for each layer what `column_bytes` counts, and an id of 16 bytes."""

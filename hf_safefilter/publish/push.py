@@ -113,6 +113,10 @@ def push_folder(
             found=f"no {PROVENANCE}",
             fix="write it with hf-safefilter run or hf-safefilter card",
         )
+    shards = sorted((folder / "data").glob("*.parquet"))
+    plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
+    paths = [*shards, *plots, *(folder / name for name in _FILES if (folder / name).is_file())]
+    _require_own_files(folder, [*paths, folder / PROVENANCE])
     ours = require_recorded(folder, PROVENANCE, trust_vectors=trust_vectors)
     require_described(folder)
     text = (folder / PROVENANCE).read_text(encoding="utf-8")
@@ -125,10 +129,6 @@ def push_folder(
     as_it_is = ours and not anyway and everywhere(json.loads(text), shown) == json.loads(text)
     record = (text if as_it_is else provenance.to_json()).encode()
     published = read_published(folder)
-    shards = sorted((folder / "data").glob("*.parquet"))
-    plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
-    paths = [*shards, *plots, *(folder / name for name in _FILES if (folder / name).is_file())]
-    _require_own_files(folder, [*paths, folder / PROVENANCE])
     text_included = any(name.startswith("row_") and name != "row_id" for name in _columns(folder / DROPPED))
     names = {path.relative_to(folder).as_posix(): path for path in paths}
 

@@ -68,7 +68,7 @@ def test_a_compressed_file_changed_while_it_is_unpacked_leaves_no_copy(tmp_path,
     path = tmp_path / "rows.jsonl.gz"
     written(path, "sheep shorn")
     with monkeypatch.context() as attack:
-        swapped_at(attack, plain_copies.shutil, "copyfileobj", lambda: written(path, "goats shorn"), before=False)
+        swapped_at(attack, plain_copies, "_copy_within", lambda: written(path, "goats shorn"), before=False)
         with pytest.raises(IntegrityError, match="was changed while it was read"):
             load_rows(path)
     copies = Path(config.HF_DATASETS_CACHE, "safefilter-plain")

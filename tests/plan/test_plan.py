@@ -291,7 +291,7 @@ def test_the_formulas_have_the_figures_in_them():
         "cost",
     ]
     assert f"{work.per_token:.4g} weights x 200 tokens" in lines[0]["formula"]
-    assert lines[2]["value"] == "192 KB" and "2 vectors x 2 bytes x 32" in lines[2]["formula"]
+    assert lines[2]["value"] == "212 KB" and "2 vectors x 2 bytes x 32" in lines[2]["formula"]
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"price": -1.0}, {"price": float("inf")}])

@@ -71,7 +71,7 @@ ATTACKS = {
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_folder_that_was_touched_is_not_pushed(hub, name, folder, attack, trust):
     ATTACKS[attack](folder)
-    with pytest.raises(IntegrityError, match="is damaged"):
+    with pytest.raises(IntegrityError, match="is damaged|is a link"):
         push_folder(folder, name, trust_vectors=trust)
     assert not hub.requests("POST", "/repos/create$")
     record_files(folder, PROVENANCE)  # as the attacker would write it, with another signature

@@ -54,7 +54,7 @@ def rows():
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"position": "last,last_prompt"}, "position 'mean,last_prompt' for the references, 'last,last_prompt'"),
+        ({"position": "last,last_prompt"}, "position 'mean,last_prompt' for the references, 'last"),
         ({"window": 12}, "window 9 for the references, 12 for the rows"),
         ({"chat_template": "plain"}, "chat_template_digest"),
         ({"dtype": "bfloat16"}, "dtype 'float32' for the references, 'bfloat16' for the rows"),
