@@ -19,6 +19,7 @@ BEGIN = "<!-- hf_safefilter: begin; what stands between these two lines is writt
 END = "<!-- hf_safefilter: end -->"
 _OURS = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+_UNNAMED = "OWNER/NAME"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -28,7 +29,7 @@ def render(
     *,
     existing: str | None = None,
     text_included: bool = False,
-    repository: str = "OWNER/NAME",
+    repository: str = _UNNAMED,
 ) -> str:
     """README.md of a published data set.
 
@@ -53,6 +54,25 @@ def render(
         body = f"{text.rstrip()}\n\n{ours}\n"
     head = yaml.safe_dump(_metadata(provenance, published, metadata), sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n{body if body.startswith(chr(10)) else chr(10) + body}"
+
+
+def stated_in(
+    card: str, provenance: Provenance, published: Published, *, text_included: bool, repository: str | None = None
+) -> bool:
+    """Whether our part of a card and our metadata are what `render` makes of a record, for this repository or none yet.
+
+    Raises:
+        PublishError: The metadata of the card are not YAML.
+    """
+    metadata, _ = _parsed(card)
+    expected = yaml.safe_load(yaml.safe_dump(_metadata(provenance, published, {})))
+    if "safefilter" not in metadata.get("tags", ()) or any(
+        metadata.get(key) != value for key, value in expected.items() if key != "tags"
+    ):
+        return False
+    ours = _OURS.search(card)
+    names = [name for name in (repository, _UNNAMED) if name is not None]
+    return ours is not None and any(ours[0] == _body(provenance, text_included, name) for name in names)
 
 
 def _parsed(card: str) -> tuple[dict[str, Any], str]:

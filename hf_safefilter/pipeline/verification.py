@@ -1,0 +1,273 @@
+"""What a stranger can check of a published data set: its files, its card, its decision, its rows and its scores.
+
+Nothing is believed but the source and the code: each line of the report says pass, fail or "cannot say", and why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_safefilter.columns import EMBEDDING_PREFIX
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.data.shapes import with_ignored
+from hf_safefilter.errors import IntegrityError, MissingError, SafefilterError
+from hf_safefilter.publish.card import stated_in
+from hf_safefilter.publish.croissant import RECORD, croissant, require_described
+from hf_safefilter.publish.data_files import DROPPED, read_published
+from hf_safefilter.publish.drop_reasons import NO_NUMBER, REACHED, by_split
+from hf_safefilter.publish.gather import ids_digest
+from hf_safefilter.publish.provenance import Provenance
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hf_safefilter.step import Step
+
+Result = Literal["pass", "fail", "cannot say"]
+
+_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One check: its name, its result and why."""
+
+    check: str
+    result: Result
+    why: str
+
+    def to_json(self) -> dict[str, str]:
+        """Plain values."""
+        return {"check": self.check, "result": self.result, "why": self.why}
+
+
+class _CannotSay(Exception):
+    """Something is missing that a check needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The checks of a published folder.
+
+    Attributes:
+        folder: The folder.
+        source: The rows that were filtered; None: what needs them cannot be said.
+        repository: The name of the repository, as its card shows it; None for a folder that was not pushed.
+        sample: Number of rows that are read and scored again; None: all.
+        seed: Seed of the draw of these rows; None draws other ones each time.
+    """
+
+    folder: Path
+    source: Dataset | DatasetDict | None = None
+    repository: str | None = None
+    sample: int | None = 64
+    seed: int | None = None
+
+    def lines(self) -> list[Line]:
+        """All checks, in order; one that fails does not keep the others from being made."""
+        record = self.folder / "provenance.json"
+        if not record.is_file():
+            raise MissingError(
+                f"{self.folder} holds no provenance.json",
+                fix="name a folder or repository that this program has written",
+            )
+        try:
+            provenance = Provenance.from_json(record.read_text(encoding="utf-8"))
+        except (IntegrityError, OSError, ValueError) as error:
+            return [Line("record", "fail", _fact(error))]
+        checks: dict[str, Callable[[Provenance], str]] = {
+            "files": self._files,
+            "card": self._card,
+            "decision": self._decision,
+            "rows": self._rows,
+            "scores": self._scores,
+        }
+        return [_line(name, check, provenance) for name, check in checks.items()]
+
+    def _files(self, provenance: Provenance) -> str:
+        """Each data file has the sha256 that croissant.json states, which says what the record says."""
+        require_described(self.folder)
+        record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        if record != json.loads(json.dumps(croissant(provenance, read_published(self.folder), self.folder))):
+            raise IntegrityError(f"{RECORD} does not say what provenance.json says", fix="")
+        return "each data file has its recorded sha256"
+
+    def _card(self, provenance: Provenance) -> str:
+        """What this program writes of a card, text and metadata, says what the record says."""
+        card = (self.folder / "README.md").read_text(encoding="utf-8")
+        included = any(name.startswith("row_") and name != "row_id" for name in _columns(self.folder / DROPPED))
+        published = read_published(self.folder)
+        if not stated_in(card, provenance, published, text_included=included, repository=self.repository):
+            raise IntegrityError("README.md does not say what provenance.json says", fix="")
+        return "it says what provenance.json says"
+
+    def _decision(self, provenance: Provenance) -> str:
+        """Every dropped row reaches the threshold or has no score, and as many rows are there as were counted."""
+        selection, counts = provenance.selection, provenance.counts
+        if float.fromhex(selection.threshold_hex) != selection.threshold:
+            raise IntegrityError("the threshold is written in two ways that differ", fix="")
+        dropped = pq.read_table(self.folder / DROPPED)
+        reasons = Counter(dropped["reason"].to_pylist())
+        if dict(reasons) != counts.by_reason:
+            raise IntegrityError("the reasons in dropped.parquet are not those that were counted", fix="")
+        scores = _numbers(dropped, selection.column)
+        for reason, score in zip(dropped["reason"].to_pylist(), scores.tolist(), strict=True):
+            if reason.startswith(REACHED) != (math.isfinite(score) and score >= selection.threshold) or (
+                reason == NO_NUMBER and math.isfinite(score)
+            ):
+                raise IntegrityError(f"a row was dropped for {reason!r}, and scores {score:.6g}", fix="")
+        kept = sum(pq.ParquetFile(path).metadata.num_rows for path in self._shards())
+        if kept != counts.kept or dropped.num_rows != counts.dropped or kept + dropped.num_rows != counts.rows:
+            raise IntegrityError(
+                f"{kept} rows are kept and {dropped.num_rows} dropped, other numbers than stated", fix=""
+            )
+        return f"{dropped.num_rows} rows were dropped by the rule that is stated, {kept} were kept"
+
+    def _rows(self, provenance: Provenance) -> str:
+        """Kept and dropped rows together are those of the source: none is invented, missing or in both."""
+        if provenance.selection.action != "drop":
+            raise _CannotSay(f"kept rows were changed by the action {provenance.selection.action}")
+        of_source = self._ids_of_source(provenance)
+        for split, ids in of_source.items():
+            stated = provenance.source.splits.get(split)
+            if stated is None or ids_digest(ids) != stated.row_ids:
+                raise IntegrityError(f"the split {split} of the source has other rows than the record states", fix="")
+        dropped = pq.read_table(self.folder / DROPPED, columns=["split", "row_id"]).to_pylist()
+        kept: dict[str, Counter[str]] = {}
+        for path in self._shards():
+            kept.setdefault(path.name.rsplit("-", 3)[0], Counter()).update(_ids(path, _mapping(provenance)))
+        for split, ids in of_source.items():
+            gone = Counter(row["row_id"] for row in dropped if row["split"] == split)
+            there, every = kept.get(split, Counter()), Counter(ids)
+            for name, wrong in (
+                ("invented", (there + gone) - every), ("missing", every - (there + gone)),
+                ("kept and dropped", Counter(there.keys() & gone.keys())),
+            ):  # fmt: skip
+                if wrong:
+                    raise IntegrityError(f"{wrong.total()} rows of {split} are {name}", found=min(wrong), fix="")
+        return f"{sum(map(len, of_source.values()))} rows of the source, none invented, missing or in both"
+
+    def _scores(self, provenance: Provenance) -> str:
+        """Some rows of the source, drawn now, have the scores that decided."""
+        self._ids_of_source(provenance)
+        steps = _steps(provenance)
+        selection, checked = provenance.selection, 0
+        dropped = pq.read_table(self.folder / DROPPED)
+        recorded = {
+            (split, id_): score
+            for split, id_, score in zip(
+                dropped["split"].to_pylist(), dropped["row_id"].to_pylist(),
+                _numbers(dropped, selection.column).tolist(), strict=True,
+            )
+        }  # fmt: skip
+        for split, part in self._drawn().items():
+            ids, scores = _ids_of(part, _mapping(provenance)), _scored(part, steps, selection.column)
+            for id_, score in zip(ids, scores.tolist(), strict=True):
+                before = recorded.get((split, id_))
+                tolerance = provenance.check.tolerance
+                if before is None:
+                    wrong = not score < selection.threshold + tolerance
+                else:
+                    wrong = math.isfinite(score) != math.isfinite(before) or abs(score - before) > tolerance
+                if wrong:
+                    stated = "kept" if before is None else f"recorded with {before:.6g}"
+                    raise IntegrityError(f"a row of {split} scores {score:.6g}, and was {stated}", found=id_, fix="")
+                checked += 1
+        return f"{checked} rows, drawn now, were read and scored again"
+
+    def _shards(self) -> list[Path]:
+        return sorted((self.folder / "data").glob("*.parquet"))
+
+    def _ids_of_source(self, provenance: Provenance) -> dict[str, list[str]]:
+        if self.source is None:
+            raise _CannotSay("the source is not at hand: name it with `source=...`")
+        columns = _mapping(provenance)
+        return {name: _ids_of(part, columns) for name, part in by_split(self.source).items()}
+
+    def _drawn(self) -> dict[str, Dataset]:
+        """The rows that are scored again, by split."""
+        assert self.source is not None  # `_ids_of_source` was asked first
+        parts = by_split(self.source)
+        if self.sample is None:
+            return parts
+        total = sum(map(len, parts.values()))
+        chosen = np.sort(np.random.default_rng(self.seed).permutation(total)[: self.sample])
+        drawn, start = {}, 0
+        for name, part in parts.items():
+            own = chosen[(chosen >= start) & (chosen < start + len(part))] - start
+            start += len(part)
+            if len(own):
+                drawn[name] = part.select(own)
+        return drawn
+
+
+def _line(name: str, check: Callable[[Provenance], str], provenance: Provenance) -> Line:
+    try:
+        return Line(name, "pass", check(provenance))
+    except _CannotSay as error:
+        return Line(name, "cannot say", str(error))
+    except (SafefilterError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        return Line(name, "fail", _fact(error))
+
+
+def _fact(error: Exception) -> str:
+    if isinstance(error, SafefilterError):
+        return error.fact + (f" ({error.found})" if error.found else "")
+    return f"{type(error).__name__}: {error}"
+
+
+def _steps(provenance: Provenance) -> list[Step]:
+    """The steps of the record, with the model and the fitted artefacts that they name."""
+    from hf_safefilter.saved.saved_rows import step_from
+
+    try:
+        return [step_from(record) for record in provenance.steps]
+    except SafefilterError as error:
+        raise _CannotSay(f"a step cannot be made here: {error.fact}") from error
+
+
+def _mapping(provenance: Provenance) -> dict[str, str] | None:
+    """Where things stand in a row, as `EmbedLayers` was told."""
+    record: Mapping[str, Any] = next((step for step in provenance.steps if step["step"] == "EmbedLayers"), {})
+    return with_ignored(dict(record.get("columns") or {}), list(record.get("ignore") or ()))
+
+
+def _ids(path: Path, columns: Mapping[str, str] | None) -> Iterator[str]:
+    for batch in pq.ParquetFile(path).iter_batches(_ROWS):
+        for conversation in conversations(Batch(pa.Table.from_batches([batch])), columns):
+            yield row_id(conversation)
+
+
+def _ids_of(part: Dataset, columns: Mapping[str, str] | None) -> list[str]:
+    text = part.remove_columns([name for name in part.column_names if name.startswith(EMBEDDING_PREFIX)])
+    tables = text.with_format("arrow").iter(_ROWS)
+    return [row_id(conversation) for table in tables for conversation in conversations(Batch(table), columns)]
+
+
+def _scored(part: Dataset, steps: list[Step], column: str) -> np.ndarray:
+    """Scores of rows by their text alone, float64 (n,)."""
+    added = {name for step in steps for name in step.produces()}
+    rows: dict[str, Any] = part.remove_columns([name for name in part.column_names if name in added])[:]
+    for step in steps:
+        rows = rows | step(rows)
+    return np.asarray(rows[column], dtype=np.float64)
+
+
+def _numbers(table: pa.Table, column: str) -> np.ndarray:
+    return Batch(table).numbers(column)
+
+
+def _columns(path: Path) -> list[str]:
+    return list(pq.read_schema(path).names)

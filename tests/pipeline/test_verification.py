@@ -1,0 +1,165 @@
+"""A stranger's check of a published folder: it passes as made, and what was altered is named."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from hf_safefilter.errors import MissingError
+from hf_safefilter.pipeline.purify import purify
+from hf_safefilter.pipeline.verification import Verification
+from hf_safefilter.publish.folder import write_folder
+from hf_safefilter.storage import fitted
+from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.toy.corpus import mixed_rows, reference_rows
+
+FACTS = {"license": "cc0-1.0", "source": "a test"}
+SHARD = "data/train-00000-of-00001.parquet"
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Dataset.from_list([*mixed_rows(40, 0.25, 3), {"prompt": "Hi", "response": "", "label": "", "category": ""}])
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    for name, rows in zip(("unsafe", "safe"), reference_rows(12, 3), strict=True):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "data": FACTS,
+        "model": "toy",
+        "references": {name: str(folder / f"{name}.jsonl") for name in ("unsafe", "safe")} | {"benign": None} | FACTS,
+        "layer": 5,
+        "select": {"drop_fraction": 0.3},
+    }
+    done = purify(source, recipe, anyway=True)
+    write_folder(folder / "out", done.scored, done.is_safe, done.provenance)
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "out")
+
+
+def results(folder, source, **options):
+    return {line.check: line.result for line in Verification(folder, source, **options).lines()}
+
+
+def described(folder):
+    """The digests that the files have now, as whoever altered them would write them."""
+    record = json.loads((folder / "croissant.json").read_text())
+    for entry in record["distribution"]:
+        entry["sha256"] = file_sha256(folder / entry["name"])
+    (folder / "croissant.json").write_text(json.dumps(record))
+
+
+def changed(folder, file, change):
+    table = pq.read_table(folder / file)
+    pq.write_table(change(table), folder / file)
+    described(folder)
+
+
+def with_column(table, name, values):
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def record_with(folder, change):
+    body = json.loads((folder / "provenance.json").read_text())
+    change(body)
+    (folder / "provenance.json").write_text(json.dumps(body))
+
+
+def with_threshold(folder, value):
+    record_with(folder, lambda body: body["selection"].update(threshold=value, threshold_hex=value.hex()))
+
+
+ALTERED = {
+    "files": lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes() + b" "),
+    "card": lambda folder: (folder / "README.md").write_text(
+        (folder / "README.md").read_text().replace("28 of 41 rows", "40 of 41 rows")
+    ),
+    "decision": lambda folder: with_threshold(folder, 0.99),
+    "rows": lambda folder: changed(
+        folder, SHARD, lambda table: with_column(table, "response", pa.array(["other words"] * table.num_rows))
+    ),
+    "scores": lambda folder: changed(
+        folder,
+        "dropped.parquet",
+        lambda table: with_column(
+            table, "largest_rank_score", pc.add(table["largest_rank_score"], pa.scalar(0.05, pa.float32()))
+        ),
+    ),
+}
+
+
+def test_what_was_made_passes(made, source):
+    lines = Verification(made, source, sample=None).lines()
+    assert [(line.check, line.result) for line in lines] == [(name, "pass") for name in ALTERED], lines
+    assert "41 rows" in lines[-1].why
+
+
+@pytest.mark.parametrize("check", ALTERED)
+def test_what_was_altered_fails_by_name(folder, source, check):
+    ALTERED[check](folder)
+    assert results(folder, source, sample=None)[check] == "fail"
+
+
+def test_a_lower_threshold_that_kept_rows_reach_fails_when_they_are_scored(folder, source):
+    with_threshold(folder, 0.1)
+    assert results(folder, source, sample=None)["scores"] == "fail"
+
+
+def test_one_byte_anywhere_is_noticed(folder, source):
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".parquet", ".json", ".md") and path.name != "signed.json":
+            own = path.read_bytes()
+            at = len(own) // 2
+            path.write_bytes(own[:at] + bytes([own[at] ^ 1]) + own[at + 1 :])
+            assert "fail" in results(folder, source, sample=4).values(), path.name
+            path.write_bytes(own)
+
+
+def test_a_row_moved_from_dropped_to_kept_is_found(folder, source):
+    dropped = pq.read_table(folder / "dropped.parquet")
+    row = next(row for row in source.to_list() if row["label"] == "unsafe")
+    changed(folder, SHARD, lambda table: pa.concat_tables([table, pa.table({k: [row[k]] for k in table.column_names})]))
+    assert dropped.num_rows and results(folder, source)["rows"] == "fail"
+
+
+def test_without_the_source_two_lines_cannot_be_said(made):
+    found = results(made, None)
+    assert [found[name] for name in ALTERED] == ["pass", "pass", "pass", "cannot say", "cannot say"]
+
+
+def test_another_source_fails(made, source):
+    assert results(made, source.select(range(40)))["rows"] == "fail"
+
+
+def test_without_the_references_the_scores_cannot_be_said(made, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "another machine"))
+    fitted._open.cache_clear()  # what this process has opened
+    found = results(made, source)
+    fitted._open.cache_clear()
+    assert (found["rows"], found["scores"]) == ("pass", "cannot say")
+
+
+def test_another_folder_is_named(tmp_path):
+    with pytest.raises(MissingError, match=r"holds no provenance\.json"):
+        Verification(tmp_path).lines()
+
+
+def test_in_the_shell(call, folder, source, tmp_path):
+    source.to_json(tmp_path / "rows.jsonl")
+    code, out, _ = call("--format", "json", "verify", folder, "--source", tmp_path / "rows.jsonl", "--sample", 8)
+    said = json.loads(out)
+    assert code == 0 and said["failed"] == [] and len(said["lines"]) == 5
+    ALTERED["rows"](folder)
+    code, out, _ = call("--format", "json", "verify", folder, "--source", tmp_path / "rows.jsonl", "--sample", 8)
+    assert code == 3 and "rows" in json.loads(out)["failed"]
