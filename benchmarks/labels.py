@@ -99,6 +99,8 @@ def read(rows: Dataset, embed: EmbedLayers, layers: tuple[Any, ...]) -> Labelled
     kept = np.flatnonzero(whole.layers[0].counts)
     whole = whole.take(kept)
     unsafe = np.array([label == "unsafe" for label in rows["label"]])[kept]
+    if unsafe.all() or not unsafe.any():
+        raise SystemExit("the labelled rows are all of one kind: name a file with unsafe and other rows")
     request = np.unique(np.array(rows["prompt"], dtype=object)[kept].astype(str), return_inverse=True)[1]
     return Labelled(whole, whole.means(), unsafe, request)
 
