@@ -42,13 +42,18 @@ def starter(
     reading: ReadingOptions,
     layers: Layers,
     output: Output,
+    trait: Annotated[str, typer.Option(help="What the unsafe side shows: harm, sycophancy or made_up_facts.")] = "harm",
 ) -> None:
-    """Build a reference set from the small sets that ship with this package."""
+    """Build a reference set from the small sets that ship with this package.
+
+    The end of the prompt is read too, which the method shift compares with.
+    """
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.scores.shift import at_prompt_too
 
-    step = EmbedLayers.of(reading, layers_of(layers))
-    _save(context, ReferenceIndex.starter(step), output)
+    step = EmbedLayers.of(at_prompt_too(reading, ["shift"]), layers_of(layers))
+    _save(context, ReferenceIndex.starter(step, trait), output)
 
 
 @reference.command(
@@ -71,12 +76,13 @@ def build(
     """Build a reference set from unsafe and safe rows, and ordinary ones, which ship with this package.
 
     Without ordinary rows on the safe side, what only sounds unlike a refusal is taken for harm. The licence and source
-    of those that ship are added to the ones that you give.
+    of those that ship are added to the ones that you give. The end of the prompt is read too, for the method shift.
     """
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.references.open import build_references
+    from hf_safefilter.scores.shift import at_prompt_too
 
-    step = EmbedLayers.of(reading, layers_of(layers), pairs_of(column, "--column"))
+    step = EmbedLayers.of(at_prompt_too(reading, ["shift"]), layers_of(layers), pairs_of(column, "--column"))
     index = build_references(unsafe, safe, _named(benign), step, license=license, source=source)
     _save(context, index, output)
 
