@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.errors import OptionError
 from hf_safefilter.recipe import Recipe
-from hf_safefilter.storage.atomic import atomic_text
+from hf_safefilter.storage.atomic import atomic_text, require_writable
 
 if TYPE_CHECKING:
     from hf_safefilter.toy.corpus import Row
@@ -79,7 +79,8 @@ def mixed_rows() -> list[Row]:
 
 
 def _write(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    require_writable(path)
+    if path.exists() and path.read_bytes() != text.encode():
         raise OptionError(
             f"{path} was changed since the demo wrote it",
             fix=f"run it: hf-safefilter run {path.parent / 'recipe.yaml'} --output out; or give demo another --output",

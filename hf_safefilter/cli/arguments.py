@@ -15,13 +15,26 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, described
+from hf_safefilter.storage.atomic import require_writable
 
 Rows = Annotated[
     str, typer.Argument(help="Hub id, .jsonl/.json/.csv/.parquet/.arrow file, or folder.", show_default=False)
 ]
 Layers = Annotated[str, typer.Option(help="Layers to read: hidden_states\\[k], e.g. 12 or 8,12 or norm.")]
+
+
+def _writable(output: Path | None) -> Path | None:
+    """The folder to write, before any work is done for it."""
+    if output is not None:
+        require_writable(output)
+    return output
+
+
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder to write; an earlier output in it is replaced at the end.")
+    Path,
+    typer.Option(
+        "--output", "-o", help="Folder to write; an earlier output in it is replaced at the end.", callback=_writable
+    ),
 ]
 Column = Annotated[
     list[str] | None, typer.Option("--column", help="Columns of the rows, e.g. --column prompt=q --column response=a.")

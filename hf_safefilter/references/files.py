@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_safefilter.checks import is_whole
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.data.stored_conversations import from_json, to_json
 from hf_safefilter.data.vectors import unit
+from hf_safefilter.errors import IntegrityError
 from hf_safefilter.references.flat import flat_index, to_bytes
 
 SIDES = ("unsafe", "safe")
 VECTORS = "vectors.safetensors"
 ROWS = "rows.parquet"
+_BUILD_AGAIN = "build them again: hf-safefilter reference build --help"
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -91,19 +96,84 @@ def to_files(sides: Mapping[str, Side]) -> dict[str, bytes]:
     return {VECTORS: save(tensors), ROWS: _rows_bytes(sides), **indexes}
 
 
-def read_rows(content: bytes) -> tuple[ReferenceRow, ...]:
-    """All rows of a rows file, in the order of the file."""
-    return tuple(
-        ReferenceRow(
-            row["row_id"],
-            row["side"],
-            row["position"],
-            row["spans"],
-            row["benign"],
-            from_json(row["conversation"]),
+def require_sound_facts(facts: Mapping[str, Any]) -> None:
+    """Raise unless a manifest states what every reader of references relies on.
+
+    Raises:
+        IntegrityError: A fact is missing, or of another kind.
+    """
+    counts, layers = facts.get("counts"), facts.get("layers")
+    sound = {
+        "license": isinstance(facts.get("license"), str),
+        "source": isinstance(facts.get("source"), str),
+        "embed": isinstance(facts.get("embed"), dict),
+        "layers": isinstance(layers, list) and bool(layers) and all(x == "norm" or is_whole(x) for x in layers),
+        "counts": isinstance(counts, dict) and all(is_whole(counts.get(side)) for side in SIDES),
+        "benign": is_whole(facts.get("benign")),
+        "truncated": isinstance(facts.get("truncated"), dict) and all(map(is_whole, facts["truncated"].values())),
+    }
+    wrong = [name for name, fine in sound.items() if not fine]
+    if wrong:
+        raise IntegrityError(
+            "these references are not what this program writes", found=f"no sound {', '.join(wrong)}", fix=_BUILD_AGAIN
         )
-        for row in pq.read_table(pa.BufferReader(content), schema=_SCHEMA).to_pylist()
-    )
+
+
+def read_rows(content: bytes, counts: Mapping[str, int]) -> tuple[ReferenceRow, ...]:
+    """All rows of a rows file, in the order of the file.
+
+    Raises:
+        IntegrityError: It is no such file, or has another number of rows than `counts` says for a side.
+    """
+    try:
+        rows = tuple(
+            ReferenceRow(
+                row["row_id"],
+                row["side"],
+                row["position"],
+                row["spans"],
+                row["benign"],
+                from_json(row["conversation"]),
+            )
+            for row in pq.read_table(pa.BufferReader(content), schema=_SCHEMA).to_pylist()
+        )
+        fits = all(sum(row.side == side for row in rows) == counts[side] for side in SIDES)
+        if not fits or not all(is_whole(row.spans) and row.spans >= 0 for row in rows):
+            raise ValueError("other numbers of rows or spans than the manifest states")
+    except (pa.ArrowException, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise IntegrityError(
+            "the rows of these references are damaged", found=str(error)[:200], fix=_BUILD_AGAIN
+        ) from error
+    return rows
+
+
+def read_vectors(content: bytes, layers: Iterable[Layer], rows: Iterable[ReferenceRow]) -> dict[str, np.ndarray]:
+    """``"<side>.<layer>"`` -> float32 `(m, d)`.
+
+    Raises:
+        IntegrityError: A layer or side is missing, or has not one vector of finite numbers for each span of `rows`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    spans = dict.fromkeys(SIDES, 0)
+    for row in rows:
+        spans[row.side] += row.spans
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise IntegrityError(
+            "the vectors of these references are damaged", found=str(error), fix=_BUILD_AGAIN
+        ) from error
+    for side, layer in product(SIDES, layers):
+        vectors = tensors.get(f"{side}.{layer}")
+        sound = vectors is not None and vectors.ndim == 2 and len(vectors) == spans[side] and vectors.dtype.kind == "f"
+        if vectors is None or not sound or not np.isfinite(vectors).all():
+            shape = "none" if vectors is None else f"{vectors.dtype} of shape {vectors.shape}"
+            raise IntegrityError(
+                f"these references have no sound {side} vectors of layer {layer}", found=shape, fix=_BUILD_AGAIN
+            )
+    return tensors
 
 
 def _rows_bytes(sides: Mapping[str, Side]) -> bytes:

@@ -19,6 +19,7 @@ from hf_safefilter.references.files import ROWS, VECTORS
 from hf_safefilter.storage.artifacts import MANIFEST
 from hf_safefilter.storage.fitted import Fitted
 from hf_safefilter.storage.hub_commit import README, Pushed, Repository, commit
+from hf_safefilter.storage.paths import shortened
 
 CARD = README
 _OURS = (MANIFEST, VECTORS, ROWS, "index_*.faiss")
@@ -75,13 +76,25 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
     """A scratch folder with the reference files of a repository, as plain files.
 
     Raises:
-        MissingError: The repository holds no references.
+        MissingError: There is no such repository, it cannot be reached, or it holds no references.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    snapshot = Path(
-        snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=list(_OURS), token=token)
-    )
+    try:
+        snapshot = Path(
+            snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=list(_OURS), token=token)
+        )
+    except HFValidationError as error:
+        fact = f"{shortened(repo_id)!r} is neither a folder of references nor a Hub id"
+        raise MissingError(fact, fix="check the path: a folder holds a manifest.json") from error
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise MissingError(
+            f"there is no folder {shortened(repo_id)!r}, and no such references could be fetched from the Hub",
+            found=type(error).__name__,
+            fix="check name, revision and connection; for private ones run `hf auth login`",
+        ) from error
     if not (snapshot / MANIFEST).is_file():
         raise MissingError(f"{repo_id} holds no references", found=f"no {MANIFEST}", fix="check the name and revision")
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,7 +14,17 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.errors.redaction import shown
-from hf_safefilter.references.files import ROWS, SIDES, VECTORS, ReferenceRow, index_name, read_rows, to_files
+from hf_safefilter.references.files import (
+    ROWS,
+    SIDES,
+    VECTORS,
+    ReferenceRow,
+    index_name,
+    read_rows,
+    read_vectors,
+    require_sound_facts,
+    to_files,
+)
 from hf_safefilter.references.flat import from_bytes, search
 from hf_safefilter.references.read_sides import read_sides
 from hf_safefilter.storage.fitted import Fitted
@@ -62,6 +72,10 @@ class ReferenceIndex(Fitted):
 
     KIND = "references"
     VERSION = 2
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        require_sound_facts(self.facts)
 
     @classmethod
     def build(
@@ -269,13 +283,11 @@ class ReferenceIndex(Fitted):
 
     @cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
-        from safetensors.numpy import load
-
-        return load(self.bytes_of(VECTORS))
+        return read_vectors(self.bytes_of(VECTORS), self.layers, self._rows)
 
     @cached_property
     def _rows(self) -> tuple[ReferenceRow, ...]:
-        return read_rows(self.bytes_of(ROWS))
+        return read_rows(self.bytes_of(ROWS), self.counts)
 
     @cached_property
     def _indexes(self) -> dict[str, faiss.IndexFlatIP]:

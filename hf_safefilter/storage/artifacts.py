@@ -92,7 +92,8 @@ def read(folder: Path, kind: str, version: int) -> Manifest:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(body["kind"], body["version"], dict(body["facts"]), dict(body["files"]))
-    except (ValueError, KeyError, TypeError) as error:
+        manifest.to_json()  # which no number that is not one gets through
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise IntegrityError(f"{path} is not a manifest", fix="write the artefact again") from error
     if (manifest.kind, manifest.version) != (kind, version):
         raise IntegrityError(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hf_safefilter.errors import OptionError
 
+_LONGEST_NAME = 200  # bytes of a name: what is being written has a longer one
+
 SCRATCH = ".tmp"
 """Ending of a file that is being written."""
 
@@ -61,12 +63,37 @@ def require_replaceable(target: Path, marker: str | None) -> None:
     """Raise unless `atomic_folder` may write `target`; to be called before hours of work, not only after them.
 
     Raises:
-        OptionError: `target` holds other files, or is not a folder.
+        OptionError: `target` holds other files, is not a folder, or cannot be written where it is.
     """
+    require_writable(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OptionError(f"{target} exists and is not a folder", fix="choose another output folder")
     if target.exists() and any(target.iterdir()) and not (marker and (target / marker).is_file()):
         raise OptionError(f"{target} holds other files, which would be lost", fix="choose another output folder")
+
+
+def require_writable(target: Path) -> None:
+    """Raise unless a file or folder can be written at `target`.
+
+    Raises:
+        OptionError: No file system takes the name, something above it is a file, or the folder may not be written.
+    """
+    try:
+        name = os.fsencode(target.name)
+        above = next((folder for folder in target.absolute().parents if os.path.lexists(folder)), Path("/"))
+    except (OSError, ValueError, UnicodeError) as error:
+        raise OptionError(f"no file can be called {str(target)[:80]!r}", fix="choose another name") from error
+    if (
+        "\0" in str(target)
+        or len(name) > _LONGEST_NAME
+        or not target.name
+        or any(len(os.fsencode(part)) > 255 for part in target.parts)
+    ):
+        raise OptionError(f"no file can be called {str(target)[:80]!r}", fix="choose another, shorter name")
+    if not above.is_dir():
+        raise OptionError(f"{target} cannot be written: {above} is a file", fix="choose another output folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OptionError(f"{target} cannot be written: {above} is read-only", fix="choose another output folder")
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError
 from hf_safefilter.storage import artifacts
+from hf_safefilter.storage.atomic import atomic_folder, require_replaceable, require_writable
 
 
 @pytest.fixture
@@ -80,3 +82,47 @@ def test_a_persons_own_folder_is_never_replaced(tmp_path):
         with pytest.raises(OptionError, match="choose another"):
             artifacts.write(target, "cheese", 1, {}, lambda at: None)
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "It was a dark night."
+
+
+# Places that cannot be written
+
+
+@pytest.mark.parametrize(
+    "name", ["file/below", "file/far/below", "x" * 300, "a" * 220, "a\x00b", "good/" + "y" * 300 + "/z", "."]
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="cannot be written|no file can be called"):
+        require_replaceable(Path(name), None)
+
+
+def test_a_new_place_in_new_folders_can_be_written(tmp_path):
+    require_replaceable(tmp_path / "new" / "and" / "newer", None)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may write anywhere
+    with pytest.raises(OptionError, match="read-only"):
+        require_writable(tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_ctrl_c_between_the_two_renames_leaves_the_old_output(tmp_path, monkeypatch, number):
+    target = tmp_path / "out"
+    with atomic_folder(target, marker="m") as scratch:
+        (scratch / "m").write_text("old")
+    real, calls = Path.rename, []
+
+    def rename(self, to):
+        calls.append(to)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target, marker="m") as scratch:
+        (scratch / "m").write_text("new")
+    assert (target / "m").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
