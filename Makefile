@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 
-.PHONY: install demo test check fix bench real-model
+.PHONY: install demo test fuzz check fix bench real-model
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,9 @@ demo: install
 
 test: check
 	$(VENV)/bin/python -m pytest -n auto --dist loadgroup --durations 10
+
+fuzz: install
+	FUZZ=5000 $(VENV)/bin/python -m pytest -n auto --durations 10 tests/fuzz
 
 check: install
 	$(VENV)/bin/ruff check .

@@ -145,6 +145,24 @@ def _explained(error: Exception) -> SafefilterError:
             fix="use a smaller --max-length, --dtype bfloat16, a smaller model or fewer processes, and run the same "
             "command again: rows that were read or scored are cached",
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        return SafefilterError(
+            f"a file or folder cannot be used: {error.strerror or type(error).__name__}",
+            found=str(error.filename),
+            fix="check the path, its permissions, and what HF_HOME and HF_SAFEFILTER_CACHE name",
+        )
+    if type(error).__module__.partition(".")[0] in ("httpx2", "httpcore2", "huggingface_hub"):
+        return SafefilterError(
+            "the Hub cannot be reached, or refused",
+            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            fix="check the connection and HF_ENDPOINT, or use local files with HF_HUB_OFFLINE=1",
+        )
+    if type(error).__module__.partition(".")[0] in ("pyarrow", "datasets"):  # of a stream, whose rows are read last
+        return SafefilterError(
+            "rows cannot be read as they are",
+            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            fix="correct the file; without data.streaming it is read whole, and the error names the line",
+        )
     fact = f"{type(error).__name__}: {error}"
     return SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see the traceback")
 

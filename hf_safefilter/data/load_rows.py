@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from hf_safefilter.data.card_files import require_relative, sets_in
 from hf_safefilter.data.local_files import KINDS, kind_of, root_cause, rows_in
 from hf_safefilter.data.media import undecoded
-from hf_safefilter.data.saved_folders import is_saved, require_own_files
-from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError, is_disk_full
+from hf_safefilter.data.saved_folders import is_saved, open_saved
+from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.paths import is_there, shortened
 
@@ -98,16 +98,10 @@ def load_rows(
 
 
 def _local(path: Path, split: str | None, streaming: bool) -> AnyRows:
-    from datasets import DatasetDict, load_from_disk
+    from datasets import DatasetDict
 
     if is_saved(path):
-        require_own_files(path)
-        try:
-            rows = load_from_disk(str(path))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            if is_disk_full(error):
-                raise
-            raise DataError(f"{path.name} is damaged", found=root_cause(error), fix="save the set again") from error
+        rows = open_saved(path)
         if split is not None:
             if not isinstance(rows, DatasetDict):
                 raise OptionError(f"{path.name} has no splits", fix=f"leave out `split='{split}'`")
@@ -122,6 +116,7 @@ def _hub(
     source: str, config: str | None, split: str | None, revision: str | None, streaming: bool
 ) -> tuple[AnyRows, str]:
     from datasets import load_dataset
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -132,7 +127,7 @@ def _hub(
             f"there is no file or folder {source!r}, and no such data set on the Hub",
             fix="check the name; for a private one run `hf auth login`",
         ) from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise MissingError(
             f"the revision of {source!r} could not be read from the Hub",
             found=type(error).__name__,
@@ -141,12 +136,13 @@ def _hub(
     _require_own_files(source, pinned)
     try:
         return load_dataset(source, config, split=split, revision=pinned, streaming=streaming), pinned
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HTTPError) as error:
         raise DataError(f"{source} cannot be loaded", found=root_cause(error), fix="check config and split") from error
 
 
 def _require_own_files(source: str, revision: str) -> None:
     """Raise if the card of a data set on the Hub names files that are not in its repository."""
+    from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -154,7 +150,7 @@ def _require_own_files(source: str, revision: str) -> None:
         card = hf_hub_download(source, "README.md", repo_type="dataset", revision=revision)
     except EntryNotFoundError:
         return
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise MissingError(
             f"the card of {source!r} could not be read from the Hub", found=type(error).__name__, fix="try again"
         ) from error

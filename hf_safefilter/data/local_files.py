@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.card_files import require_relative, sets_in
+from hf_safefilter.data.json_depth import require_shallow
 from hf_safefilter.data.plain_copies import as_utf8, plainly_named, uncompressed
 from hf_safefilter.data.shapes import SPOKEN
 from hf_safefilter.data.unpacked_size import require_modest
-from hf_safefilter.errors import DataError, IntegrityError, OptionError, SafefilterError, is_disk_full
+from hf_safefilter.errors import (
+    DataError,
+    IntegrityError,
+    OptionError,
+    SafefilterError,
+    is_disk_full,
+    is_out_of_memory,
+)
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.storage.contained import fault_of
 
@@ -196,18 +204,19 @@ def _read(split: str, files: Sequence[Path], streaming: bool) -> Any:
 
 
 def _opened(split: str, path: Path, streaming: bool) -> Any:
-    from datasets.exceptions import DatasetGenerationError
+    from datasets import concatenate_datasets
 
     try:
         plain, digest, builder = _builder(split, path)
         if streaming or not Path(builder.cache_dir).is_dir():
             require_modest(path, str(kind_of(path)))
         if streaming:
-            return builder.as_streaming_dataset(split=split)
+            return concatenate_datasets([builder.as_streaming_dataset(split=split)])  # which looks at its first rows
         _prepare(builder, plain, digest)
         return builder.as_dataset(split=split)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        if isinstance(error, SafefilterError) or is_disk_full(error):
+    except Exception as error:  # whatever a damaged or hostile file trips over in the libraries that read it
+        elsewhere = isinstance(error, OSError) and error.filename not in (None, str(path))  # e.g. in HF_HOME
+        if isinstance(error, SafefilterError) or is_disk_full(error) or is_out_of_memory(error) or elsewhere:
             raise
         raise DataError(
             f"{path.name} cannot be read as rows", found=_bad_line(path) or root_cause(error), fix="correct the file"
@@ -275,6 +284,7 @@ def _builder(split: str, path: Path) -> tuple[Path, str, DatasetBuilder]:
     if kind in ("json", "csv"):
         plain = as_utf8(plain)
     if kind == "json":
+        require_shallow(plain)
         # one chunk: columns are those of all its rows, and a column may hold values of several kinds
         options = {"chunksize": min(max(plain.stat().st_size, 1 << 20), _LARGEST_CHUNK), "parse_agent_traces": False}
     elif kind == "csv":

@@ -53,14 +53,33 @@ def as_utf8(path: Path) -> Path:
     """The file itself if it begins with no mark of another encoding; else the same text in UTF-8 without a mark.
 
     Raises:
-        DataError: The file is not in the encoding that its mark says.
+        DataError: The file is not in the encoding that its mark says, or without a mark not in UTF-8.
     """
     with path.open("rb") as stream:
         begin = stream.read(4)
     encoding = next((name for mark, name in _MARKS if begin.startswith(mark)), None)
     if encoding is None:
+        _require_utf8(path)
         return path
     return _copy(path, path.suffix, lambda source: _Recoded(source, encoding))
+
+
+def _require_utf8(path: Path) -> None:
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as stream:
+        while True:
+            piece = stream.read(_CHUNK)
+            try:
+                decoder.decode(piece, final=not piece)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path.name} is not UTF-8 text",
+                    found=f"{error.reason} near byte {max(0, read + error.start)}",
+                    fix="save it as UTF-8",
+                ) from error
+            read += len(piece)
+            if not piece:
+                return
 
 
 def _copy(path: Path, ending: str, opener: Callable[[Path], Any]) -> Path:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.errors import DataError
+from hf_safefilter.errors import DataError, is_disk_full, is_out_of_memory
 from hf_safefilter.storage.contained import fault_of_name, is_inside, is_plain
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
@@ -15,6 +18,25 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 def is_saved(folder: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return folder.is_dir() and any((folder / name).is_file() for name in (STATE, SPLITS))
+
+
+def open_saved(folder: Path) -> Dataset | DatasetDict:
+    """The rows of a folder, memory-mapped.
+
+    Raises:
+        DataError: It names files that are not its own, or is damaged.
+    """
+    from datasets import load_from_disk
+
+    require_own_files(folder)
+    try:
+        return load_from_disk(str(folder))
+    except Exception as error:  # whatever a damaged or hostile file trips over in the libraries that read it
+        if is_disk_full(error) or is_out_of_memory(error):
+            raise
+        raise DataError(
+            f"{folder.name} is damaged", found=f"{type(error).__name__}: {error}"[:200], fix="save the set again"
+        ) from error
 
 
 def require_own_files(folder: Path) -> None:

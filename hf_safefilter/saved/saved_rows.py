@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.data.saved_folders import open_saved
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.step import Step, fields_of
 from hf_safefilter.storage.atomic import atomic_folder
@@ -105,7 +106,7 @@ class Trail:
             shard = dict(body["shard"]) if "shard" in body else None
             steps = [dict(record) for record in body["steps"]]
             return cls(str(body["name"]), str(body["revision"]), steps, shard, bool(body.get("trusted")))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"{path} is damaged", fix="embed and score the rows again") from error
 
     def save(self, rows: Dataset | DatasetDict, folder: Path) -> None:
@@ -153,11 +154,9 @@ def load_rows_with_steps(folder: Path, *, trust_vectors: bool = False) -> Saved:
         IntegrityError: Anything in it was altered; it is from elsewhere and not trusted; or a step is of another
             version or not known in this one.
     """
-    from datasets import load_from_disk
-
     trail = Trail.verified(folder, trust_vectors=trust_vectors)
     steps = [step_from(record) for record in trail.steps]
-    return Saved(load_from_disk(str(folder)), steps, trail.name, trail.revision, trail.trusted)
+    return Saved(open_saved(folder), steps, trail.name, trail.revision, trail.trusted)
 
 
 def step_from(record: dict[str, Any]) -> Step:

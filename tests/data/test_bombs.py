@@ -67,3 +67,18 @@ def test_a_file_that_was_read_before_is_not_unpacked_again(tmp_path, monkeypatch
     monkeypatch.setattr(unpacked_size, "SMALL", 0)
     monkeypatch.setattr(unpacked_size, "MOST", 0)
     assert len(load_rows(tmp_path / "a.parquet").rows) == 50
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_json_that_is_nested_too_deeply_is_not_parsed(tmp_path, name, streaming):
+    """A parser that recurses would end the process, not the call."""
+    (tmp_path / name).write_text('{"prompt": "a"}\n{"prompt": ' + "[" * 200_000)
+    with pytest.raises(DataError, match="nested more than 100 deep\nfound: line 2"):
+        load_rows(tmp_path / name, streaming=streaming)
+
+
+def test_brackets_in_a_text_are_no_depth(tmp_path):
+    text = '{"prompt": "' + '[{\\"' * 5000 + '", "list": [' + "[1], " * 500 + "[2]]}\n"
+    (tmp_path / "a.jsonl").write_text(text)
+    assert load_rows(tmp_path / "a.jsonl").rows[0]["list"][-1] == [2]

@@ -166,3 +166,11 @@ def test_nothing_is_written_beside_the_source(saved):
     load_rows(saved)
     assert sorted(path.name for path in saved.rglob("*")) == before
     shutil.rmtree(saved)
+
+
+def test_an_unusable_home_is_not_the_files_fault(tmp_path, monkeypatch, call):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
+    code, _, err = call("score", tmp_path / "a.jsonl", "--method", "length", "--output", tmp_path / "out")
+    assert code == 1 and "HF_HOME" in err and "correct the file" not in err
