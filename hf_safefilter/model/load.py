@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from hf_safefilter.checks import is_whole, require_choice
+from hf_safefilter.checks import is_finite, is_whole, require_choice
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.adapter import merged
@@ -274,7 +274,7 @@ def max_tokens(key: ModelKey) -> int | None:
     config = model_config(key).get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), tokenizer(key).model_max_length]
     # tokenizers without a limit have 1e30
-    return min((int(limit) for limit in limits if limit is not None and 0 < limit < 1e9), default=None)
+    return min((int(limit) for limit in limits if is_finite(limit) and 1 <= limit < 1e9), default=None)
 
 
 def depth_for(n_blocks: int, layers: tuple[Layer, ...]) -> int:

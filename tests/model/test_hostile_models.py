@@ -240,6 +240,13 @@ def test_a_pipe_in_place_of_a_file_does_not_wait(own):
         read(own)
 
 
+@pytest.mark.parametrize("longest", [[], "x", 0.5, -3, 0, None, True, {"a": 1}])
+def test_a_longest_row_that_is_none_is_no_limit(own, longest):
+    file = own / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": longest}))
+    assert load.max_tokens(ModelKey(str(own), resolve_revision(str(own), None), "float32")) == 256
+
+
 # Tokenizers
 
 
