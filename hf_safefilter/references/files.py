@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +25,7 @@ SIDES = ("unsafe", "safe")
 VECTORS = "vectors.safetensors"
 ROWS = "rows.parquet"
 _BUILD_AGAIN = "build them again: hf-safefilter reference build --help"
+_LAYER = re.compile(r"(norm|\d{1,5}_[a-z]\w{0,40}|norm_[a-z]\w{0,40})")
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -107,7 +109,7 @@ def require_sound_facts(facts: Mapping[str, Any]) -> None:
         "license": isinstance(facts.get("license"), str),
         "source": isinstance(facts.get("source"), str),
         "embed": isinstance(facts.get("embed"), dict),
-        "layers": isinstance(layers, list) and bool(layers) and all(x == "norm" or is_whole(x) for x in layers),
+        "layers": isinstance(layers, list) and bool(layers) and all(map(_is_layer, layers)),
         "counts": isinstance(counts, dict) and all(is_whole(counts.get(side)) for side in SIDES),
         "benign": is_whole(facts.get("benign")),
         "truncated": isinstance(facts.get("truncated"), dict) and all(map(is_whole, facts["truncated"].values())),
@@ -117,6 +119,11 @@ def require_sound_facts(facts: Mapping[str, Any]) -> None:
         raise IntegrityError(
             "these references are not what this program writes", found=f"no sound {', '.join(wrong)}", fix=_BUILD_AGAIN
         )
+
+
+def _is_layer(value: Any) -> bool:
+    """Whether a manifest may name this as a layer: a number, or as `columns.Layer` writes other readings."""
+    return is_whole(value) or (isinstance(value, str) and _LAYER.fullmatch(value) is not None)
 
 
 def read_rows(content: bytes, counts: Mapping[str, int]) -> tuple[ReferenceRow, ...]:

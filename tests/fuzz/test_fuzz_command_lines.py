@@ -34,7 +34,8 @@ LINES = [
     "cache ls", "cache verify", "cache prune --max-size 5GB", "methods", "run recipe.yaml --output ran",
     "compare cut.jsonl --model toy --methods larf --label label --output compared", "demo --output rows.jsonl/below",
     "effect embedded --by larf_score --drop-fraction 0.05 --quick --output effect", "locate no_model --method gap --output found",
-    "seal fit cut.jsonl rows.jsonl --model toy --output sealed",
+    "seal fit cut.jsonl rows.jsonl --model toy --output sealed", "inspect scored --by length_score --drop-count 2 --near 3",
+    "label embedded --from label --output labelled", "verify carded --source rows.jsonl --sample 4",
 ]  # fmt: skip
 """One line or more of every command; those that would compute for minutes are wrong from the start."""
 
