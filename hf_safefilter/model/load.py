@@ -272,7 +272,7 @@ def tokenizer(key: ModelKey) -> PreTrainedTokenizerBase:
 def max_tokens(key: ModelKey) -> int | None:
     """The longest row that the model supports, in tokens; None if neither configuration nor tokenizer has a limit."""
     config = model_config(key).get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer(key).model_max_length]
+    limits: list[Any] = [getattr(config, "max_position_embeddings", None), tokenizer(key).model_max_length]
     # tokenizers without a limit have 1e30
     return min((int(limit) for limit in limits if is_finite(limit) and 1 <= limit < 1e9), default=None)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hf_safefilter.columns import READ_AS
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.errors import DataError, MissingError, SafefilterError
 from hf_safefilter.model.reading_digest import DECIDES, reading_digest
-from hf_safefilter.step import steps_made
+from hf_safefilter.step import Step, steps_made
 
 
 def require_read_alike(batch: Batch, references: Mapping[str, Any], column: str) -> None:
@@ -37,14 +37,27 @@ def require_read_alike(batch: Batch, references: Mapping[str, Any], column: str)
 
 def _difference(digests: Collection[str], references: Mapping[str, Any], column: str) -> str:
     """What differs, if a step of this process has read rows so."""
-    try:
-        made = [step.describe() for step in steps_made(column) if hasattr(step, "describe")]
-    except MissingError:
-        made = []
-    rows = next((description for description in made if reading_digest(description) in digests), None)
+    made = (_described(step) for step in _steps(column))
+    rows = next((facts for facts in made if facts is not None and reading_digest(facts) in digests), None)
     if rows is None:
         return f"references read by {references.get('model')}, at {references.get('position')}"
     unlike = [name for name in ("model", *DECIDES) if references.get(name) != rows[name]]
     return "; ".join(
         f"{name} {references.get(name)!r} for the references, {rows[name]!r} for the rows" for name in unlike
     )
+
+
+def _steps(column: str) -> list[Step]:
+    try:
+        return steps_made(column)
+    except MissingError:
+        return []
+
+
+def _described(step: Step) -> dict[str, Any] | None:
+    """How a step reads; None if it does not, or if its model is no longer there."""
+    describe = getattr(step, "describe", None)
+    try:
+        return None if describe is None else describe()
+    except (SafefilterError, OSError):
+        return None

@@ -89,6 +89,16 @@ def test_further_positions_other_spans_and_another_place_of_the_model_are_no_oth
     assert np.isfinite(score_rows(read, LarfScore(index, 2))["larf_score"][:]).all()
 
 
+def test_a_step_whose_model_is_gone_does_not_stand_in_the_way_of_the_message(folder, index, rows, tmp_path):
+    gone = shutil.copytree(folder, tmp_path / "gone")
+    EmbedLayers(str(gone), [2], window=7)
+    shutil.rmtree(gone)
+    read = embed_rows(rows, EmbedLayers(str(folder), [2], position=POSITIONS, window=12))
+    with pytest.raises(DataError, match="read in another way") as error:
+        score_rows(read, LarfScore(index, 2))
+    assert "window 9 for the references, 12 for the rows" in error.value.found
+
+
 def test_one_row_among_others_is_enough(folder, index, rows):
     read = embed_rows(rows, EmbedLayers(str(folder), [2], position=POSITIONS, window=9))
     changed = [*read["read_as"][:-1], "0" * 16]
