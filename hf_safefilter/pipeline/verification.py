@@ -29,6 +29,9 @@ from hf_safefilter.publish.data_files import DROPPED, read_published
 from hf_safefilter.publish.drop_reasons import NO_NUMBER, REACHED, by_split
 from hf_safefilter.publish.gather import ids_digest
 from hf_safefilter.publish.provenance import Provenance
+from hf_safefilter.publish.rescoring import read_columns, require_ranks, rescored, step_of, tolerance_of
+from hf_safefilter.saved.saved_rows import step_from
+from hf_safefilter.scores.ranks import Ranks, RankScore
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -101,7 +104,7 @@ class Verification:
         require_described(self.folder)
         record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
         if record != json.loads(json.dumps(croissant(provenance, read_published(self.folder), self.folder))):
-            raise IntegrityError(f"{RECORD} does not say what provenance.json says", fix="")
+            raise IntegrityError(f"{RECORD} does not say what provenance.json says")
         return "each data file has its recorded sha256"
 
     def _card(self, provenance: Provenance) -> str:
@@ -110,24 +113,24 @@ class Verification:
         included = any(name.startswith("row_") and name != "row_id" for name in _columns(self.folder / DROPPED))
         published = read_published(self.folder)
         if not stated_in(card, provenance, published, text_included=included, repository=self.repository):
-            raise IntegrityError("README.md does not say what provenance.json says", fix="")
+            raise IntegrityError("README.md does not say what provenance.json says")
         return "it says what provenance.json says"
 
     def _decision(self, provenance: Provenance) -> str:
         """Every dropped row reaches the threshold or has no score, and as many rows are there as were counted."""
         selection, counts = provenance.selection, provenance.counts
         if float.fromhex(selection.threshold_hex) != selection.threshold:
-            raise IntegrityError("the threshold is written in two ways that differ", fix="")
+            raise IntegrityError("the threshold is written in two ways that differ")
         dropped = pq.read_table(self.folder / DROPPED)
         reasons = Counter(dropped["reason"].to_pylist())
         if dict(reasons) != counts.by_reason:
-            raise IntegrityError("the reasons in dropped.parquet are not those that were counted", fix="")
+            raise IntegrityError("the reasons in dropped.parquet are not those that were counted")
         scores = _numbers(dropped, selection.column)
         for reason, score in zip(dropped["reason"].to_pylist(), scores.tolist(), strict=True):
             if reason.startswith(REACHED) != (math.isfinite(score) and score >= selection.threshold) or (
                 reason == NO_NUMBER and math.isfinite(score)
             ):
-                raise IntegrityError(f"a row was dropped for {reason!r}, and scores {score:.6g}", fix="")
+                raise IntegrityError(f"a row was dropped for {reason!r}, and scores {score:.6g}")
         kept = sum(pq.ParquetFile(path).metadata.num_rows for path in self._shards())
         if kept != counts.kept or dropped.num_rows != counts.dropped or kept + dropped.num_rows != counts.rows:
             raise IntegrityError(
@@ -143,48 +146,36 @@ class Verification:
         for split, ids in of_source.items():
             stated = provenance.source.splits.get(split)
             if stated is None or ids_digest(ids) != stated.row_ids:
-                raise IntegrityError(f"the split {split} of the source has other rows than the record states", fix="")
+                raise IntegrityError(f"the split {split} of the source has other rows than the record states")
         dropped = pq.read_table(self.folder / DROPPED, columns=["split", "row_id"]).to_pylist()
         kept: dict[str, Counter[str]] = {}
         for path in self._shards():
             kept.setdefault(path.name.rsplit("-", 3)[0], Counter()).update(_ids(path, _mapping(provenance)))
         for split, ids in of_source.items():
             gone = Counter(row["row_id"] for row in dropped if row["split"] == split)
-            there, every = kept.get(split, Counter()), Counter(ids)
+            held, every = kept.get(split, Counter()), Counter(ids)
             for name, wrong in (
-                ("invented", (there + gone) - every), ("missing", every - (there + gone)),
-                ("kept and dropped", Counter(there.keys() & gone.keys())),
+                ("invented", (held + gone) - every), ("missing", every - (held + gone)),
+                ("kept and dropped", Counter(held.keys() & gone.keys())),
             ):  # fmt: skip
                 if wrong:
-                    raise IntegrityError(f"{wrong.total()} rows of {split} are {name}", found=min(wrong), fix="")
+                    raise IntegrityError(f"{wrong.total()} rows of {split} are {name}", found=min(wrong))
         return f"{sum(map(len, of_source.values()))} rows of the source, none invented, missing or in both"
 
     def _scores(self, provenance: Provenance) -> str:
         """Some rows of the source, drawn now, have the scores that decided."""
         self._ids_of_source(provenance)
-        steps = _steps(provenance)
-        selection, checked = provenance.selection, 0
+        scoring = _Scoring.of(provenance)
         dropped = pq.read_table(self.folder / DROPPED)
-        recorded = {
-            (split, id_): score
-            for split, id_, score in zip(
-                dropped["split"].to_pylist(), dropped["row_id"].to_pylist(),
-                _numbers(dropped, selection.column).tolist(), strict=True,
-            )
-        }  # fmt: skip
+        scoring.require_ranks(dropped)
+        recorded = scoring.recorded(dropped)
+        checked = 0
         for split, part in self._drawn().items():
-            ids, scores = _ids_of(part, _mapping(provenance)), _scored(part, steps, selection.column)
-            for id_, score in zip(ids, scores.tolist(), strict=True):
-                before = recorded.get((split, id_))
-                tolerance = provenance.check.tolerance
-                if before is None:
-                    wrong = not score < selection.threshold + tolerance
-                else:
-                    wrong = math.isfinite(score) != math.isfinite(before) or abs(score - before) > tolerance
-                if wrong:
-                    stated = "kept" if before is None else f"recorded with {before:.6g}"
-                    raise IntegrityError(f"a row of {split} scores {score:.6g}, and was {stated}", found=id_, fix="")
-                checked += 1
+            for start in range(0, len(part), _ROWS):
+                piece = part.select(range(start, min(start + _ROWS, len(part))))
+                ids = _ids_of(piece, _mapping(provenance))
+                scoring.require_alike(ids, piece, {id_: recorded.get((split, id_)) for id_ in ids})
+                checked += len(ids)
         return f"{checked} rows, drawn now, were read and scored again"
 
     def _shards(self) -> list[Path]:
@@ -192,7 +183,7 @@ class Verification:
 
     def _ids_of_source(self, provenance: Provenance) -> dict[str, list[str]]:
         if self.source is None:
-            raise _CannotSay("the source is not at hand: name it with `source=...`")
+            raise _CannotSay("the rows that were filtered are not at hand")
         columns = _mapping(provenance)
         return {name: _ids_of(part, columns) for name, part in by_split(self.source).items()}
 
@@ -228,16 +219,6 @@ def _fact(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _steps(provenance: Provenance) -> list[Step]:
-    """The steps of the record, with the model and the fitted artefacts that they name."""
-    from hf_safefilter.saved.saved_rows import step_from
-
-    try:
-        return [step_from(record) for record in provenance.steps]
-    except SafefilterError as error:
-        raise _CannotSay(f"a step cannot be made here: {error.fact}") from error
-
-
 def _mapping(provenance: Provenance) -> dict[str, str] | None:
     """Where things stand in a row, as `EmbedLayers` was told."""
     record: Mapping[str, Any] = next((step for step in provenance.steps if step["step"] == "EmbedLayers"), {})
@@ -256,13 +237,77 @@ def _ids_of(part: Dataset, columns: Mapping[str, str] | None) -> list[str]:
     return [row_id(conversation) for table in tables for conversation in conversations(Batch(table), columns)]
 
 
-def _scored(part: Dataset, steps: list[Step], column: str) -> np.ndarray:
-    """Scores of rows by their text alone, float64 (n,)."""
-    added = {name for step in steps for name in step.produces()}
-    rows: dict[str, Any] = part.remove_columns([name for name in part.column_names if name in added])[:]
-    for step in steps:
-        rows = rows | step(rows)
-    return np.asarray(rows[column], dtype=np.float64)
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """The steps of a record, and what they are held to.
+
+    Attributes:
+        steps: The steps.
+        column: The score column that decided.
+        threshold: Rows that score this or more were dropped.
+        changed: Whether such rows may have been kept, switched or masked.
+        read: The score columns that are computed from the rows themselves.
+        tolerances: By how much each of these may differ, float64 (columns,).
+    """
+
+    steps: list[Step]
+    column: str
+    threshold: float
+    changed: bool
+    read: tuple[str, ...]
+    tolerances: np.ndarray
+
+    @classmethod
+    def of(cls, provenance: Provenance) -> _Scoring:
+        try:
+            steps = [step_from(record) for record in provenance.steps]
+        except SafefilterError as error:
+            raise _CannotSay(f"a step cannot be made here: {error.fact}") from error
+        selection = provenance.selection
+        deciding, read = step_of(selection.column, steps), read_columns(selection.column, steps)
+        tolerances = np.array([provenance.check.tolerance])
+        if isinstance(deciding, RankScore):
+            if read != deciding.needs():
+                raise _CannotSay("ranks of ranks are not read again")
+            tolerances = np.array([tolerance_of(fitted) for fitted in Ranks.of(deciding.ranks).sorted])
+        return cls(steps, selection.column, selection.threshold, selection.action != "drop", read, tolerances)
+
+    def require_ranks(self, dropped: pa.Table) -> None:
+        """Raise unless the recorded ranks follow from the recorded scores."""
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        require_ranks(Dataset(InMemoryTable(dropped)), self.steps, self.column)
+
+    def recorded(self, dropped: pa.Table) -> dict[tuple[str, str], np.ndarray]:
+        """Split and row id -> the scores that are recorded of a dropped row, float64 (columns,)."""
+        scores = np.stack([_numbers(dropped, name) for name in self.read], axis=1)
+        keys = zip(dropped["split"].to_pylist(), dropped["row_id"].to_pylist(), strict=True)
+        return dict(zip(keys, scores, strict=True))
+
+    def require_alike(self, ids: list[str], rows: Dataset, recorded: Mapping[str, np.ndarray | None]) -> None:
+        """Raise unless dropped rows have their recorded scores, and no other row reaches the threshold."""
+        columns = rescored(rows, self.steps)
+        again = np.stack([np.asarray(columns[name], dtype=np.float64) for name in self.read], axis=1)
+        for id_, scores, least in zip(ids, again, self._least(again), strict=True):
+            before = recorded[id_]
+            if before is not None and not self._agree(scores, before):
+                raise IntegrityError(f"a dropped row has the scores {scores.tolist()}, others are recorded", found=id_)
+            if before is None and not (least < self.threshold or (self.changed and np.isfinite(least))):
+                raise IntegrityError(f"a row was kept that has the scores {scores.tolist()}", found=id_)
+
+    def _agree(self, scores: np.ndarray, before: np.ndarray) -> bool:
+        known = np.isfinite(before)
+        same = bool(np.array_equal(np.isfinite(scores), known))
+        return same and bool((np.abs(scores - before)[known] <= self.tolerances[known]).all())
+
+    def _least(self, scores: np.ndarray) -> np.ndarray:
+        """The smallest deciding score of each row, float64 (n,), that rounding of `scores` (n, columns) allows."""
+        lower = dict(zip(self.read, (scores - self.tolerances).T, strict=True))
+        deciding = step_of(self.column, self.steps)
+        if not isinstance(deciding, RankScore):
+            return lower[self.column]
+        return np.asarray(deciding.compute(Batch(lower), None)[self.column], dtype=np.float64)
 
 
 def _numbers(table: pa.Table, column: str) -> np.ndarray:

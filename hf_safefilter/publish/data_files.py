@@ -84,12 +84,17 @@ def write_kept(folder: Path, kept: Mapping[str, Dataset | IterableDataset], prov
 def write_dropped(
     folder: Path, dropped: Mapping[str, Dataset], is_safe: IsSafe, provenance: Provenance, include_text: bool
 ) -> None:
-    """Write ``dropped.parquet``: split, row_id, every score and the reason; the text only with `include_text`."""
-    from hf_safefilter.columns import ROW_ID
+    """Write ``dropped.parquet``: split, row_id, every score, what decided and the reason; text with `include_text`."""
+    from hf_safefilter.columns import ROW_ID, decided_column
 
     tables = []
     for split, part in dropped.items():
-        scores = [name for name in provenance.columns_added if name.endswith("_score") and name in part.column_names]
+        decides = (is_safe.column, decided_column(is_safe.method))
+        scores = [
+            name
+            for name in provenance.columns_added
+            if (name.endswith("_score") or name in decides) and name in part.column_names
+        ]
         own = [name for name in part.column_names if name not in provenance.columns_added] if include_text else []
         keys = {"split": [split] * len(part), ROW_ID: row_ids(part)}
         columns = {name: pa.array(values, pa.string()) for name, values in keys.items()}

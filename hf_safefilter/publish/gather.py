@@ -22,8 +22,8 @@ from hf_safefilter.errors import MissingError, PublishError, SafefilterError
 from hf_safefilter.errors.redaction import shown
 from hf_safefilter.publish.drop_reasons import REACHED, by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
+from hf_safefilter.publish.rescoring import check_steps, random_samples
 from hf_safefilter.publish.score_verdict import verdict_without_labels
-from hf_safefilter.scores.ranks import Ranks, RankScore
 from hf_safefilter.step import Step, steps_made
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _MOST_VALUES = 40
 _LONGEST_NAME = 50  # characters of a source or category that is listed
 _OTHERS = "others"
 _MOST_CHAINS = 32
-_SHARE, _LEAST = 0.02, 1e-3  # of the deviation of a score, and in its unit: what a second reading may change
 _CHECKED, _CHECKED_OF_OTHERS = 8, 64
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PACKAGES = ("datasets", "faiss-cpu", "huggingface_hub", "numpy", "pyarrow", "torch", "transformers")
@@ -98,9 +97,10 @@ def gather(
     scores = numbers_of(scored, is_safe.column)
     check_rows = check_rows or (_CHECKED_OF_OTHERS if trusted_vectors else _CHECKED)
     if steps is None:
-        steps, check = _find_steps(scored, is_safe.column, scores, check_rows)
+        steps, check = _find_steps(scored, is_safe.column, check_rows)
     else:
-        check = _check(samples or _random_samples(scored, check_rows), steps, is_safe.column, scores, check_rows)
+        samples = samples or random_samples(scored, check_rows)
+        check = check_steps(scored, samples, steps, is_safe.column, check_rows)
     added = [column for step in steps for column in step.produces()]
     reasons = {name: reasons_of(part, is_safe) for name, part in parts.items()}
     own = {name: part.remove_columns(ROW_ID) if trusted_vectors and ROW_ID in part.column_names else part
@@ -161,12 +161,12 @@ def step_chains(column: str) -> Iterator[list[Step]]:
             yield [*dict.fromkeys(step for chain in chains for step in chain), last]
 
 
-def _find_steps(scored: Dataset | DatasetDict, column: str, scores: np.ndarray, rows: int) -> tuple[list[Step], Check]:
+def _find_steps(scored: Dataset | DatasetDict, column: str, rows: int) -> tuple[list[Step], Check]:
     """The steps of this process that give these scores, found by scoring rows again."""
     last_error: SafefilterError | None = None
     for chain in islice(step_chains(column), _MOST_CHAINS):
         try:
-            return chain, _check(_random_samples(scored, rows), chain, column, scores, rows)
+            return chain, check_steps(scored, random_samples(scored, rows), chain, column, rows)
         except SafefilterError as error:
             last_error = error
     raise PublishError(
@@ -247,67 +247,6 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
     if not len(finite):
         raise PublishError("no row could be scored", fix="read the reasons in the column 'unscorable'")
     return {f"{q:g}": float(value) for q, value in zip(_QUANTILES, np.quantile(finite, _QUANTILES), strict=True)}
-
-
-def _random_samples(scored: Dataset | DatasetDict, rows: int) -> list[tuple[Dataset, list[int]]]:
-    """Some rows of each split, drawn now from all, so that nobody knows beforehand which; with their indices."""
-    parts = by_split(scored).values()
-    total = sum(map(len, parts))
-    indices = np.sort(np.random.default_rng().choice(total, min(rows, total), replace=False)).tolist()
-    start, samples = 0, []
-    for part in parts:
-        own = [index for index in indices if start <= index < start + len(part)]
-        samples.append((part.select([index - start for index in own]), own))
-        start += len(part)
-    return samples
-
-
-def _check(
-    samples: Sequence[tuple[Dataset, Sequence[int]]],
-    steps: Sequence[Step],
-    column: str,
-    scores: np.ndarray,
-    rows: int,
-) -> Check:
-    """Read and score about `rows` rows of `samples` again from their text, by the steps that the card will state."""
-    tolerance = max(_LEAST, _SHARE * float(np.nanstd(np.where(np.isfinite(scores), scores, np.nan))))
-    if isinstance(steps[-1], RankScore):
-        tolerance = max(tolerance, Ranks.of(steps[-1].ranks).change(_SHARE, _LEAST))
-    worst, checked = 0.0, 0
-    stride = max(1, -(-sum(len(indices) for _, indices in samples) // rows))
-    for part, indices in samples:
-        chosen = list(range(0, len(indices), stride))
-        if chosen:
-            sample = part.select(chosen)
-            again, ids = _rescored(sample, steps, column)
-            if ids is not None and ROW_ID in sample.column_names and ids != list(sample.with_format(None)[ROW_ID]):
-                raise PublishError(
-                    f"the column {ROW_ID!r} does not hold the ids of these rows",
-                    fix="remove it, and embed and score the rows again",
-                )
-            before = scores[[indices[position] for position in chosen]]
-            if not np.array_equal(np.isfinite(again), np.isfinite(before)):
-                worst = np.inf
-            both = np.isfinite(again) & np.isfinite(before)
-            worst = max(worst, float(np.abs(again - before)[both].max(initial=0.0)))
-            checked += len(chosen)
-    if worst > tolerance:
-        raise PublishError(
-            f"the given steps do not give the scores in column {column!r}",
-            found=f"rows scored again differ by up to {worst:.3g} (tolerance {tolerance:.3g})",
-            fix="pass `steps=...`: the steps that really ran, in order",
-        )
-    return Check(rows=checked, largest_difference=worst, tolerance=tolerance)
-
-
-def _rescored(sample: Dataset, steps: Sequence[Step], column: str) -> tuple[np.ndarray, list[str] | None]:
-    """The scores of rows by their text alone, and their ids if a step gives any."""
-    added = {name for step in steps for name in step.produces()}
-    rows: dict[str, Any] = sample.remove_columns([n for n in sample.column_names if n in added]).with_format(None)[:]
-    for step in steps:
-        rows = rows | step(rows)
-    ids = list(rows[ROW_ID]) if ROW_ID in added else None
-    return np.asarray(rows[column], dtype=np.float64), ids
 
 
 def _environment() -> dict[str, str]:

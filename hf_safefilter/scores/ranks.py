@@ -39,18 +39,6 @@ class Ranks(Fitted):
         tensors = load(self.bytes_of(_FILE))
         return tuple(tensors[str(index)] for index in range(len(self.columns)))
 
-    def change(self, share: float, least: float) -> float:
-        """The largest change of a rank where scores change by `least`, or by `share` of their deviation if it is more.
-
-        Scores that are read again differ by rounding, which moves ranks by whole rows.
-        """
-        changes = []
-        for fitted in self.sorted:
-            width = max(least, share * float(fitted.std()))
-            below = np.searchsorted(fitted, fitted - width, side="left")
-            changes.append((np.searchsorted(fitted, fitted + width, side="right") - below).max() / len(fitted))
-        return float(max(changes))
-
     def rank(self, index: int, scores: np.ndarray) -> np.ndarray:
         """Share of the fitted rows of column number `index` below each score, ties counted half; NaN stays NaN."""
         fitted, scores = self.sorted[index], scores.astype(np.float32)

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from hf_safefilter.data.batch import Batch
 from hf_safefilter.errors import MissingError
 from hf_safefilter.pipeline.purify import purify
 from hf_safefilter.pipeline.verification import Verification
 from hf_safefilter.publish.folder import write_folder
+from hf_safefilter.saved.saved_rows import step_from
 from hf_safefilter.storage import fitted
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.toy.corpus import mixed_rows, reference_rows
@@ -93,7 +95,7 @@ ALTERED = {
         folder,
         "dropped.parquet",
         lambda table: with_column(
-            table, "largest_rank_score", pc.add(table["largest_rank_score"], pa.scalar(0.3, pa.float32()))
+            table, "largest_rank_score", pc.add(table["largest_rank_score"], pa.scalar(0.001, pa.float32()))
         ),
     ),
 }
@@ -113,6 +115,20 @@ def test_what_was_altered_fails_by_name(folder, source, check):
 
 def test_a_lower_threshold_that_kept_rows_reach_fails_when_they_are_scored(folder, source):
     with_threshold(folder, 0.1)
+    assert results(folder, source, sample=None)["scores"] == "fail"
+
+
+def test_scores_of_dropped_rows_that_are_others_fail_though_their_ranks_follow(folder, source):
+    """Probe scores doubled, with the ranks that these have among the fitted ones."""
+    step = step_from(json.loads((folder / "provenance.json").read_text())["steps"][-1])
+
+    def doubled(table):
+        table = with_column(table, "probe_score", pc.multiply(table["probe_score"], pa.scalar(2, pa.float32())))
+        for name, values in step.compute(Batch(table), None).items():
+            table = with_column(table, name, pa.array(values))
+        return table
+
+    changed(folder, "dropped.parquet", doubled)
     assert results(folder, source, sample=None)["scores"] == "fail"
 
 

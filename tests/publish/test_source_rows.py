@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_safefilter.decide.select import IsSafe, split
 from hf_safefilter.errors import PublishError
-from hf_safefilter.publish import gather as gathering
+from hf_safefilter.publish import rescoring
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.source_rows import require_source_rows
@@ -77,7 +77,7 @@ def test_switched_pairs_are_held_to_what_the_decision_makes_of_them(tmp_path):
 
 
 def test_the_rows_that_are_scored_again_cannot_be_known_beforehand(scored):
-    drawn = [tuple(gathering._random_samples(scored, 8)[0][1]) for _ in range(20)]
+    drawn = [tuple(rescoring.random_samples(scored, 8)[0][1]) for _ in range(20)]
     assert len(set(drawn)) > 15 and all(len(set(rows)) == 8 for rows in drawn)
     assert len({row for rows in drawn for row in rows}) > 30
 
