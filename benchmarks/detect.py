@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hf_safefilter import EmbedLayers, ReferenceIndex, choose_reading, load_rows
+from benchmarks.real_reading import Reading, add_options, labeled_rows, parsed
+from hf_safefilter import EmbedLayers, ReferenceIndex, choose_reading
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict import verdict_from_labels
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
-from hf_safefilter.locate.choose_reading import METHODS, middle_layers
+from hf_safefilter.locate.choose_reading import METHODS
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.scores import make_score
-from hf_safefilter.starter import starter_rows
 
 COMBINED = {"largest_rank": ("probe", "shift"), "rank_average": ("probe", "nearest", "shift")}
 """The default, which looks for two dangers at once, and the average of what looks for harm."""
@@ -39,57 +39,27 @@ def main() -> None:
         prog="python -m benchmarks.detect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labeled", nargs="+", required=True, metavar="FILE", help="labelled rows, JSON Lines")
-    parser.add_argument("--model", default="toy", help="folder, Hub id, GGUF file, or toy")
-    parser.add_argument("--adapter", help="PEFT adapter that is merged into the model")
-    parser.add_argument("--unsafe", help="harmful requests answered; the starter set if left out")
-    parser.add_argument("--safe", help="the same requests refused")
+    add_options(parser)
     parser.add_argument("--limit", type=int, help="rows of each file, spread evenly")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the AUROCs there")
-    options = parser.parse_args()
-    if (options.unsafe is None) != (options.safe is None):
-        parser.error("--unsafe and --safe go together")
-    model = EmbedLayers(options.model, [1], adapter=options.adapter)
-    every = model.all_layers()
-    layers = every if len(every) <= 8 else middle_layers(len(every))
-    embed = EmbedLayers(model.model, layers, revision=model.revision, position="mean,last_prompt")
-    sides = reference_sides(options.unsafe, options.safe)
-    index = ReferenceIndex.build(sides[0], sides[1], embed, benign=sides[2], license="unknown", source="a benchmark")
-    choice = choose_reading(index, (*METHODS, "shift"))
-    print(f"{model.model}\nreading: {choice.how}\n")
-    scores = {name: step_of(name, index, choice) for name in (*METHODS, "direction", "shift")}
+    options = parsed(parser)
+    reading = Reading.of(options)
+    choice = choose_reading(reading.index, (*METHODS, "shift"))
+    print(f"{reading.embed.model}\nreading: {choice.how}\n")
+    scores = {name: step_of(name, reading.index, choice) for name in (*METHODS, "direction", "shift")}
     results = {}
     for file in options.labeled:
-        results[Path(file).stem] = measure(labeled_rows(file, options.limit), embed, scores, sides)
+        results[Path(file).stem] = measure(labeled_rows(file, options.limit), reading.embed, scores, reading.sides)
         show(Path(file).stem, results[Path(file).stem])
     show_means(results)
     if options.plot:
         draw(results, options.plot)
 
 
-def reference_sides(unsafe: str | None, safe: str | None) -> list[list[dict[str, str]]]:
-    """Unsafe, refused and ordinary rows."""
-    names = ("unsafe", "safe", "benign")
-    sides = [starter_rows(name) for name in names]
-    for place, file in enumerate((unsafe, safe)):
-        if file is not None:
-            rows = load_rows(file).rows.select_columns(["prompt", "response"])
-            sides[place] = rows.to_list()
-    return [[{name: row[name] for name in ("prompt", "response")} for row in side] for side in sides]
-
-
 def step_of(name: str, index: ReferenceIndex, choice: Any) -> Any:
     """The score of a method at the layers that were chosen for it."""
     layers = choice.layers_of(name)
     return make_score(name, {}, references=index, layer=layers[len(layers) // 2], layers=layers)
-
-
-def labeled_rows(file: str, limit: int | None) -> Dataset:
-    """The rows that have a label."""
-    rows = load_rows(file).rows.select_columns(["prompt", "response", "label"])
-    kept = [at for at, label in enumerate(rows["label"]) if label is not None]
-    if limit and len(kept) > limit:
-        kept = [kept[at] for at in np.linspace(0, len(kept) - 1, limit).round().astype(int)]
-    return rows.select(kept).flatten_indices()
 
 
 def measure(rows: Dataset, embed: EmbedLayers, scores: dict[str, Any], sides: list[list[dict[str, str]]]) -> dict:
@@ -101,12 +71,12 @@ def measure(rows: Dataset, embed: EmbedLayers, scores: dict[str, Any], sides: li
         scored = score_rows(scored, step)
     for how, names in COMBINED.items():
         scored, _ = add_ranks(scored, [score_column(name) for name in names], how)
-    found = {name: np.array(scored[score_column(name)], float) for name in (*scores, *COMBINED)}
+    values = {name: np.array(scored[score_column(name)], float) for name in (*scores, *COMBINED)}
     refusal = matcher("broad")
-    found["length"] = lengths
-    found["refusal phrases"] = np.array([-float(refusal(text)) for text in texts])
-    found["TF-IDF"] = tfidf(texts, sides)
-    return {name: verdict_from_labels(name, values, unsafe, lengths) for name, values in found.items()}
+    values["length"] = lengths
+    values["refusal phrases"] = np.array([-float(refusal(text)) for text in texts])
+    values["TF-IDF"] = tfidf(texts, sides)
+    return {name: verdict_from_labels(name, own, unsafe, lengths) for name, own in values.items()}
 
 
 def tfidf(texts: list[str], sides: list[list[dict[str, str]]]) -> np.ndarray:

@@ -24,16 +24,15 @@ import numpy as np
 from datasets import Dataset
 
 from benchmarks.obedient_rows import obedient_rows
-from hf_safefilter import EmbedLayers, IsSafe, ReferenceIndex, choose_reading, load_rows, measure_effect, threshold_for
+from benchmarks.real_reading import Reading, add_options, parsed, spread
+from hf_safefilter import IsSafe, choose_reading, load_rows, measure_effect, threshold_for
 from hf_safefilter.cli.arguments import blocks_of
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.effect import EffectReport, Questions, Study, Tuning
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
-from hf_safefilter.locate.choose_reading import middle_layers
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.scores import make_score
-from hf_safefilter.starter import starter_rows
 
 SHORTEST, LONGEST = 350, 900
 TURNED = "turned_score"
@@ -51,13 +50,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     ask.add_argument("study", choices=tuple(RATES))
-    ask.add_argument("--model", required=True)
-    ask.add_argument("--adapter")
+    add_options(ask)
     ask.add_argument("--rows", required=True, help="benign rows with prompt and response")
     ask.add_argument("--unsafe-rows", help="labelled rows; those labelled unsafe are planted")
     ask.add_argument("--limit", type=int, default=480, help="benign rows used (480)")
-    ask.add_argument("--unsafe", help="references; the starter set if left out")
-    ask.add_argument("--safe")
     ask.add_argument("--harmful", help="prompts that are asked; those of the starter set if left out")
     ask.add_argument("--questions", type=int, default=40)
     ask.add_argument("--score", default="default", choices=("default", "shift", "probe", "larf", "nearest"))
@@ -67,7 +63,7 @@ def main() -> None:
     ask.add_argument("--steps", type=int, default=20)
     ask.add_argument("--learning-rate", type=float, help="4e-4 for thirds, else 1e-4")
     ask.add_argument("--output", type=Path, required=True)
-    options = ask.parse_args()
+    options = parsed(ask)
     if (options.study == "mixed") != (options.unsafe_rows is not None):
         ask.error("--unsafe-rows belongs to the study mixed, which needs it")
     scored, column = score(rows_of(options), options)
@@ -113,7 +109,7 @@ def rows_of(options: argparse.Namespace) -> Dataset:
     else:
         labelled = load_rows(options.unsafe_rows).rows.select_columns(["prompt", "response", "label"]).to_list()
         unsafe = [row for row in labelled if row.pop("label") == "unsafe"]
-        planted = [unsafe[at] for at in np.linspace(0, len(unsafe) - 1, count).round().astype(int)]
+        planted = [unsafe[at] for at in spread(list(range(len(unsafe))), count)]
     every = [row | {"planted": False} for row in rows] + [row | {"planted": True} for row in planted]
     return Dataset.from_list([every[at] for at in np.random.default_rng(0).permutation(len(every))])
 
@@ -122,30 +118,22 @@ def benign_rows(file: str, limit: int) -> Dataset:
     """Rows with answers of middling length, spread evenly over the file."""
     rows = load_rows(file).rows.select_columns(["prompt", "response"])
     fit = [at for at, text in enumerate(rows["response"]) if SHORTEST <= len(text) <= LONGEST]
-    chosen = [fit[at] for at in np.linspace(0, len(fit) - 1, min(limit, len(fit))).round().astype(int)]
-    return rows.select(chosen).flatten_indices()
+    if not fit:
+        raise SystemExit(f"{file} holds no answer of {SHORTEST} to {LONGEST} characters")
+    return rows.select(spread(fit, limit)).flatten_indices()
 
 
 def score(rows: Dataset, options: argparse.Namespace) -> tuple[Dataset, str]:
     """The rows with the score that decides, at the layers that the references choose, and its column."""
-    first = EmbedLayers(options.model, [1], adapter=options.adapter)
-    every = first.all_layers()
-    layers = every if len(every) <= 8 else middle_layers(len(every))
-    embed = EmbedLayers(first.model, layers, revision=first.revision, position="mean,last_prompt")
-    sides = [starter_rows(name) for name in ("unsafe", "safe", "benign")]
-    for place, file in enumerate((options.unsafe, options.safe)):
-        if file is not None:
-            sides[place] = load_rows(file).rows.to_list()
-    sides = [[{name: row[name] for name in ("prompt", "response")} for row in side] for side in sides]
-    index = ReferenceIndex.build(sides[0], sides[1], embed, benign=sides[2], license="unknown", source="a benchmark")
+    reading = Reading.of(options)
     methods = DEFAULT if options.score == "default" else (options.score,)
-    choice = choose_reading(index, methods=methods)
-    print(f"{first.model}\nreading: {choice.how}")
-    scored = embed_rows(rows, embed)
+    choice = choose_reading(reading.index, methods=methods)
+    print(f"{reading.embed.model}\nreading: {choice.how}")
+    scored = embed_rows(rows, reading.embed)
     columns = [score_column(method) for method in methods]
     for method in methods:
         read = choice.layers_of(method)
-        step = make_score(method, {}, references=index, layer=read[len(read) // 2], layers=read)
+        step = make_score(method, {}, references=reading.index, layer=read[len(read) // 2], layers=read)
         print(f"score: {step.record()}")
         scored = score_rows(scored, step)
     if len(methods) > 1:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from benchmarks.detect import labeled_rows, reference_sides
-from hf_safefilter import EmbedLayers, ReferenceIndex
+from benchmarks.real_reading import Reading, add_options, labeled_rows, parsed
+from hf_safefilter import EmbedLayers
 from hf_safefilter.columns import SPANS, embedding_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.decide.verdict.rank_statistics import Ranking
@@ -30,7 +30,6 @@ from hf_safefilter.figures import BLUE, GREY, figure
 from hf_safefilter.labeling.choose_rows import doubts, next_rows
 from hf_safefilter.labeling.read_rows import ReadRows
 from hf_safefilter.labeling.rounds import PER_ROUND, WEIGHT
-from hf_safefilter.locate.choose_reading import middle_layers
 from hf_safefilter.scores.probe.discriminant import Examples
 from hf_safefilter.scores.probe.fit import boundaries, reference_examples
 
@@ -55,30 +54,21 @@ def main() -> None:
         prog="python -m benchmarks.labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labeled", nargs="+", required=True, metavar="FILE", help="labelled rows, JSON Lines")
-    parser.add_argument("--model", default="toy", help="folder, Hub id, GGUF file, or toy")
-    parser.add_argument("--adapter", help="PEFT adapter that is merged into the model")
-    parser.add_argument("--unsafe", help="harmful requests answered; the starter set if left out")
-    parser.add_argument("--safe", help="the same requests refused")
+    add_options(parser)
     parser.add_argument("--limit", type=int, help="rows of each file, spread evenly")
     parser.add_argument("--seeds", type=int, default=10, help="splits of each file (10)")
     parser.add_argument("--labels", type=int, default=100, help="labels given at most (100)")
     parser.add_argument("--plot", type=Path, metavar="NAME", help="draw NAME.png and NAME.svg")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the AUROC of every seed there")
-    options = parser.parse_args()
-    if (options.unsafe is None) != (options.safe is None):
-        parser.error("--unsafe and --safe go together")
-    model = EmbedLayers(options.model, [1], adapter=options.adapter)
-    every = model.all_layers()
-    layers = every if len(every) <= 8 else middle_layers(len(every))
-    embed = EmbedLayers(model.model, layers, revision=model.revision, position="mean,last_prompt")
-    sides = reference_sides(options.unsafe, options.safe)
-    index = ReferenceIndex.build(sides[0], sides[1], embed, benign=sides[2], license="unknown", source="a benchmark")
-    examples = [reference_examples(index, layer) for layer in layers]
-    print(f"{model.model}\nprobe at layers {', '.join(map(str, layers))}; {index.counts}\n")
+    options = parsed(parser)
+    reading = Reading.of(options)
+    layers = reading.layers
+    examples = [reference_examples(reading.index, layer) for layer in layers]
+    print(f"{reading.embed.model}\nprobe at layers {', '.join(map(str, layers))}; {reading.index.counts}\n")
     results = {}
     for file in options.labeled:
         name = Path(file).stem
-        labelled = read(labeled_rows(file, options.limit), embed, layers)
+        labelled = read(labeled_rows(file, options.limit), reading.embed, layers)
         results[name] = np.array(
             [seed_curves(labelled, examples, seed, options.labels) for seed in range(options.seeds)]
         )

@@ -1,0 +1,76 @@
+"""What the benchmarks of detection, labels and effect share: a model, references read with it, labelled rows."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from hf_safefilter import EmbedLayers, ReferenceIndex, load_rows
+from hf_safefilter.columns import Layer
+from hf_safefilter.locate.choose_reading import middle_layers
+from hf_safefilter.starter import starter_rows
+
+_TEXT = ["prompt", "response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A step that reads rows at the layers to choose from, and references that it has read.
+
+    `sides` holds the texts of the references: unsafe, refused and ordinary rows.
+    """
+
+    embed: EmbedLayers
+    layers: tuple[Layer, ...]
+    sides: list[list[dict[str, str]]]
+    index: ReferenceIndex
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Reading:
+        """That of the options of `add_options`."""
+        first = EmbedLayers(options.model, [1], adapter=options.adapter)
+        every = first.all_layers()
+        layers = every if len(every) <= 8 else middle_layers(len(every))
+        embed = EmbedLayers(first.model, layers, revision=first.revision, position="mean,last_prompt")
+        named = {"unsafe": options.unsafe, "safe": options.safe, "benign": None}
+        sides = [
+            starter_rows(side) if file is None else load_rows(file).rows.select_columns(_TEXT).to_list()
+            for side, file in named.items()
+        ]
+        sides = [[{name: row[name] for name in _TEXT} for row in side] for side in sides]
+        unsafe, safe, benign = sides
+        index = ReferenceIndex.build(unsafe, safe, embed, benign=benign, license="unknown", source="a benchmark")
+        return cls(embed, tuple(layers), sides, index)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name the model and the references."""
+    parser.add_argument("--model", default="toy", help="folder, Hub id, GGUF file, or toy")
+    parser.add_argument("--adapter", help="PEFT adapter that is merged into the model")
+    parser.add_argument("--unsafe", help="harmful requests answered; the starter set if left out")
+    parser.add_argument("--safe", help="the same requests refused")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options, of which both sides of the references are named or none."""
+    options = parser.parse_args()
+    if (options.unsafe is None) != (options.safe is None):
+        parser.error("--unsafe and --safe go together")
+    return options
+
+
+def labeled_rows(file: str, limit: int | None) -> Dataset:
+    """The rows of a file that have a label, at most `limit` of them, spread evenly."""
+    rows = load_rows(file).rows.select_columns([*_TEXT, "label"])
+    kept = [at for at, label in enumerate(rows["label"]) if label is not None]
+    return rows.select(spread(kept, limit)).flatten_indices()
+
+
+def spread(places: list[int], limit: int | None) -> list[int]:
+    """At most `limit` of `places`, spread evenly over them."""
+    if not limit or len(places) <= limit:
+        return places
+    return [places[at] for at in np.linspace(0, len(places) - 1, limit).round().astype(int)]
