@@ -106,8 +106,8 @@ def _labels(source: str, unsafe: str, saved: Saved) -> dict[str, str]:
     else:
         for part in parts_of(saved.rows):
             if source not in column_names(part):
-                found = ", ".join(column_names(part))
-                raise OptionError(f"{source!r} is neither a file nor a column", found=found, fix="name one of both")
+                columns = ", ".join(column_names(part))
+                raise OptionError(f"{source!r} is neither a file nor a column", found=columns, fix="name one of both")
             names = names or names_of(part, source)
             pairs += zip(part[ROW_ID], part[source], strict=True)
     labels: dict[str, str] = {}

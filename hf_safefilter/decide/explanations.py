@@ -126,13 +126,13 @@ class _Places:
         at = batch.numbers(name)
         known = [row for row in range(batch.n) if 0 <= at[row] < spans.counts[row]]
         entries = {row: spans.row(row)[int(at[row])] for row in known}
-        found = [
+        places = [
             (int(entries[row]["turn"]), int(entries[row]["start"]), int(entries[row]["stop"]))
             if row in entries
             else None
             for row in range(batch.n)
         ]
-        return cls(found, _near(batch, step, {row: int(at[row]) for row in known}, k))
+        return cls(places, _near(batch, step, {row: int(at[row]) for row in known}, k))
 
     def explanation(self, row: int, row_id: str, score: float, reason: str, step: Score) -> Explanation:
         turn, start, stop = self.spans[row] or (None, None, None)

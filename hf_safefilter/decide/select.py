@@ -120,8 +120,8 @@ class IsSafe:
             batch.require(column, "score the rows by a method that reads spans")
         spans = batch.spans()
         assert spans is not None  # required above
-        found = spans.where((batch.ragged(name).values >= self.threshold) & ~spans.values["rejected"])
-        return [found.row(index) for index in range(len(found))]
+        dangerous = spans.where((batch.ragged(name).values >= self.threshold) & ~spans.values["rejected"])
+        return [dangerous.row(index) for index in range(len(dangerous))]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values from which `from_json` makes the same decision."""

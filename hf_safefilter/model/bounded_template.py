@@ -76,16 +76,16 @@ def _size(value: Any) -> tuple[int, int]:
     """Characters and items in a value, those of shared parts each time."""
     letters, items, stack = 0, 0, [value]
     while stack:
-        one = stack.pop()
+        inner = stack.pop()
         items += 1
-        if isinstance(one, (str, bytes)):
-            letters += len(one)
-        elif isinstance(one, dict):
-            stack += [*one, *one.values()]
-        elif isinstance(one, (list, tuple, set, frozenset)):
-            stack += one
-        elif isinstance(one, int):
-            letters += one.bit_length() // 3
+        if isinstance(inner, (str, bytes)):
+            letters += len(inner)
+        elif isinstance(inner, dict):
+            stack += [*inner, *inner.values()]
+        elif isinstance(inner, (list, tuple, set, frozenset)):
+            stack += inner
+        elif isinstance(inner, int):
+            letters += inner.bit_length() // 3
         if items + len(stack) > ITEMS:
             raise TooMuch(f"it makes a value of more than {ITEMS} items")
     _require_small(letters)

@@ -76,11 +76,11 @@ def _require_sizes(config: PreTrainedConfig, name: str) -> None:
         value = getattr(config, attribute, None)
         values = value if isinstance(value, (list, tuple)) else [value]  # some architectures differ by block
         least = 0 if attribute in _MAY_BE_ZERO else 1
-        for one in values:
-            if one is not None and (not is_whole(one) or not least <= one <= most):
+        for number in values:
+            if number is not None and (not is_whole(number) or not least <= number <= most):
                 raise ModelError(
                     f"{name} has a size that makes no sense",
-                    found=f"{attribute} is {str(one)[:40]}, not a whole number from {least} to {most}",
+                    found=f"{attribute} is {str(number)[:40]}, not a whole number from {least} to {most}",
                     fix=_CHECK,
                 )
 

@@ -61,8 +61,8 @@ def _growth(part: Any) -> int:
     """How many times as long as a text of one character what comes out of it can be."""
     if isinstance(part, list):
         total = 1
-        for one in part:
-            total *= _growth(one)
+        for step in part:
+            total *= _growth(step)
         return total
     if not isinstance(part, Mapping):
         return 1

@@ -25,7 +25,7 @@ def build(call, files, out, *more):
 def test_an_audit_of_what_ships_is_clean(call):
     code, out, err = call("--format", "json", "reference", "audit", "starter")
     assert code == 0, err
-    assert json.loads(out)["found"]["serious"] == 0
+    assert json.loads(out)["severities"]["serious"] == 0
 
 
 def test_something_serious_is_said_and_has_its_exit_code(call, files):

@@ -77,28 +77,28 @@ def read_rows(
     for kind, given in rows_by_kind.items():
         listed = [dict(row) for row in given]
         said = as_conversations(listed, columns)
-        faults = [one.reason or (_PAIR if one.rejected is not None else "") for one in said]
+        faults = [talk.reason or (_PAIR if talk.rejected is not None else "") for talk in said]
         unread[kind] = Counter(filter(None, faults))
         counts[kind] = len(listed)
-        for position, (row, one, fault) in enumerate(zip(listed, said, faults, strict=True)):
+        for position, (row, talk, fault) in enumerate(zip(listed, said, faults, strict=True)):
             if not fault:
-                rows.append(_row(kind, position, one, row.get("category"), row.get("language")))
+                rows.append(_row(kind, position, talk, row.get("category"), row.get("language")))
     return AuditedRows(tuple(rows), unread, counts)
 
 
 def rows_of(index: ReferenceIndex) -> AuditedRows:
     """The rows of references that were built; these could all be read."""
-    found: dict[Kind, list[Conversation]] = {"unsafe": [row.conversation for row in index.rows("unsafe")]}
-    found["safe"] = [row.conversation for row in index.rows("safe") if not row.benign]
+    by_kind: dict[Kind, list[Conversation]] = {"unsafe": [row.conversation for row in index.rows("unsafe")]}
+    by_kind["safe"] = [row.conversation for row in index.rows("safe") if not row.benign]
     if index.benign:
-        found["benign"] = [row.conversation for row in index.rows("safe") if row.benign]
+        by_kind["benign"] = [row.conversation for row in index.rows("safe") if row.benign]
     rows = [
         _row(kind, position, said, None, None)
-        for kind, conversations in found.items()
+        for kind, conversations in by_kind.items()
         for position, said in enumerate(conversations)
     ]
-    counts: dict[str, int] = {kind: len(conversations) for kind, conversations in found.items()}
-    return AuditedRows(tuple(rows), {kind: Counter() for kind in found}, counts)
+    counts: dict[str, int] = {kind: len(conversations) for kind, conversations in by_kind.items()}
+    return AuditedRows(tuple(rows), {kind: Counter() for kind in by_kind}, counts)
 
 
 def named(rows: Sequence[AuditedRow], most: int = 5) -> str:

@@ -89,10 +89,10 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        found = Counter(check.severity for check in self.checks)
+        severities = Counter(check.severity for check in self.checks)
         return {
             "counts": self.counts,
-            "found": {severity: found[severity] for severity in _ORDER},
+            "severities": {severity: severities[severity] for severity in _ORDER},
             "checks": [asdict(check) for check in self.checks],
         }
 

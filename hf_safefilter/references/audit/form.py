@@ -84,16 +84,16 @@ class _Pair:
 
 
 def _length(pair: _Pair) -> Check:
-    found = pair.separation(pair.lengths)
+    apart = pair.separation(pair.lengths)
     severity: Severity = "ok"
-    if not NO_DIFFERENCE[0] <= found.auroc <= NO_DIFFERENCE[1]:
-        severity = "serious" if found.lies_outside(*NO_DIFFERENCE) else "warning"
+    if not NO_DIFFERENCE[0] <= apart.auroc <= NO_DIFFERENCE[1]:
+        severity = "serious" if apart.lies_outside(*NO_DIFFERENCE) else "warning"
     return _measured(
         "length",
         pair.name,
         severity,
-        found,
-        f"length alone tells unsafe answers from {pair.kind} ones ({found.shown}; medians {pair.medians} characters)",
+        apart,
+        f"length alone tells unsafe answers from {pair.kind} ones ({apart.shown}; medians {pair.medians} characters)",
         f"bring both to the same lengths, {AGAIN}",
     )
 
@@ -108,19 +108,19 @@ def _length_by_category(unsafe: Sequence[AuditedRow], safe: Sequence[AuditedRow]
     if len(pairs) < 2:
         return []
     level = 1 - 0.05 / len(pairs)
-    found = {category: pair.separation(pair.lengths, level) for category, pair in pairs.items()}
-    outside = [category for category, one in found.items() if one.lies_outside(*NO_DIFFERENCE)]
+    apart = {category: pair.separation(pair.lengths, level) for category, pair in pairs.items()}
+    outside = [category for category, lengths in apart.items() if lengths.lies_outside(*NO_DIFFERENCE)]
     if not outside:
-        farthest = max(found.values(), key=lambda one: abs(one.auroc - 0.5))
+        farthest = max(apart.values(), key=lambda lengths: abs(lengths.auroc - 0.5))
         return [_measured("length", f"by {len(pairs)} categories", "ok", farthest, "lengths are alike by category", "")]
     return [
         _measured(
             "length",
             f"category {_plain(category)}",
             "serious",
-            found[category],
+            apart[category],
             f"in the category {_plain(category)!r} length alone tells unsafe answers from safe ones "
-            f"({found[category].shown}; medians {pairs[category].medians} characters)",
+            f"({apart[category].shown}; medians {pairs[category].medians} characters)",
             f"bring both to the same lengths in this category, {AGAIN}",
         )
         for category in outside
@@ -157,21 +157,21 @@ def _one_opening(safe: Sequence[AuditedRow]) -> Check:
 
 
 def _classified(pair: _Pair, check: str, features: np.ndarray, what: str) -> Check:
-    found = pair.separation(held_out(features, pair.unsafe, pair.requests))
+    apart = pair.separation(held_out(features, pair.unsafe, pair.requests))
     return _measured(
         check,
         pair.name,
-        "serious" if found.low > GIVES_AWAY else "warning" if found.low > TELLS else "ok",
-        found,
-        f"{what} alone tell unsafe answers from {pair.kind} ones ({found.shown}, held-out requests)",
+        "serious" if apart.low > GIVES_AWAY else "warning" if apart.low > TELLS else "ok",
+        apart,
+        f"{what} alone tell unsafe answers from {pair.kind} ones ({apart.shown}, held-out requests)",
         f"write both in the same form, {AGAIN}",
     )
 
 
-def _measured(check: str, rows: str, severity: Severity, found: Separation, sentence: str, fix: str) -> Check:
+def _measured(check: str, rows: str, severity: Severity, apart: Separation, sentence: str, fix: str) -> Check:
     if severity == "ok":
-        sentence, fix = f"{check} tells little apart: {found.shown}", ""
-    return Check(check, rows, severity, sentence, found.auroc, found.low, found.high, fix)
+        sentence, fix = f"{check} tells little apart: {apart.shown}", ""
+    return Check(check, rows, severity, sentence, apart.auroc, apart.low, apart.high, fix)
 
 
 def _marks(rows: Sequence[AuditedRow], patterns: Sequence[re.Pattern[str]]) -> np.ndarray:

@@ -31,6 +31,6 @@ def language_of(text: str) -> str:
     if script != "LATIN":
         return script.lower() or UNKNOWN
     words = _WORD.findall(text.casefold())
-    found = {language: sum(word in small for word in words) for language, small in _WORDS.items()}
-    best = max(found, key=lambda language: found[language])
-    return best if found[best] >= _LEAST else UNKNOWN
+    words_known = {language: sum(word in small for word in words) for language, small in _WORDS.items()}
+    best = max(words_known, key=lambda language: words_known[language])
+    return best if words_known[best] >= _LEAST else UNKNOWN

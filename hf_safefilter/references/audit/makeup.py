@@ -122,15 +122,15 @@ def _topic(unsafe: Sequence[AuditedRow]) -> Check:
         requests = dict.fromkeys(row.request.casefold() for row in unsafe)
         words = Counter(word for text in requests for word in set(_WORD.findall(text)) - ENGLISH_STOP_WORDS)
         share, what = max(words.values(), default=0) / len(requests), "have one word in common"
-    one = share > _ONE_TOPIC
+    narrow = share > _ONE_TOPIC
     sentence = f"{share:.0%} of the unsafe requests {what}"
     return Check(
         "topic",
         "unsafe",
-        "warning" if one else "ok",
-        f"{sentence}: harm of other topics may not be known again" if one else sentence,
+        "warning" if narrow else "ok",
+        f"{sentence}: harm of other topics may not be known again" if narrow else sentence,
         share,
-        fix=f"add requests of other topics, {AGAIN}" if one else "",
+        fix=f"add requests of other topics, {AGAIN}" if narrow else "",
     )
 
 
