@@ -72,7 +72,7 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{name} is not an adapter as PEFT saves it", fix="save it again") from error
     if kind not in ("LORA", "IA3", "LOHA", "LOKR", "BOFT", "OFT", "HRA", "FOURIERFT", "RANDLORA", "DELORA"):
         raise ModelError(

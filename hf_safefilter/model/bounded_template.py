@@ -55,10 +55,10 @@ class _Budget:
         self.steps, self.letters, self.until = STEPS, LETTERS, time.thread_time() + SECONDS
 
     def spend(self, steps: int = 1) -> None:
-        self.steps -= steps
+        before, self.steps = self.steps, self.steps - steps
         if self.steps < 0:
             raise TooMuch(f"it does not end in {STEPS} steps")
-        if self.steps % 64 == 0 and time.thread_time() > self.until:
+        if before // 64 != self.steps // 64 and time.thread_time() > self.until:
             raise TooMuch(f"it does not end in {SECONDS:g} seconds")
 
     def write(self, letters: int) -> None:
@@ -211,10 +211,13 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             times = left if isinstance(left, int) else right
             _require_small(max(_length(left), _length(right)) * (times if isinstance(times, int) else 1))
-        return super().call_binop(context, operator, left, right)
+        made = super().call_binop(context, operator, left, right)
+        return made if operator == "+" else self._small(made)  # a sum is as large as what it was counted by
 
     def _small(self, value: Any) -> Any:
+        """What was made, if it is no larger than any value may be; all that is made counts together, too."""
         _require_small(_length(value))
+        self.budget.spend(_length(value) // _AT_ONCE)
         return value
 
     def _step(self, value: Any) -> Any:

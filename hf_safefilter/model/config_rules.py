@@ -6,6 +6,7 @@ would fetch from the Hub and run, a format of weights that does so, or sizes tha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,9 @@ def _require_sizes(config: PreTrainedConfig, name: str) -> None:
                 )
 
 
+_patched = threading.RLock()  # two loads at a time would take each other's changes for the original
+
+
 @contextmanager
 def no_fetched_code() -> Iterator[None]:
     """While a model is built, the package kernels fetches nothing, whatever the architecture asks for."""
@@ -93,6 +97,11 @@ def no_fetched_code() -> Iterator[None]:
     def refuse(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("code from the Hub is not run for a model")  # after which transformers uses its own
 
+    with _patched:
+        yield from _without_kernels(hub_kernels, refuse)
+
+
+def _without_kernels(hub_kernels: Any, refuse: Any) -> Iterator[None]:
     names = ("get_kernel_hub", "_kernels_enabled")
     before = {name: getattr(hub_kernels, name) for name in names if hasattr(hub_kernels, name)}
     for name in before:

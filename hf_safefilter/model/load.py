@@ -27,10 +27,12 @@ from hf_safefilter.model.model_files import INDEX, require_plain_names
 from hf_safefilter.model.quantised import forget_quantisation, refuse_lost_scales
 from hf_safefilter.model.reading_options import ATTENTIONS
 from hf_safefilter.model.source import (
+    ADAPTER,
     CONVERT,
     ModelKey,
     adapter_folder,
     base_and_adapter,
+    beside_adapter,
     explained,
     file_on_hub,
     gguf_file,
@@ -184,6 +186,10 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
         raise ModelError(f"{key.model} has no safetensors files", fix=CONVERT)
     if (index := file_on_hub(key, INDEX)) is not None:
         require_plain_names(index)
+    if (
+        file_on_hub(key, ADAPTER, gguf_too=True) is not None
+    ):  # transformers would load the base that it names, of any revision
+        raise beside_adapter(key.model)
     options.setdefault("config", copy.deepcopy(model_config(key)))  # transformers would read one that chooses code
     with explained(key.model, key.revision), quiet_load_report(), no_fetched_code():
         model, report = getattr(transformers, auto).from_pretrained(

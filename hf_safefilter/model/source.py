@@ -23,6 +23,7 @@ from hf_safefilter.errors import (
     SafefilterError,
     is_disk_full,
     is_out_of_memory,
+    is_unusable_place,
 )
 from hf_safefilter.model.model_files import require_contained
 from hf_safefilter.storage.artifacts import file_sha256
@@ -49,7 +50,8 @@ _FILES = (
     "chat_template.*",
     "additional_chat_templates/*.jinja",
 )
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER = "adapter_config.json"
+_ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
 GGUF = ".gguf"
 JOINED = " + "
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -162,7 +164,16 @@ def local_folder(model: str) -> Path | None:
 
 def _model_digest(model: str, folder: Path) -> str:
     name = gguf_file(model)
-    return folder_digest(folder) if name is None else _digest_of(folder, [folder / name])
+    if name is None:
+        return folder_digest(folder)
+    if (folder / ADAPTER).is_file():
+        raise beside_adapter(str(folder))
+    return _digest_of(folder, [folder / name])
+
+
+def beside_adapter(model: str) -> ModelError:
+    """The error of a folder or repository that holds an adapter, whose base model would be loaded in its place."""
+    return ModelError(f"{model} contains an adapter", fix=f"name its base model, and `adapter={model!r}` beside it")
 
 
 def _adapter_digest(adapter: str, folder: Path) -> str:
@@ -188,10 +199,8 @@ def folder_digest(folder: Path) -> str:
         ModelError: There is no config.json, or the folder contains an adapter.
     """
     paths = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} contains an adapter", fix=f"name its base model, and `adapter={str(folder)!r}` beside it"
-        )
+    if (folder / ADAPTER).is_file():
+        raise beside_adapter(str(folder))
     if folder / "config.json" not in paths:
         files = sorted(path.name for path in folder.glob(f"*{GGUF}"))
         fix = f"name the file: {folder / files[0]}" if files else "save it with save_pretrained"
@@ -243,17 +252,18 @@ def location(key: ModelKey) -> Location:
     return found | {"gguf_file": name} if name else found
 
 
-def file_on_hub(key: ModelKey, name: str) -> Path | None:
+def file_on_hub(key: ModelKey, name: str, *, gguf_too: bool = False) -> Path | None:
     """A file of a pinned model on the Hub, from the local cache where it is there; None if it has no such file.
 
-    None also for a local folder, and for a GGUF file, which needs no other.
+    None also for a local folder, and without `gguf_too` for a GGUF file, which needs no other.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
     base, revision = base_and_adapter(key.model)[0], _base_revision(key)
-    if local_folder(base) is not None or gguf_file(base):
+    if local_folder(base) is not None or (gguf_file(base) and not gguf_too):
         return None
+    base = repository(base)
     with explained(base, revision):
         cached = try_to_load_from_cache(base, name, revision=revision)
         if cached is not None or constants.HF_HUB_OFFLINE:
@@ -319,7 +329,7 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
             fix="install that package, or use the model in float32, bfloat16 or float16",
         ) from error
     except Exception as error:  # whatever a damaged or hostile file trips over in the libraries that read it
-        if is_disk_full(error) or is_out_of_memory(error):
+        if is_disk_full(error) or is_out_of_memory(error) or is_unusable_place(error):
             raise
         raise ModelError(f"{model} cannot be loaded", found=_line(error), fix=_advice(model, error)) from error
 

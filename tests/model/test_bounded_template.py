@@ -85,6 +85,7 @@ LARGE = {
     "format filter": "{{ '%1000000000d'|format(1) }}",
     "format method": "{{ '{:1000000000}'.format(1) }}",
     "format method, nested": "{{ '{:{w}}'.format(1, w=1000000000) }}",
+    "kept": "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = ns.x + ['a' * 4999999] %}{% endfor %}",
     "powers": "{% set x = 9 ** 999999999 %}",
     "products": "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "indented": "{% set x = 'a\\n' * 1000000 %}{{ x|indent(1000) }}",
@@ -109,6 +110,15 @@ def test_what_does_not_end_is_stopped_before_it_has_taken_memory(name, monkeypat
         assert tracemalloc.get_traced_memory()[1] < 400_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_the_time_is_looked_at_whatever_a_step_costs(monkeypatch):
+    monkeypatch.setattr(bounded_template, "SECONDS", -1)
+    for first in range(64):
+        budget = bounded_template._Budget()
+        budget.steps -= first
+        with pytest.raises(TooMuch, match="seconds"):
+            budget.spend(64)
 
 
 def test_each_rendering_has_all_of_the_limits(monkeypatch):

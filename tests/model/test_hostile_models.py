@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_models import save_small_model
 
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model import load
+from hf_safefilter.model import config_rules, load
 from hf_safefilter.model.config_rules import no_fetched_code
 from hf_safefilter.model.load import ModelKey, resolve_revision, tokenizer, trunk
 from hf_safefilter.plan.work import pretrained, read_config
@@ -114,6 +115,34 @@ def test_an_index_on_the_hub_is_held_to_the_same_rule(hub, own):
     HfApi().upload_folder(repo_id=name, folder_path=own)
     with pytest.raises(ModelError, match="names 'pytorch_model.bin', which is not"):
         read(name)
+
+
+def test_an_adapter_beside_a_model_does_not_bring_another_base(hub, own):
+    """transformers would load the base that its configuration names, under the commit of this repository."""
+    from huggingface_hub import HfApi
+
+    (own / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/elsewhere"}))
+    name = f"{hub.user}/model"
+    HfApi().create_repo(name)
+    HfApi().upload_folder(repo_id=name, folder_path=own)
+    with pytest.raises(ModelError, match=f"{name} contains an adapter"):
+        read(name)
+    (own / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="contains an adapter"):
+        read(own / "model.gguf")
+
+
+def test_a_second_load_waits_for_the_first_and_leaves_the_package_kernels_as_it_was():
+    from transformers.integrations import hub_kernels
+
+    before, taken = hub_kernels._kernels_enabled, []
+    with no_fetched_code():
+        with no_fetched_code():  # of the same thread: an adapter within a model
+            assert hub_kernels._kernels_enabled is False
+        thread = threading.Thread(target=lambda: taken.append(config_rules._patched.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+    assert taken == [False] and hub_kernels._kernels_enabled is before
 
 
 # Code
