@@ -40,6 +40,10 @@ def _splits(config: Mapping[str, Any]) -> dict[str, list[str]]:
                 raise DataError(
                     "the README names files that are no names", found=str(pattern)[:80], fix="correct data_files"
                 )
+            if not isinstance(split, str):
+                raise DataError(
+                    "the README names a split that is no name", found=str(split)[:80], fix="correct data_files"
+                )
             folder = config.get("data_dir")
             splits.setdefault(split, []).append(pattern if folder is None else f"{folder}/{pattern}")
     return splits

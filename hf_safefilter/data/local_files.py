@@ -209,7 +209,7 @@ def _opened(split: str, path: Path, streaming: bool) -> Any:
     try:
         plain, digest, builder = _builder(split, path)
         if streaming or not Path(builder.cache_dir).is_dir():
-            require_modest(path, str(kind_of(path)))
+            require_modest(plain, str(kind_of(path)))
         if streaming:
             return concatenate_datasets([builder.as_streaming_dataset(split=split)])  # which looks at its first rows
         _prepare(builder, plain, digest)

@@ -17,11 +17,18 @@ def undecoded(rows: AnyRows) -> AnyRows:
 
     if isinstance(rows, (DatasetDict, IterableDatasetDict)):
         return type(rows)({name: undecoded(part) for name, part in rows.items()})
-    for name, feature in (rows.features or {}).items():
-        plain = _plain(feature)
-        if plain != feature:
-            rows = rows.cast_column(name, plain)
-    return rows
+    features = rows.features
+    plain = {name: _plain(feature) for name, feature in (features or {}).items()}
+    if features is None or plain == dict(features):
+        return rows
+    from datasets import Dataset, Features
+
+    if not isinstance(rows, Dataset):
+        return rows.cast(Features(plain))
+    # `cast` would write a copy beside the rows, or read one that lies there; what is stored stays the same
+    info = rows.info.copy()
+    info.features = Features(plain)
+    return Dataset(rows.data, info=info, split=rows.split, indices_table=rows._indices)
 
 
 def _plain(feature: Any) -> Any:

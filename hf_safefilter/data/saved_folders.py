@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.data.unpacked_size import require_modest
 from hf_safefilter.errors import DataError, is_disk_full, is_out_of_memory
 from hf_safefilter.storage.contained import fault_of_name, is_inside, is_plain
 
@@ -46,6 +47,8 @@ def require_own_files(folder: Path) -> None:
         DataError: It does, or they are.
     """
     if (folder / SPLITS).is_file():
+        if (folder / STATE).is_file():  # `datasets` would read that, and not the splits
+            raise _damaged(folder / SPLITS, f"there is a {STATE} beside it")
         splits = _read(folder / SPLITS).get("splits")
         if not isinstance(splits, list) or not splits:
             raise _damaged(folder / SPLITS, "no list of splits")
@@ -71,6 +74,16 @@ def _require_files(folder: Path) -> None:
             raise DataError(
                 f"{folder.name} names a file of rows that {fault}", found=str(name)[:80], fix="save the set again"
             )
+        _require_modest(folder / str(name))
+
+
+def _require_modest(path: Path) -> None:
+    import pyarrow as pa
+
+    try:
+        require_modest(path, "arrow")
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, type(error).__name__) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -62,6 +62,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
+def is_unusable_place(error: BaseException) -> bool:
+    """Whether an error is of a place that cannot be used, e.g. a cache without rights, and not of what a file holds."""
+    return isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+    )
+
+
 class DataError(SafefilterError, ValueError):
     """Rows, columns or values that cannot be used as they are."""
 

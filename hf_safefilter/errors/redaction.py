@@ -17,7 +17,7 @@ _SECRET_KEYS = (
     r"x-amz-(?:credential|security-token|signature)|x-goog-(?:credential|signature)"
 )
 _ADDRESS = re.compile(  # user and password; a password may hold a slash, and a port is none
-    r"(?<=://)(?:[^\s/?#\"'<>]*|[^\s/?#@]*:(?!\d+(?:[/?#]|$))[^\s@\"'<>]*)@"
+    r"(?<=://)(?:[^\s/?#\"'<>]*|[^\s/?#@:]*:(?!\d+(?:[/?#]|$))[^\s@\"'<>]{0,4096})@"
 )
 _PARAMETER = re.compile(rf"(?i)([?&;#](?:{_SECRET_KEYS})=)[^\s&;#\"'<>)\]}}]+")
 _HEADER = re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+|\bbearer\s+(?=\S{20}))[\w.~+/=-]+")
@@ -29,7 +29,7 @@ _TOKEN = re.compile(  # by their makers' prefixes: Hugging Face, GitHub, GitLab,
 # whole sequences first, so that their letters do not stay behind
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements, erasure
-    r"|(?:\x1b[P\]X^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"  # commands with a text, e.g. titles
+    r"|(?:\x1b[P\]X^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n]*(?:\x07|\x1b\\|\x9c)"  # with a text
     r"|\x1b[ -/]*[0-~]?"
 )
 _BREAKS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")

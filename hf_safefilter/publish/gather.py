@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_VALUES = 40
 _LONGEST_NAME = 50  # characters of a source or category that is listed
+_LONGEST_CELL = 4096
 _OTHERS = "others"
 _MOST_CHAINS = 32
 _CHECKED, _CHECKED_OF_OTHERS = 8, 64
@@ -207,7 +208,7 @@ def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dang
     tables: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
     for column, shares in tables.items():
         if all(column in part.column_names for part in parts.values()):
-            cells = [shown(str(cell)) for part in parts.values() for cell in part.with_format(None)[column][:]]
+            cells = [_clean(str(cell)) for part in parts.values() for cell in part.with_format(None)[column][:]]
             shares.update(_shares(cells, all_reasons))
     return Counts(
         rows=len(all_reasons),
@@ -236,6 +237,11 @@ def _shares(cells: Sequence[str], reasons: Sequence[str]) -> dict[str, Share]:
             rows=sum(rows[value] for value in others), dropped=sum(dropped[value] for value in others)
         )
     return shares
+
+
+def _clean(cell: str) -> str:
+    """A cell as a card may show it; one so long is no name, whatever is taken out of it."""
+    return shown(cell) if len(cell) <= _LONGEST_CELL else cell[:_LONGEST_CELL]
 
 
 def _is_name(value: str) -> bool:

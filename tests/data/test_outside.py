@@ -1,5 +1,6 @@
 """Sets from strangers: files outside the folder are not read, whatever lists, cards, links and cells name."""
 
+import gzip
 import json
 import shutil
 
@@ -159,6 +160,56 @@ def test_a_picture_named_in_a_cell_is_not_opened(tmp_path, nested, streaming):
     pq.write_table(table, tmp_path / "rows.parquet")
     rows = load_rows(tmp_path / "rows.parquet", streaming=streaming).rows
     assert next(iter(rows))["image"] == ([cell] if nested else cell)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_in_a_saved_folder_are_not_opened_and_nothing_is_laid_beside_them(tmp_path, nested):
+    """Not even what a planted copy of other rows would be taken for."""
+    cell = {"bytes": b"no picture", "path": None}
+    features = Features(prompt=Value("string"), image=List(Image(decode=False)) if nested else Image(decode=False))
+    rows = Dataset.from_dict({"prompt": ["a"], "image": [[cell] if nested else cell]}, features=features)
+    decoded = Features(prompt=Value("string"), image=List(Image()) if nested else Image())
+    rows.cast(decoded).save_to_disk(tmp_path / "set")
+    before = sorted(path.name for path in (tmp_path / "set").iterdir())
+    for _ in range(2):
+        loaded = load_rows(tmp_path / "set").rows
+        assert loaded[0] == {"prompt": "a", "image": [cell] if nested else cell}
+        assert loaded.select([0])[0]["prompt"] == "a"
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == before
+
+
+def test_a_folder_of_splits_and_of_rows_at_once_is_refused(saved):
+    """`datasets` reads the state of such a folder; the list of splits says nothing of its files."""
+    (saved / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    shutil.copytree(saved, saved.parent / "train")
+    shutil.move(saved.parent / "train", saved / "train")
+    (saved / "train" / "dataset_dict.json").unlink()
+    name_files(saved, "../other/data-00000-of-00001.arrow")
+    with pytest.raises(DataError, match="is damaged"):
+        load_rows(saved)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_compressed_file_of_columns_is_held_to_what_is_in_it(tmp_path, kind):
+    rows = Dataset.from_list(ROWS)
+    if kind == "parquet":
+        rows.to_parquet(tmp_path / "rows.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, rows.data.schema) as stream:
+            stream.write_table(rows.data.table)
+    plain = tmp_path / f"rows.{kind}"
+    with gzip.open(f"{plain}.gz", "wb") as packed:
+        packed.write(plain.read_bytes())
+    assert load_rows(f"{plain}.gz").rows.to_list() == ROWS
+
+
+@pytest.mark.parametrize("split", [None, ["train"], {"a": 1}, 3])
+def test_a_split_that_is_no_name_is_said(tmp_path, split):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    config = {"configs": [{"config_name": "default", "data_files": [{"split": split, "path": "rows.jsonl"}]}]}
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(config)}\n---\n")
+    with pytest.raises(DataError, match="split that is no name"):
+        load_rows(tmp_path)
 
 
 def test_nothing_is_written_beside_the_source(saved):

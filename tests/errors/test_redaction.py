@@ -17,6 +17,8 @@ HIDDEN = [
     ("https://:pw@host", "https://***@host"),
     ("https://token@host/x", "https://***@host/x"),
     ("see s3+http://a:b@c:9000/d?x=1.", "see s3+http://***@c:9000/d?x=1."),
+    ("https://me:" + "a/" * 1500 + "@host/x", "https://***@host/x"),
+    ("https://" + "t" * 9000 + "@host/x", "https://***@host/x"),
     ("https://host/x?token=abc&page=2", "https://host/x?token=***&page=2"),
     ("https://host/x?page=2&API_KEY=abc#top", "https://host/x?page=2&API_KEY=***#top"),
     ("https://host/x?X-Amz-Signature=abc", "https://host/x?X-Amz-Signature=***"),
