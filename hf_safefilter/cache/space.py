@@ -73,5 +73,5 @@ def read_facts(folder: Path) -> tuple[str, dict[str, Any]]:
     try:
         body = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         return str(body["label"]), {**body["facts"], "key": body.get("key")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{folder} has no readable {FACTS}", fix=f"delete the folder: rm -r {folder}") from error

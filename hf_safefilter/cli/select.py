@@ -48,11 +48,13 @@ def select(
     from hf_safefilter.columns import PAIR_SHIFT
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold, options_of
+    from hf_safefilter.pipeline.stored_decision import require_filled
     from hf_safefilter.recipe import SelectionRule
     from hf_safefilter.saved.decision import write_decision
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
     saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
+    require_filled(saved, by)
     ways = (drop_fraction, drop_count, threshold, known_good)
     only_measures = label is not None and any(way is not None for way in ways) and rule is None
     options = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold,

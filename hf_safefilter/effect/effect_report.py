@@ -168,7 +168,7 @@ def read_card_part(folder: Path) -> dict[str, Any]:
         raise MissingError(f"{folder} holds no finished study", fix="run one: hf-safefilter effect --help")
     try:
         card = dict(json.loads(path.read_text(encoding="utf-8"))["card"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged", fix="run the study again: finished runs are kept") from error
     if not {"openings", "verdict"} <= card.keys():
         raise IntegrityError(f"{path} was written by an earlier version, without margins", fix="run the study again")

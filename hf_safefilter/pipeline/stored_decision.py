@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.errors import OptionError
+from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX
+from hf_safefilter.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.saved.saved_rows import Saved
+
+DECIDING = (SCORE_SUFFIX, PAIR_SHIFT)
+"""Endings of the columns by which rows are decided."""
 
 
 def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vectors: bool) -> tuple[Saved, IsSafe]:
@@ -34,4 +38,20 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
             found=", ".join(scores) or "no scores",
             fix="name it, e.g. `by=larf_score`",
         )
+    require_filled(saved, by)
     return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**rule), saved.steps))
+
+
+def require_filled(saved: Saved, column: str) -> None:
+    """Raise unless a step of this program has filled a column: what came with the rows decides nothing.
+
+    Raises:
+        DataError: None has.
+    """
+    filled = sorted({name for step in saved.steps for name in step.produces() if name.endswith(DECIDING)})
+    if column not in filled:
+        raise DataError(
+            f"no step of this program has filled the column {column!r}",
+            found=", ".join(filled) or "no scores",
+            fix="score the rows, or name one of these: hf-safefilter score --help",
+        )

@@ -209,7 +209,7 @@ def _line(name: str, check: Callable[[Provenance], str], provenance: Provenance)
         return Line(name, "pass", check(provenance))
     except _CannotSay as error:
         return Line(name, "cannot say", str(error))
-    except (SafefilterError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (SafefilterError, OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         return Line(name, "fail", _fact(error))
 
 

@@ -105,7 +105,7 @@ def require_described(folder: Path) -> None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         described = {str(entry["name"]): entry["sha256"] for entry in record["distribution"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{folder / RECORD} is missing or damaged", fix="write the folder again") from error
     present = {path.relative_to(folder).as_posix(): path for path in _data_files(folder) if path.is_file()}
     for name in sorted({*described, *present}):

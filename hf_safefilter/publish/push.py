@@ -45,6 +45,7 @@ def push_filtered(
     recipe: Mapping[str, Any] | None = None,
     include_text: bool = False,
     anyway: bool = False,
+    trusted_vectors: bool = False,
     token: str | None = None,
 ) -> Pushed:
     """Publish the rows that `is_safe` keeps, with card, provenance, list of dropped rows and plots, in one commit.
@@ -60,6 +61,7 @@ def push_filtered(
         recipe: Recipe of the run, for the card.
         include_text: Whether to publish the text of dropped rows too.
         anyway: Whether to publish in spite of a bad verdict on the score; the card says so.
+        trusted_vectors: Whether vectors or scores came from elsewhere and are believed; the card says so.
         token: Hub token; None: the one of the login.
 
     Raises:
@@ -68,7 +70,8 @@ def push_filtered(
     """
     from hf_safefilter.publish.gather import gather
 
-    provenance = gather(ds, is_safe, license=license, source=source, steps=steps, recipe=recipe, anyway=anyway)
+    provenance = gather(ds, is_safe, license=license, source=source, steps=steps, recipe=recipe, anyway=anyway,
+                        trusted_vectors=trusted_vectors)  # fmt: skip
     provenance.require_trusted()
     with tempfile.TemporaryDirectory(prefix="safefilter-push-") as scratch:
         folder = Path(scratch) / "out"

@@ -15,7 +15,7 @@ from hf_safefilter.data.splits import count_rows
 from hf_safefilter.errors import IntegrityError, MissingError, SafefilterError
 from hf_safefilter.saved.saved_rows import Saved, files_for, load_rows_with_steps, save_rows
 from hf_safefilter.storage.atomic import atomic_folder
-from hf_safefilter.storage.recorded_files import RECORD, record_files, require_recorded
+from hf_safefilter.storage.recorded_files import record_files, require_recorded
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.select import IsSafe
@@ -69,7 +69,7 @@ def write_decision(
         body = is_safe.to_json() | {"verdict": None if verdict is None else verdict.to_json(), "anyway": anyway}
         body |= {"selection": None if selection is None else dict(selection)}
         (scratch / DECISION).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        record_files(scratch, DECISION, [DECISION, f"{SCORED}/{RECORD}"])  # the latter binds the rows in turn
+        record_files(scratch, DECISION)
     return Decided(count_rows(parts.kept), count_rows(parts.dropped))
 
 
@@ -150,7 +150,7 @@ def _record(folder: Path) -> dict[str, Any]:
         raise MissingError(f"{folder} holds no decision", fix="make one: hf-safefilter select --help")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(folder) from error
 
 

@@ -167,13 +167,18 @@ def step_from(record: dict[str, Any]) -> Step:
     """
     known = _known_steps()
     name = record.get("step")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise IntegrityError(
             f"{name!r} is not a step of this version", found=", ".join(sorted(known)), fix="update hf_safefilter"
         )
     kind = known[name]
     options = {field.name: record[field.name] for field in fields_of(kind) if field.init and field.name in record}
-    step = kind(**options)
+    try:
+        step = kind(**options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"the record of a {name} is damaged", found=str(error)[:200], fix="embed and score the rows again"
+        ) from error
     if step.record() != record:
         raise IntegrityError(
             f"{name} gives other values in this version",

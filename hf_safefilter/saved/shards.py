@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from hf_safefilter.data.saved_folders import open_saved
 from hf_safefilter.data.splits import each_split, joined, splits_of
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.saved.saved_rows import TRAIL, Trail
@@ -132,11 +133,12 @@ def _is_whole(folder: Path, trail: Trail) -> bool:
     if not (folder / TRAIL).is_file():
         return False
     try:
-        _load(folder, Trail.verified(folder))
+        verified = Trail.verified(folder)
+        _load(folder, verified)
     except IntegrityError as error:
         logger.warning("%s; it is made again", error.fact)
         return False
-    return True
+    return verified.shard == trail.shard and _difference(trail, verified) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ def merge(folders: Sequence[Path], output: Path, *, trust_vectors: bool = False)
     _require_one_whole_run(trails)
     in_order = sorted(trails, key=lambda folder: _shard_facts(trails[folder])["index"])
     verified = [Trail.verified(folder, trust_vectors=trust_vectors) for folder in in_order]
-    parts = [splits_of(_load(folder, trails[folder])) for folder in in_order]
+    parts = [splits_of(_load(folder, trail)) for folder, trail in zip(in_order, verified, strict=True)]
     splits: dict[str, Dataset] = {}
     for name in parts[0]:
         # a shard of a short data set may be empty, and then lacks the columns that no step has filled
@@ -252,12 +254,10 @@ def _shard_facts(trail: Trail) -> dict[str, Any]:
 
 def _load(folder: Path, trail: Trail) -> Dataset | DatasetDict:
     """The rows of a shard, after a check that none is missing or damaged."""
-    from datasets import load_from_disk
-
     try:
         facts = _shard_facts(trail)
         shard, totals = Shard(facts["index"], facts["count"]), dict(facts["rows"])
-        rows = load_from_disk(str(folder))
+        rows = open_saved(folder)
         lengths = {name: len(split) for name, split in splits_of(rows).items()}
         bounds = {name: shard.bounds(total) for name, total in totals.items()}
         for split in splits_of(rows).values():

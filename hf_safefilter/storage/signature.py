@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def signed(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def is_signed(record: Mapping[str, Any], kind: str) -> bool:
     """Whether a record of this `kind` was signed here, and not changed since."""
     given = record.get(SIGNATURE)
-    return isinstance(given, str) and hmac.compare_digest(given.encode(), _signature(record, kind).encode())
+    expected = _signature(record, kind).encode()
+    return isinstance(given, str) and hmac.compare_digest(given.encode(errors="replace"), expected)
 
 
 def _signature(record: Mapping[str, Any], kind: str) -> str:
@@ -101,6 +103,7 @@ def _make(path: Path) -> None:
         except FileExistsError:
             pass
         except OSError:  # a file system without links
-            os.replace(scratch, path)
+            with suppress(FileExistsError), path.open("xb") as own:
+                own.write(Path(scratch).read_bytes())
     finally:
         Path(scratch).unlink(missing_ok=True)

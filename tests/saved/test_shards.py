@@ -115,6 +115,23 @@ def test_a_shard_that_is_there_is_not_made_again(source, step, shards):
     assert (at(shards, 1) / TRAIL).stat().st_mtime_ns == before
 
 
+def test_a_shard_under_the_name_of_another_is_made_anew(source, step, tmp_path):
+    folder, _ = embed_shard(load_rows(source), step, tmp_path, Shard(0, 2), embed_rows)
+    shutil.copytree(folder, at(tmp_path, 1, 2))
+    again, done = embed_shard(load_rows(source), step, tmp_path, Shard(1, 2), embed_rows)
+    assert not done and Trail.verified(again).shard["index"] == 1
+
+
+def test_a_shard_that_names_rows_elsewhere_is_not_merged_whoever_is_trusted(source, step, tmp_path, monkeypatch):
+    folder, _ = embed_shard(load_rows(source), step, tmp_path / "shards", Shard(0, 1), embed_rows)
+    state = json.loads((folder / "state.json").read_text())
+    (tmp_path / "elsewhere.arrow").write_bytes((folder / state["_data_files"][0]["filename"]).read_bytes())
+    (folder / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": "../../elsewhere.arrow"}]}))
+    record_files(folder, TRAIL)
+    with pytest.raises(SafefilterError, match="elsewhere|outside|not a plain"):
+        merge([tmp_path / "shards"], tmp_path / "merged", trust_vectors=True)
+
+
 def test_two_who_make_the_same_shard_at_once_both_end_well(source, step, tmp_path):
     """While the first is at work, the second comes, is faster, and lies where the first wants to write."""
 

@@ -10,7 +10,7 @@ from datasets import Dataset, load_from_disk
 
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.decide.thresholds import threshold_for
-from hf_safefilter.errors import IntegrityError
+from hf_safefilter.errors import IntegrityError, SafefilterError
 from hf_safefilter.saved.decision import DECISION, SCORED, read_decision, write_decision
 from hf_safefilter.saved.saved_rows import TRAIL, Trail, load_rows_with_steps, save_rows
 from hf_safefilter.scores.controls import LengthScore
@@ -176,8 +176,42 @@ def test_a_decision_beside_other_rows_is_refused(decided, scored_rows):
     shutil.rmtree(decided / SCORED)
     fewer = scored_rows.select(range(30))
     save_rows(fewer, decided / SCORED, [LengthScore()], name="rows", revision="none")
-    with pytest.raises(IntegrityError, match="scored/signed.json was altered"):
+    with pytest.raises(IntegrityError, match=r"scored/\S+ was altered"):
         read_decision(decided)
+
+
+@pytest.mark.parametrize("part", ["kept", "dropped"])
+def test_rows_to_tune_on_that_are_others_are_noticed(decided, scored_rows, part):
+    shutil.rmtree(decided / part)
+    scored_rows.select([0]).save_to_disk(decided / part)
+    with pytest.raises(IntegrityError, match=f"{part}/.* was (altered|added|removed)"):
+        read_decision(decided)
+
+
+def test_a_score_that_came_with_the_rows_decides_nothing(call, scored_rows, tmp_path):
+    theirs = scored_rows.add_column("larf_score", np.zeros(len(scored_rows), np.float32))
+    save_rows(theirs, tmp_path / "scored", [LengthScore()], name="rows", revision="none")
+    for command in (("select", "-o", tmp_path / "decided"), ("inspect",)):
+        code, _, err = call(command[0], tmp_path / "scored", "--by", "larf_score", "--drop-count", 3, *command[1:])
+        assert code == 1 and "no step of this program has filled" in err and "length_score" in err
+    assert not (tmp_path / "decided").exists()
+
+
+@pytest.mark.parametrize("signature", ["\ud800", "\udcff" * 64, 3, None, ["a"]])
+def test_a_signature_that_is_no_text_is_nobodys(scored, signature):
+    record = json.loads((scored / RECORD).read_text())
+    (scored / RECORD).write_text(json.dumps(record | {"signature": signature}))
+    with pytest.raises(IntegrityError, match="not written by this user"):
+        load_rows_with_steps(scored)
+
+
+@pytest.mark.parametrize("step", [{"step": []}, {"step": "LarfScore"}, {"step": "EmbedLayers", "layers": "x"}])
+def test_a_damaged_step_of_a_trusted_folder_is_said(scored, step, elsewhere):
+    trail = json.loads((scored / TRAIL).read_text())
+    (scored / TRAIL).write_text(json.dumps(trail | {"steps": [step]}))
+    elsewhere(lambda: record_files(scored, TRAIL))
+    with pytest.raises(SafefilterError):
+        load_rows_with_steps(scored, trust_vectors=True)
 
 
 def test_in_the_shell_and_on_the_card(call, scored, tmp_path, elsewhere):
