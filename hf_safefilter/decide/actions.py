@@ -86,7 +86,7 @@ def masked(
         columns: What stands where, for rows of no known shape.
 
     Raises:
-        DataError: Turns have a weight that is no number.
+        DataError: Turns have a weight that is no number, or a row has fewer turns than are flagged.
     """
     name = (columns or {}).get("messages") or next((name for name in TURNS if name in table.column_names), None)
     left = np.array([not turns for turns in flagged], bool)
@@ -101,6 +101,11 @@ def masked(
         shift = len(conversation.messages) - int(counts[row])  # turns of other columns stand before these
         if not flagged[row] or shift < 0:
             continue
+        if max(flagged[row]) >= len(conversation.messages):
+            raise DataError(
+                f"turn {max(flagged[row])} is to be masked in a row of {len(conversation.messages)} turns",
+                fix="decide on this row again",
+            )
         if min(flagged[row]) < shift:
             continue  # an answer in another column has no weight of its own
         for turn in flagged[row]:

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from hf_safefilter.checks import is_finite, require_choice
-from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX, SPANS, span_scores_column
+from hf_safefilter.columns import PAIR_SHIFT, ROW_ID, SCORE_SUFFIX, SPANS, span_scores_column
 from hf_safefilter.data.arrow_files import arrow_file, new_file
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.splits import joined, splits_of
 from hf_safefilter.decide.actions import Action, masked, switched
+from hf_safefilter.decide.decision_log import KEEP, MASK
+from hf_safefilter.decide.row_decisions import RowDecisions
 from hf_safefilter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -40,9 +42,11 @@ class IsSafe:
             `decide.actions`), or answers are masked. All but "drop" change rows: use `split` in place of a filter.
         columns: ``{"messages": ...}``, or ``{"chosen": ..., "rejected": ...}``, for rows of no known shape that are
             changed.
+        decisions: What people have decided on single rows, which goes before the score: a `RowDecisions`, or the path
+            of a log. If turns are masked by it, use `split` in place of a filter.
 
     Raises:
-        OptionError: The threshold is not a finite number, or the action is not known.
+        OptionError: The threshold is not a finite number, the action is not known, or masks do not go with it.
     """
 
     column: str
@@ -50,6 +54,7 @@ class IsSafe:
     rule: str = ""
     action: Action = "drop"
     columns: Mapping[str, str] | Sequence[tuple[str, str]] | None = None
+    decisions: RowDecisions | str | Path | None = None
     algorithm: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
@@ -63,45 +68,86 @@ class IsSafe:
         set_field(self, "rule", self.rule or rule)
         set_field(self, "threshold", float(self.threshold))
         set_field(self, "columns", tuple(sorted(dict(self.columns).items())) if self.columns else None)
+        if isinstance(self.decisions, (str, Path)):
+            set_field(self, "decisions", RowDecisions.read(self.decisions))
+        if self.action == "switch" and self._masks_turns:
+            raise OptionError("rows whose sides are switched have no turns to mask", fix="decide keep or drop instead")
 
     def __call__(self, batch: Any) -> Any:
         """True for the rows to keep: a bool for a single row, bool (n,) for a batch."""
-        if self.action != "drop":
+        if self.changes_rows:
+            does = "mask" if self.action == "drop" else self.action
             raise OptionError(
-                f"a filter cannot {self.action} rows, it drops them", fix="use split(ds, is_safe), or `action='drop'`"
+                f"a filter cannot {does} rows, it drops them", fix="use split(ds, is_safe), or `action='drop'`"
             )
         view = Batch(batch)
         mask = self.mask(view)
         return bool(mask[0]) if view.is_row else mask
 
+    @property
+    def changes_rows(self) -> bool:
+        """Whether some rows are kept in another form than the one they have."""
+        return self.action != "drop" or self._masks_turns
+
+    @property
+    def _masks_turns(self) -> bool:
+        return isinstance(self.decisions, RowDecisions) and self.decisions.masks_turns
+
     def mask(self, batch: Batch) -> np.ndarray:
         """bool (n,): True for the rows that are kept as they are."""
+        ruled = self.rulings(batch)
+        return np.where(ruled == "", self.mask_by_score(batch), ruled == KEEP)
+
+    def mask_by_score(self, batch: Batch) -> np.ndarray:
+        """bool (n,): True for the rows that would be kept as they are if nobody had decided on any."""
         batch.require(self.column, f"score the rows first: ds.map(...) with the step that adds {self.column!r}")
         scores = batch.numbers(self.column)
         return np.isfinite(scores) & (scores < self.threshold)
+
+    def rulings(self, batch: Batch) -> np.ndarray:
+        """What people decided on each row, str (n,): "keep", "drop", "mask", or "" where the score decides."""
+        if not isinstance(self.decisions, RowDecisions):
+            return np.full(batch.n, "", "U4")
+        batch.require(ROW_ID, "embed the rows first: decisions of people are on rows with an id")
+        return self.decisions.of_rows(batch.cells(ROW_ID))
 
     def divide(self, table: pa.Table, scored: pa.Table | None = None) -> tuple[pa.Table, np.ndarray]:
         """The rows as they are to be kept, and which of them are, bool (n,).
 
         Args:
             table: The rows.
-            scored: Their score columns, where `table` does not have them.
+            scored: Their score columns, and their ids, where `table` does not have them.
         """
         batch = Batch(table if scored is None else scored)
         safe = self.mask(batch)
-        if self.action == "drop":
+        if not self.changes_rows:
             return table, safe
-        dangerous = ~safe & np.isfinite(batch.numbers(self.column))
+        ruled = self.rulings(batch)
+        dangerous = (ruled == "") & ~safe & np.isfinite(batch.numbers(self.column))
         if self.action == "switch":
             return switched(table, dangerous, dict(self.columns or ())), safe | dangerous
-        flagged = [set(spans["turn"].tolist()) for spans in self.dangerous_spans(batch)]
+        flagged = self._flagged_turns(batch, dangerous, ruled)
         changed, left = masked(table, flagged, dict(self.columns or ()))
-        return changed, safe | (dangerous & left)
+        return changed, safe | (np.array(list(map(bool, flagged)), bool) & left)
+
+    def _flagged_turns(self, batch: Batch, dangerous: np.ndarray, ruled: np.ndarray) -> list[set[int]]:
+        """The turns of each row that are masked: by the scores of its spans where it is `dangerous`, or by people."""
+        flagged: list[set[int]] = [set() for _ in range(batch.n)]
+        if self.action == "mask":
+            for row, spans in enumerate(self.dangerous_spans(batch)):
+                flagged[row] = set(spans["turn"].tolist()) if dangerous[row] else set()
+        if isinstance(self.decisions, RowDecisions) and self._masks_turns:
+            ids = batch.cells(ROW_ID)
+            for row in np.flatnonzero(ruled == MASK).tolist():
+                flagged[row] = self.decisions.masked_turns(ids[row])
+        return flagged
 
     def kept(self, table: pa.Table) -> np.ndarray:
         """bool (n,): which rows are kept, as they are or changed."""
         if self.action == "switch":
-            return np.isfinite(Batch(table).numbers(self.column))
+            batch = Batch(table)
+            ruled = self.rulings(batch)
+            return np.where(ruled == "", np.isfinite(batch.numbers(self.column)), ruled == KEEP)
         return self.divide(table)[1]
 
     @property
@@ -125,19 +171,25 @@ class IsSafe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values from which `from_json` makes the same decision."""
-        columns = {"columns": dict(self.columns)} if self.columns else {}
-        return {
+        decision: dict[str, Any] = {
             "column": self.column,
             "threshold": self.threshold.hex(),
             "rule": self.rule,
             "action": self.action,
-        } | columns
+        }
+        if self.columns:
+            decision["columns"] = dict(self.columns)
+        if isinstance(self.decisions, RowDecisions):
+            decision["decisions"] = self.decisions.to_json()
+        return decision
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> IsSafe:
         """See `to_json`."""
         threshold = float.fromhex(record["threshold"])
-        return cls(record["column"], threshold, record["rule"], record.get("action", "drop"), record.get("columns"))
+        decisions = None if record.get("decisions") is None else RowDecisions.from_json(record["decisions"])
+        action = record.get("action", "drop")
+        return cls(record["column"], threshold, record["rule"], action, record.get("columns"), decisions)
 
 
 @dataclass(frozen=True, slots=True)

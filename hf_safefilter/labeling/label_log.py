@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_safefilter.checks import require_choice
-from hf_safefilter.errors import IntegrityError
+from hf_safefilter.storage.append_log import AppendLog
 
 UNSAFE, SAFE, UNSURE, WITHDRAWN = "unsafe", "safe", "unsure", "withdrawn"
 ANSWERS = (UNSAFE, SAFE, UNSURE)
@@ -38,29 +35,19 @@ class Answer:
 class LabelLog:
     """Answers, one JSON object a line; the last one on a row counts.
 
-    A last line without an end was being written when the process was killed: it is left out, and cut off when the next
-    answer is written.
-
     Raises:
         IntegrityError: A line is no answer.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._answers = [_answer(path, number, line) for number, line in enumerate(self._whole().splitlines(), 1)]
+        self._log = AppendLog(path)
+        self._answers = self._log.read(_answer, "label")
 
     def append(self, answer: Answer) -> None:
         """Write an answer to the disk."""
         require_choice("label", answer.label, (*ANSWERS, WITHDRAWN))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(asdict(answer), ensure_ascii=True) + "\n"
-        whole = len(self._whole())
-        with self.path.open("r+b" if self.path.exists() else "wb") as stream:
-            stream.truncate(whole)
-            stream.seek(whole)
-            stream.write(line.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._log.append(asdict(answer))
         self._answers.append(answer)
 
     @property
@@ -76,26 +63,15 @@ class LabelLog:
     def summary(self) -> dict[str, Any]:
         """Digest of the file, and how many rows have which label, as the record of a probe states them."""
         labels = [answer.label for answer in self.current.values()]
-        digest = hashlib.sha256(self._whole()).hexdigest()
-        return {"sha256": digest, "count": len(labels)} | {name: labels.count(name) for name in ANSWERS}
-
-    def _whole(self) -> bytes:
-        """The file up to the end of its last whole line."""
-        content = self.path.read_bytes() if self.path.is_file() else b""
-        return content[: content.rfind(b"\n") + 1]
+        counts = {name: labels.count(name) for name in ANSWERS}
+        return {"sha256": self._log.digest(), "count": len(labels)} | counts
 
 
-def _answer(path: Path, number: int, line: bytes) -> Answer:
-    try:
-        body = json.loads(line)
-        answer = Answer(**{name: body[name] for name in Answer.__slots__})
-        texts = (answer.row_id, answer.label, answer.who, answer.when)
-        if not all(isinstance(text, str) for text in texts) or answer.label not in (*ANSWERS, WITHDRAWN):
-            raise ValueError(answer.label)
-        if not isinstance(answer.round, int):
-            raise TypeError(answer.round)
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"line {number} of {path} is no label", fix="remove the line, or name another output folder"
-        ) from error
+def _answer(body: dict[str, Any]) -> Answer:
+    answer = Answer(**{name: body[name] for name in Answer.__slots__})
+    texts = (answer.row_id, answer.label, answer.who, answer.when)
+    if not all(isinstance(text, str) for text in texts) or answer.label not in (*ANSWERS, WITHDRAWN):
+        raise ValueError(answer.label)
+    if not isinstance(answer.round, int):
+        raise TypeError(answer.round)
     return answer

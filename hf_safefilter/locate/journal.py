@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hf_safefilter.errors import DataError, IntegrityError
 from hf_safefilter.locate.refusals import Verdict
-from hf_safefilter.storage.atomic import atomic_text
+from hf_safefilter.storage.append_log import AppendLog
 
 _LETTERS: dict[Verdict, str] = {"refusal": "r", "answer": "a", "degenerate": "d"}
 _VERDICTS = {letter: verdict for verdict, letter in _LETTERS.items()}
@@ -31,12 +30,20 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, task: Mapping[str, Any]) -> None:
-        self._path = path
+        self._log = None if path is None else AppendLog(path)
         self._verdicts: dict[tuple[tuple[int, ...], float], dict[int, Verdict]] = {}
-        if path is None:
+        if self._log is None:
             return
+        lines = self._log.read(dict, "verdict of a search")
+        if not lines:
+            self._log.append(task)
+        elif lines[0] != json.loads(json.dumps(task)):
+            raise DataError(
+                f"{path} belongs to another search",
+                found="another model, other prompts or other options",
+                fix=f"name another folder, or delete {path} to start anew",
+            )
         try:
-            lines = _whole_lines(path)
             for line in lines[1:]:
                 by_row = self._verdicts.setdefault((tuple(line["blocks"]), line["by"]), {})
                 by_row |= zip(line["rows"], (_VERDICTS[letter] for letter in line["verdicts"]), strict=True)
@@ -44,19 +51,6 @@ class Journal:
             raise IntegrityError(
                 f"{path} was not written by a search", fix="delete it to start anew, or name another folder"
             ) from error
-        if lines and lines[0] != json.loads(json.dumps(task)):
-            raise DataError(
-                f"{path} belongs to another search",
-                found="another model, other prompts or other options",
-                fix=f"name another folder, or delete {path} to start anew",
-            )
-        if not lines:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, task, "w")
-        else:
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            if text != path.read_text(encoding="utf-8"):  # a line was cut short: the next one would continue it
-                atomic_text(path, text)
 
     def holds(self, blocks: tuple[int, ...], by: float, rows: Iterable[int]) -> bool:
         """Whether all of `rows` have a verdict under this scaling."""
@@ -71,20 +65,6 @@ class Journal:
     def add(self, blocks: tuple[int, ...], by: float, rows: Sequence[int], verdicts: Sequence[Verdict]) -> None:
         """Store verdicts; they are on disk when this returns."""
         self._verdicts.setdefault((blocks, by), {}).update(zip(rows, verdicts, strict=True))
-        if self._path is not None:
+        if self._log is not None:
             letters = "".join(_LETTERS[verdict] for verdict in verdicts)
-            _write(self._path, {"blocks": list(blocks), "by": by, "rows": list(rows), "verdicts": letters}, "a")
-
-
-def _write(path: Path, line: Mapping[str, Any], mode: Literal["w", "a"]) -> None:
-    with path.open(mode, encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+            self._log.append({"blocks": list(blocks), "by": by, "rows": list(rows), "verdicts": letters})

@@ -38,7 +38,7 @@ def test_the_last_answer_on_a_row_counts_and_one_may_be_withdrawn(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("torn", [b'{"row_id": "b", "la', b"\xff", b'{"row_id": "b", "label": "safe"}'])
+@pytest.mark.parametrize("torn", [b'{"row_id": "b", "la', b'{"row_id": "\xff', b'{"row_id": "b", "label": "safe"}'])
 def test_a_line_that_was_being_written_is_left_out_and_cut_off(tmp_path, torn):
     log = LabelLog(tmp_path / "labels.jsonl")
     log.append(answer("a"))

@@ -214,7 +214,7 @@ def test_a_damaged_journal_is_said_to_be(tmp_path, line):
     Journal(path, {"model": "a"})
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(IntegrityError, match="delete it to start anew"):
+    with pytest.raises(IntegrityError, match="to start anew"):
         Journal(path, {"model": "a"})
 
 

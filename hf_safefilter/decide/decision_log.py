@@ -1,0 +1,88 @@
+"""The decisions of people on single rows, in a file that only grows; `RowDecisions` says what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_safefilter.checks import require_choice
+from hf_safefilter.storage.append_log import AppendLog
+
+KEEP, DROP, MASK, UNSURE, WITHDRAWN = "keep", "drop", "mask", "unsure", "withdrawn"
+DECISIONS = (KEEP, DROP, MASK, UNSURE)
+
+
+@dataclass(frozen=True, slots=True)
+class RowDecision:
+    """What one person decides on one row.
+
+    Attributes:
+        row_id: Id of the row.
+        decision: "keep", "drop", "mask" (some of its turns), "unsure", or "withdrawn": the earlier one counts no
+            longer.
+        who: Name of the person.
+        when: Time in UTC, ISO 8601.
+        turns: Indices of the turns that are masked, among all messages of the row, as in its spans.
+        threshold: The threshold at that time; None if there was none.
+        score: The score of the row at that time; None if it had none.
+        note: What the person has to say about it.
+    """
+
+    row_id: str
+    decision: str
+    who: str
+    when: str
+    turns: tuple[int, ...] = ()
+    threshold: float | None = None
+    score: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RowDecision:
+        """A line of a log.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is none.
+        """
+        known = {name: values[name] for name in cls.__slots__ if name in values}
+        decision = cls(**known | {"turns": tuple(known.get("turns") or ())})
+        texts = (decision.row_id, decision.decision, decision.who, decision.when, decision.note)
+        if not all(isinstance(text, str) for text in texts) or decision.decision not in (*DECISIONS, WITHDRAWN):
+            raise ValueError(decision.decision)
+        if not all(isinstance(turn, int) and turn >= 0 for turn in decision.turns):
+            raise ValueError(decision.turns)
+        if (decision.decision == MASK) != bool(decision.turns):
+            raise ValueError("turns are masked, and no other decision has some")
+        return decision
+
+
+class DecisionLog:
+    """Decisions of people, one JSON object a line, each on the disk before the next.
+
+    Raises:
+        IntegrityError: A line is no decision.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._log = AppendLog(path)
+        self._decisions = self._log.read(RowDecision.of, "decision")
+
+    def append(self, decision: RowDecision) -> None:
+        """Write a decision to the disk."""
+        require_choice("decision", decision.decision, (*DECISIONS, WITHDRAWN))
+        self._log.append(asdict(RowDecision.of(asdict(decision))))
+        self._decisions.append(decision)
+
+    @property
+    def current(self) -> dict[tuple[str, str], RowDecision]:
+        """Row id and person -> the decision that counts, in the order in which these were made."""
+        last: dict[tuple[str, str], RowDecision] = {}
+        for decision in self._decisions:
+            key = (decision.row_id, decision.who)
+            last.pop(key, None)
+            if decision.decision != WITHDRAWN:
+                last[key] = decision
+        return last
