@@ -169,6 +169,10 @@ class SelectionRule(_Part):
     """Largest share of such rows that may be lost."""
     confidence: float | None = None
     """Confidence that this share is not exceeded."""
+    decisions: str | None = None
+    """File of what people decided on single rows, which goes before the score; see hf-safefilter review."""
+    name_reviewers: bool = False
+    """Whether the card names these people, and not their number alone."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> SelectionRule:

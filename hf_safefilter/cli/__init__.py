@@ -75,7 +75,7 @@ class _Shown(logging.Handler):
 
 _COMMANDS = (
     "plan", "embed", "merge", "reference", "score", "label", "seal", "compare", "evaluate", "select", "inspect", "run",
-    "demo", "locate", "freeze", "effect", "card", "push", "verify", "methods", "doctor", "cache",
+    "demo", "locate", "freeze", "effect", "card", "push", "verify", "diff", "methods", "doctor", "cache",
 )  # fmt: skip
 """Commands in the order of `--help`; each is a file in this folder, with a function or command group of that name."""
 

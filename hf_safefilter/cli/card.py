@@ -20,6 +20,9 @@ def card(
     output: Output,
     effect: Annotated[Path | None, typer.Option(help="Folder that effect has written for this decision.")] = None,
     include_text: Annotated[bool, typer.Option(help="Put the text of dropped rows into dropped.parquet.")] = False,
+    name_reviewers: Annotated[
+        bool, typer.Option(help="Name the people who decided on single rows, not their number alone.")
+    ] = False,
     anyway: Anyway = False,
     trust_vectors: TrustVectors = False,
 ) -> None:
@@ -34,7 +37,7 @@ def card(
     provenance = gather(
         saved.rows, is_safe, license=license, source=source, source_revision=saved.revision, steps=saved.steps,
         effect=read_card_part(effect) if effect is not None else None, verdict=decision.verdict, anyway=anyway,
-        trusted_vectors=saved.trusted,
+        trusted_vectors=saved.trusted, name_reviewers=name_reviewers,
     )  # fmt: skip
     write_folder(output, saved.rows, is_safe, provenance, include_text=include_text)
     verdict = provenance.judged()

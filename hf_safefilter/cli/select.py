@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_safefilter.cli.arguments import Anyway, Folder, Output, TrustVectors
+from hf_safefilter.errors import MissingError
 
 if TYPE_CHECKING:
+    from hf_safefilter.cli.output import Printer
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
+    from hf_safefilter.pipeline.difference import Difference
     from hf_safefilter.saved.saved_rows import Saved
 
 EXAMPLE = "hf-safefilter select scored --by larf_score --drop-fraction 0.02 --output decided"
@@ -38,6 +44,12 @@ def select(
     action: Annotated[
         str, typer.Option(help="drop; switch: exchange chosen and rejected (by a pair shift); mask: weight 0.")
     ] = "drop",
+    decisions: Annotated[
+        Path | None, typer.Option(help="What people decided on single rows, which goes before the score; see review.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Only say how this differs from the decision that is in the folder.")
+    ] = False,
     anyway: Anyway = False,
     trust_vectors: TrustVectors = False,
 ) -> None:
@@ -46,9 +58,12 @@ def select(
     The exit code is 3 if something speaks against the score: the folder is there, and should not be used.
     """
     from hf_safefilter.columns import PAIR_SHIFT
+    from hf_safefilter.decide.row_decisions import RowDecisions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold, options_of
     from hf_safefilter.pipeline.stored_decision import require_filled
+    from hf_safefilter.publish.drop_reasons import by_split
+    from hf_safefilter.publish.review_facts import review_of
     from hf_safefilter.recipe import SelectionRule
     from hf_safefilter.saved.decision import write_decision
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
@@ -63,14 +78,27 @@ def select(
                "confidence": confidence, "unsafe": unsafe, "action": action}  # fmt: skip
     on = "pair_shift" if by.endswith(PAIR_SHIFT) else "score"
     selection = SelectionRule.checked(on=on, **{name: value for name, value in options.items() if value is not None})
-    changes = selection.action != "drop"
+    by_people = None if decisions is None else RowDecisions.read(decisions)
+    changes = selection.action != "drop" or by_people is not None
     columns = next((step.mapping for step in saved.steps if changes and hasattr(step, "mapping")), None)
     is_safe = IsSafe(
-        by, decide_threshold(saved.rows, by, selection, saved.steps), action=selection.action, columns=columns
-    )
+        by, decide_threshold(saved.rows, by, selection, saved.steps), action=selection.action, columns=columns,
+        decisions=by_people,
+    )  # fmt: skip
+    review = review_of(by_split(saved.rows), is_safe)
+    difference = _difference(context.obj, output, saved, is_safe, trust_vectors)
+    if preview:
+        if difference is None:
+            raise MissingError(f"{output} holds no decision to compare with", fix="leave out --preview")
+        moves = [move.to_json() for move in difference.moves]
+        facts = {"threshold": is_safe.threshold, "rule": is_safe.rule, **difference.counts(), "rows": moves}
+        context.obj.report(facts, ids=[json.dumps(move) for move in moves])
+        return
     verdict = _verdict(saved, by, label, unsafe)
     parts = write_decision(output, saved, is_safe, verdict, selection=options_of(selection), anyway=anyway)
     facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}
+    if review is not None:
+        facts["by people"] = review.model_dump(include={"decided", "kept", "dropped", "masked", "rows", "agreed"})
     context.obj.judged(
         verdict,
         {"output": str(output)} | facts,
@@ -79,6 +107,26 @@ def select(
         hint=f"hf-safefilter card {output} --license LICENSE --source SOURCE --output out",
         instead=f"hf-safefilter evaluate {scored} --label COLUMN",
     )
+
+
+def _difference(
+    printer: Printer, output: Path, saved: Saved, is_safe: IsSafe, trust_vectors: bool
+) -> Difference | None:
+    """How a decision differs from the one that it will replace, which is said; None: there is none."""
+    from hf_safefilter.errors import SafefilterError
+    from hf_safefilter.pipeline.difference import Difference, Selection
+    from hf_safefilter.saved.decision import DECISION
+
+    if not (output / DECISION).is_file():
+        return None
+    try:
+        before = Selection.open(output, trust_vectors=trust_vectors)
+    except SafefilterError as error:
+        printer.note(f"the earlier decision in {output} cannot be read: {error.fact}", warning=True)
+        return None
+    difference = Difference.between(before, Selection.of_rows(saved.rows, is_safe))
+    printer.note(f"compared with the decision in {output}: {difference.sentence()}")
+    return difference
 
 
 def _verdict(saved: Saved, column: str, label: str | None, unsafe: str) -> Verdict:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_safefilter.cli.output import NOT_TRUSTED
-from hf_safefilter.errors import MissingError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -32,14 +31,14 @@ def verify(
 
     The exit code is 3 if a check fails.
     """
+    from hf_safefilter.pipeline.published import open_published
     from hf_safefilter.pipeline.verification import Verification
 
     with tempfile.TemporaryDirectory(prefix="safefilter-verify-") as scratch:
-        local = Path(published).expanduser()
-        folder = local if local.is_dir() else _fetched(published, revision, Path(scratch))
+        folder = open_published(published, revision, Path(scratch))
         rows = _source(folder, source)
         lines = Verification(
-            folder, rows, repository=None if local.is_dir() else published, sample=None if every else sample
+            folder, rows, repository=published if folder == Path(scratch) else None, sample=None if every else sample
         ).lines()
     records = [line.to_json() for line in lines]
     failed = [line.check for line in lines if line.result == "fail"]
@@ -47,21 +46,6 @@ def verify(
     context.obj.report({"lines": records, "failed": failed}, ids=[json.dumps(record) for record in records])
     if failed:
         raise typer.Exit(NOT_TRUSTED)
-
-
-def _fetched(repository: str, revision: str | None, folder: Path) -> Path:
-    """A repository of the Hub, in a folder."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", revision=revision, local_dir=folder))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise MissingError(
-            f"there is no folder, and no readable repository, {repository!r}",
-            found=f"{type(error).__name__}: {error}",
-            fix="check the name, the login (hf auth login) and the connection",
-        ) from error
 
 
 def _source(folder: Path, named: str | None) -> Dataset | DatasetDict | None:

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from hf_safefilter.checks import is_finite, require_choice
-from hf_safefilter.columns import PAIR_SHIFT, ROW_ID, SCORE_SUFFIX, SPANS, span_scores_column
+from hf_safefilter.columns import EMBEDDING_PREFIX, PAIR_SHIFT, ROW_ID, SCORE_SUFFIX, SPANS, span_scores_column
 from hf_safefilter.data.arrow_files import arrow_file, new_file
 from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.splits import joined, splits_of
 from hf_safefilter.decide.actions import Action, masked, switched
 from hf_safefilter.decide.decision_log import KEEP, MASK
@@ -90,6 +92,11 @@ class IsSafe:
         return self.action != "drop" or self._masks_turns
 
     @property
+    def decisions_digest(self) -> str | None:
+        """Digest of what people decided on single rows; None if nobody has."""
+        return self.decisions.sha256 if isinstance(self.decisions, RowDecisions) else None
+
+    @property
     def _masks_turns(self) -> bool:
         return isinstance(self.decisions, RowDecisions) and self.decisions.masks_turns
 
@@ -108,8 +115,13 @@ class IsSafe:
         """What people decided on each row, str (n,): "keep", "drop", "mask", or "" where the score decides."""
         if not isinstance(self.decisions, RowDecisions):
             return np.full(batch.n, "", "U4")
-        batch.require(ROW_ID, "embed the rows first: decisions of people are on rows with an id")
-        return self.decisions.of_rows(batch.cells(ROW_ID))
+        return self.decisions.of_rows(self._ids(batch))
+
+    def _ids(self, batch: Batch) -> list[str]:
+        """Ids of the rows: of their column, else made from their text."""
+        if ROW_ID in batch.names:
+            return batch.cells(ROW_ID)
+        return [row_id(conversation) for conversation in conversations(batch, dict(self.columns or ()))]
 
     def divide(self, table: pa.Table, scored: pa.Table | None = None) -> tuple[pa.Table, np.ndarray]:
         """The rows as they are to be kept, and which of them are, bool (n,).
@@ -137,7 +149,7 @@ class IsSafe:
             for row, spans in enumerate(self.dangerous_spans(batch)):
                 flagged[row] = set(spans["turn"].tolist()) if dangerous[row] else set()
         if isinstance(self.decisions, RowDecisions) and self._masks_turns:
-            ids = batch.cells(ROW_ID)
+            ids = self._ids(batch)
             for row in np.flatnonzero(ruled == MASK).tolist():
                 flagged[row] = self.decisions.masked_turns(ids[row])
         return flagged
@@ -149,6 +161,13 @@ class IsSafe:
             ruled = self.rulings(batch)
             return np.where(ruled == "", np.isfinite(batch.numbers(self.column)), ruled == KEEP)
         return self.divide(table)[1]
+
+    def read_columns(self, names: Sequence[str]) -> list[str]:
+        """The columns, of those of a data set, that the decision depends on; what rows say if they are changed."""
+        by_people = isinstance(self.decisions, RowDecisions)
+        if self.changes_rows or (by_people and ROW_ID not in names):
+            return [name for name in names if not name.startswith(EMBEDDING_PREFIX)]
+        return [name for name in names if name == self.column or (by_people and name == ROW_ID)]
 
     @property
     def method(self) -> str:

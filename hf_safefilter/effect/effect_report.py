@@ -140,6 +140,7 @@ class EffectReport:
             "revision": inputs["revision"],
             "column": inputs["column"],
             "threshold_hex": inputs["threshold_hex"],
+            "decisions": inputs.get("decisions"),
             "rows": self.counts["rows"],
             "tuning": dict(inputs["tuning"]),
             "seeds": len(inputs["seeds"]),

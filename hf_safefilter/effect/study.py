@@ -255,6 +255,7 @@ def _inputs(
         "column": is_safe.column,
         "threshold_hex": float(is_safe.threshold).hex(),
         "rule": is_safe.rule,
+        "decisions": is_safe.decisions_digest,
         "rows": digest_of([rows.ids, rows.kept.tolist()]),
         "tuning": asdict(study.tuning),
         "arms": [arm.name for arm in study.chosen_arms()],

@@ -32,7 +32,7 @@ def decide_threshold(
 
 def options_of(rule: SelectionRule) -> dict[str, Any]:
     """The options of `threshold_for` in a rule, as plain values; rows known to be good are named only."""
-    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action"})
+    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action", "decisions", "name_reviewers"})
     if rule.label is None:
         options.pop("unsafe")
     return options

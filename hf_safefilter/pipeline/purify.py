@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.decide.evaluate import Evaluation
+    from hf_safefilter.decide.row_decisions import RowDecisions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
     from hf_safefilter.engine import Engine
@@ -98,6 +99,7 @@ def purify(
     from datasets import IterableDataset, IterableDatasetDict
 
     recipe = Recipe.read(recipe)
+    decisions = _decisions(recipe)
     loaded = None
     if ds is None:
         data = recipe.data
@@ -141,10 +143,24 @@ def purify(
     if recipe.decided_by in COMBINED:
         scored, rank = add_ranks(scored, [score_column(method.name) for method in recipe.methods], recipe.decided_by)
         steps.append(rank)
-    purified = _decide(scored, recipe, steps, choice, source_revision, streamed, anyway)
+    purified = _decide(scored, recipe, steps, choice, decisions, source_revision, streamed, anyway)
     if loaded is not None:
         loaded.require_unchanged()
     return purified
+
+
+def _decisions(recipe: Recipe) -> RowDecisions | None:
+    """What people decided on single rows, if the recipe names it."""
+    if recipe.select.decisions is None:
+        return None
+    from hf_safefilter.decide.row_decisions import RowDecisions
+
+    decisions = RowDecisions.read(recipe.select.decisions)
+    if decisions.masks_turns and recipe.data.streaming:
+        raise OptionError(
+            "turns of a stream cannot be masked by decisions of people", fix="leave out data.streaming, or drop them"
+        )
+    return decisions
 
 
 def _layers(method: MethodChoice, recipe: Recipe, choice: ReadingChoice | SafetyLayers | None) -> tuple[Layer, ...]:
@@ -231,6 +247,7 @@ def _decide(
     recipe: Recipe,
     steps: Sequence[Step],
     choice: ReadingChoice | SafetyLayers | None,
+    decisions: RowDecisions | None,
     source_revision: str | None,
     streamed: StreamedScores | None,
     anyway: bool,
@@ -243,8 +260,9 @@ def _decide(
     warn_of_overlap(scored, steps)
     column = recipe.decided_column
     threshold = decide_threshold(scored, column, recipe.select, steps)
-    columns = with_ignored(recipe.data.columns, recipe.model.ignored) if recipe.select.action != "drop" else None
-    is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns)
+    changes = recipe.select.action != "drop" or decisions is not None
+    columns = with_ignored(recipe.data.columns, recipe.model.ignored) if changes else None
+    is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns, decisions=decisions)
     parts = split(scored, is_safe)
     evaluation = verdict = None
     mapping = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
@@ -272,6 +290,7 @@ def _decide(
         evaluation=evaluation.to_json() if evaluation is not None else None,
         verdict=verdict,
         anyway=anyway,
+        name_reviewers=recipe.select.name_reviewers,
         samples=streamed.samples() if streamed is not None else None,
     )
     verdict = provenance.judged()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +21,17 @@ from hf_safefilter.columns import EMBEDDING_PREFIX
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
-from hf_safefilter.data.shapes import with_ignored
+from hf_safefilter.decide.decision_log import DROP, KEEP
 from hf_safefilter.errors import IntegrityError, MissingError, SafefilterError
 from hf_safefilter.publish.card import stated_in
 from hf_safefilter.publish.croissant import RECORD, croissant, require_described
 from hf_safefilter.publish.data_files import DROPPED, read_published
-from hf_safefilter.publish.drop_reasons import NO_NUMBER, REACHED, by_split
+from hf_safefilter.publish.drop_reasons import BY_PEOPLE, NO_NUMBER, REACHED, by_split
 from hf_safefilter.publish.gather import ids_digest
 from hf_safefilter.publish.provenance import Provenance
+from hf_safefilter.publish.published_rows import kept_ids, mapping_of
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, rescored, step_of, tolerance_of
+from hf_safefilter.publish.review_facts import read_rulings
 from hf_safefilter.saved.saved_rows import step_from
 from hf_safefilter.scores.ranks import Ranks, RankScore
 
@@ -117,7 +119,7 @@ class Verification:
         return "it says what provenance.json says"
 
     def _decision(self, provenance: Provenance) -> str:
-        """Every dropped row reaches the threshold or has no score, and as many rows are there as were counted."""
+        """Every dropped row reaches the threshold, has no score, or was ruled out by people; the counts are right."""
         selection, counts = provenance.selection, provenance.counts
         if float.fromhex(selection.threshold_hex) != selection.threshold:
             raise IntegrityError("the threshold is written in two ways that differ")
@@ -125,6 +127,7 @@ class Verification:
         reasons = Counter(dropped["reason"].to_pylist())
         if dict(reasons) != counts.by_reason:
             raise IntegrityError("the reasons in dropped.parquet are not those that were counted")
+        self._require_rulings(dropped, provenance)
         scores = _numbers(dropped, selection.column)
         for reason, score in zip(dropped["reason"].to_pylist(), scores.tolist(), strict=True):
             if reason.startswith(REACHED) != (math.isfinite(score) and score >= selection.threshold) or (
@@ -138,10 +141,26 @@ class Verification:
             )
         return f"{dropped.num_rows} rows were dropped by the rule that is stated, {kept} were kept"
 
+    def _require_rulings(self, dropped: pa.Table, provenance: Provenance) -> None:
+        """Raise unless the kept and dropped rows are those that the published decisions of people keep and drop."""
+        rulings = read_rulings(self.folder, provenance)
+        by_people = [reason == BY_PEOPLE for reason in dropped["reason"].to_pylist()]
+        ids = dropped["row_id"].to_pylist()
+        ruled = rulings.of_rows(ids) if rulings is not None else np.full(len(ids), "", "U4")
+        for row, ruling, overruled in zip(ids, ruled.tolist(), by_people, strict=True):
+            if ruling == KEEP or (overruled and not ruling):
+                raise IntegrityError("a row was dropped against the decisions of people", found=row)
+        if rulings is not None:
+            for _, row in kept_ids(self.folder, provenance):
+                if rulings.of_rows([row])[0] == DROP:
+                    raise IntegrityError("a row was kept that people decided to drop", found=row)
+
     def _rows(self, provenance: Provenance) -> str:
         """Kept and dropped rows together are those of the source: none is invented, missing or in both."""
         if provenance.selection.action != "drop":
             raise _CannotSay(f"kept rows were changed by the action {provenance.selection.action}")
+        if provenance.review is not None and provenance.review.masked:
+            raise _CannotSay("turns of kept rows were masked by decisions of people")
         of_source = self._ids_of_source(provenance)
         for split, ids in of_source.items():
             stated = provenance.source.splits.get(split)
@@ -149,8 +168,8 @@ class Verification:
                 raise IntegrityError(f"the split {split} of the source has other rows than the record states")
         dropped = pq.read_table(self.folder / DROPPED, columns=["split", "row_id"]).to_pylist()
         kept: dict[str, Counter[str]] = {}
-        for path in self._shards():
-            kept.setdefault(path.name.rsplit("-", 3)[0], Counter()).update(_ids(path, _mapping(provenance)))
+        for split, row in kept_ids(self.folder, provenance):
+            kept.setdefault(split, Counter())[row] += 1
         for split, ids in of_source.items():
             gone = Counter(row["row_id"] for row in dropped if row["split"] == split)
             held, every = kept.get(split, Counter()), Counter(ids)
@@ -166,6 +185,7 @@ class Verification:
         """Some rows of the source, drawn now, have the scores that decided."""
         self._ids_of_source(provenance)
         scoring = _Scoring.of(provenance)
+        rulings = read_rulings(self.folder, provenance)
         dropped = pq.read_table(self.folder / DROPPED)
         scoring.require_ranks(dropped)
         recorded = scoring.recorded(dropped)
@@ -173,8 +193,10 @@ class Verification:
         for split, part in self._drawn().items():
             for start in range(0, len(part), _ROWS):
                 piece = part.select(range(start, min(start + _ROWS, len(part))))
-                ids = _ids_of(piece, _mapping(provenance))
-                scoring.require_alike(ids, piece, {id_: recorded.get((split, id_)) for id_ in ids})
+                ids = _ids_of(piece, mapping_of(provenance))
+                ruled = [""] * len(ids) if rulings is None else rulings.of_rows(ids).tolist()
+                before = {id_: recorded.get((split, id_)) for id_ in ids}
+                scoring.require_alike(ids, piece, before, list(map(bool, ruled)))
                 checked += len(ids)
         return f"{checked} rows, drawn now, were read and scored again"
 
@@ -184,7 +206,7 @@ class Verification:
     def _ids_of_source(self, provenance: Provenance) -> dict[str, list[str]]:
         if self.source is None:
             raise _CannotSay("the rows that were filtered are not at hand")
-        columns = _mapping(provenance)
+        columns = mapping_of(provenance)
         return {name: _ids_of(part, columns) for name, part in by_split(self.source).items()}
 
     def _drawn(self) -> dict[str, Dataset]:
@@ -217,18 +239,6 @@ def _fact(error: Exception) -> str:
     if isinstance(error, SafefilterError):
         return error.fact + (f" ({error.found})" if error.found else "")
     return f"{type(error).__name__}: {error}"
-
-
-def _mapping(provenance: Provenance) -> dict[str, str] | None:
-    """Where things stand in a row, as `EmbedLayers` was told."""
-    record: Mapping[str, Any] = next((step for step in provenance.steps if step["step"] == "EmbedLayers"), {})
-    return with_ignored(dict(record.get("columns") or {}), list(record.get("ignore") or ()))
-
-
-def _ids(path: Path, columns: Mapping[str, str] | None) -> Iterator[str]:
-    for batch in pq.ParquetFile(path).iter_batches(_ROWS):
-        for conversation in conversations(Batch(pa.Table.from_batches([batch])), columns):
-            yield row_id(conversation)
 
 
 def _ids_of(part: Dataset, columns: Mapping[str, str] | None) -> list[str]:
@@ -285,15 +295,17 @@ class _Scoring:
         keys = zip(dropped["split"].to_pylist(), dropped["row_id"].to_pylist(), strict=True)
         return dict(zip(keys, scores, strict=True))
 
-    def require_alike(self, ids: list[str], rows: Dataset, recorded: Mapping[str, np.ndarray | None]) -> None:
-        """Raise unless dropped rows have their recorded scores, and no other row reaches the threshold."""
+    def require_alike(
+        self, ids: list[str], rows: Dataset, recorded: Mapping[str, np.ndarray | None], by_people: list[bool]
+    ) -> None:
+        """Raise unless dropped rows have their recorded scores, and no other reaches the threshold but by people."""
         columns = rescored(rows, self.steps)
         again = np.stack([np.asarray(columns[name], dtype=np.float64) for name in self.read], axis=1)
-        for id_, scores, least in zip(ids, again, self._least(again), strict=True):
+        for id_, scores, least, ruled in zip(ids, again, self._least(again), by_people, strict=True):
             before = recorded[id_]
             if before is not None and not self._agree(scores, before):
                 raise IntegrityError(f"a dropped row has the scores {scores.tolist()}, others are recorded", found=id_)
-            if before is None and not (least < self.threshold or (self.changed and np.isfinite(least))):
+            if before is None and not (ruled or least < self.threshold or (self.changed and np.isfinite(least))):
                 raise IntegrityError(f"a row was kept that has the scores {scores.tolist()}", found=id_)
 
     def _agree(self, scores: np.ndarray, before: np.ndarray) -> bool:

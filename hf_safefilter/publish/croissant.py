@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError
+from hf_safefilter.publish.review_facts import RULINGS
 from hf_safefilter.storage.artifacts import file_sha256
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def croissant(provenance: Provenance, published: Published, folder: Path) -> dic
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": provenance.tool},
         },
         "distribution": [_file(path, folder) for path in files],
-        "recordSet": [_records(split, published, files[:-1], folder) for split in published.splits],
+        "recordSet": [_records(split, published, files, folder) for split in published.splits],
     }
 
 
@@ -114,7 +115,8 @@ def require_described(folder: Path) -> None:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return [*sorted((folder / "data").glob("*.parquet")), folder / "dropped.parquet"]
+    others = [folder / name for name in ("dropped.parquet", RULINGS)]
+    return [*sorted((folder / "data").glob("*.parquet")), *(path for path in others if path.exists())]
 
 
 def _entity(name: str, version: str | None) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _file(path: Path, folder: Path) -> dict[str, Any]:
         "name": name,
         "contentUrl": name,
         "contentSize": f"{path.stat().st_size} B",
-        "encodingFormat": "application/x-parquet",
+        "encodingFormat": "application/json" if name == RULINGS else "application/x-parquet",
         "sha256": file_sha256(path),
     }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, UNSCORABLE, decided_column, reason_column
+from hf_safefilter.columns import ROW_ID, UNSCORABLE, decided_column, reason_column
 from hf_safefilter.data.batch import Batch
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REACHED = "score at or above the threshold"
 NO_NUMBER = "score is not a number"
+BY_PEOPLE = "decided by a person, against the score"
 
 
 def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
@@ -25,21 +26,23 @@ def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
         return []
     own = reason_column(is_safe.method)
     decided = decided_column(is_safe.method)
-    columns = [name for name in (is_safe.column, decided, own, UNSCORABLE) if name in part.column_names]
-    if is_safe.action == "mask":  # it depends on the turns whether anything is left
-        columns = [name for name in part.column_names if not name.startswith(EMBEDDING_PREFIX)]
+    columns = [name for name in (decided, own, UNSCORABLE) if name in part.column_names]
+    columns = list(dict.fromkeys([*is_safe.read_columns(part.column_names), *columns]))
     table = part.select_columns(columns).with_format("arrow")[:]
     view = Batch(table)
     # the reason of a method that reads the text itself comes before that of the embedder
     column = next((name for name in (own, UNSCORABLE) if name in columns), None)
     unread = view.cells(column) if column else [""] * view.n
     finite = np.isfinite(view.numbers(is_safe.column))
+    overruled = (is_safe.mask_by_score(view) & (is_safe.rulings(view) != "")).tolist()
     reached = [_reached_by(by) for by in view.cells(decided)] if decided in columns else [REACHED] * view.n
+    reasons = [
+        f"unscorable: {reason}" if reason else sentence if scored else NO_NUMBER
+        for reason, scored, sentence in zip(unread, finite.tolist(), reached, strict=True)
+    ]
     return [
-        "" if kept else f"unscorable: {reason}" if reason else sentence if scored else NO_NUMBER
-        for kept, reason, scored, sentence in zip(
-            is_safe.kept(table).tolist(), unread, finite.tolist(), reached, strict=True
-        )
+        "" if kept else BY_PEOPLE if by_people else reason
+        for kept, by_people, reason in zip(is_safe.kept(table).tolist(), overruled, reasons, strict=True)
     ]
 
 

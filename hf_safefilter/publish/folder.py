@@ -12,6 +12,7 @@ from hf_safefilter.publish.croissant import RECORD, croissant
 from hf_safefilter.publish.data_files import read_published, write_dropped, write_kept
 from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.plots import write_plots
+from hf_safefilter.publish.review_facts import write_rulings
 from hf_safefilter.publish.source_rows import require_source_rows
 from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.recorded_files import record_files
@@ -66,6 +67,7 @@ def write_folder(
                 shards = sorted((folder / "data").glob(f"{split_name}-*.parquet"))
                 require_source_rows(shards, part, is_safe, provenance.columns_added)
         write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)
+        write_rulings(folder, is_safe)
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)
         published = read_published(folder)
         (folder / PROVENANCE).write_text(provenance.to_json(), encoding="utf-8")

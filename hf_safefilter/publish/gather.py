@@ -20,9 +20,10 @@ from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
 from hf_safefilter.errors.redaction import shown
-from hf_safefilter.publish.drop_reasons import REACHED, by_split, reasons_of, row_ids
+from hf_safefilter.publish.drop_reasons import by_split, reasons_of, row_ids
 from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
 from hf_safefilter.publish.rescoring import check_steps, random_samples
+from hf_safefilter.publish.review_facts import kept_as_they_are, review_of
 from hf_safefilter.publish.score_verdict import verdict_without_labels
 from hf_safefilter.step import Step, steps_made
 
@@ -57,6 +58,7 @@ def gather(
     verdict: Verdict | None = None,
     anyway: bool = False,
     trusted_vectors: bool = False,
+    name_reviewers: bool = False,
     check_rows: int | None = None,
     samples: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
 ) -> Provenance:
@@ -79,6 +81,7 @@ def gather(
         anyway: Whether the user insists on publishing in spite of a bad verdict; the card says so.
         trusted_vectors: Whether a column of `scored` was filled on another machine, and is believed because the user
             says so; the card states it.
+        name_reviewers: Whether the card names the people who decided on rows, and not their number alone.
         check_rows: Number of rows that are drawn at random, and read and scored again from their text; 8 if None, and
             64 of rows with `trusted_vectors`.
         samples: Where the scored rows have no text, rows to do that with, and their indices among the scored rows;
@@ -132,7 +135,8 @@ def gather(
             rule=is_safe.rule,
             action=is_safe.action,
         ),
-        counts=_counts(parts, reasons, int((scores >= is_safe.threshold).sum())),
+        counts=_counts(parts, reasons, is_safe),
+        review=review_of(parts, is_safe, name_reviewers=name_reviewers),
         verdict=verdict.to_json(),
         anyway=anyway and verdict.bad,
         trusted_vectors=trusted_vectors,
@@ -178,11 +182,12 @@ def _find_steps(scored: Dataset | DatasetDict, column: str, rows: int) -> tuple[
 
 
 def _require_same_decision(effect: Mapping[str, Any], is_safe: IsSafe, rows: int) -> None:
-    decision = {"column": is_safe.column, "threshold_hex": is_safe.threshold.hex(), "rows": rows}
+    decision = {"column": is_safe.column, "threshold_hex": is_safe.threshold.hex(), "rows": rows,
+                "decisions": is_safe.decisions_digest}  # fmt: skip
     for name, value in decision.items():
         if effect.get(name) != value:
             raise PublishError(
-                f"the effect was measured on another decision: its {name} differs",
+                f"the effect was measured on another decision: its {name} {'differ' if name[-1] == 's' else 'differs'}",
                 found=f"{effect.get(name)} instead of {value}",
                 fix="measure the effect of this decision: hf-safefilter effect --help",
             )
@@ -202,9 +207,10 @@ def _columns_option(steps: Sequence[Step]) -> dict[str, str] | None:
     return next((step.mapping for step in steps if hasattr(step, "mapping")), None)
 
 
-def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dangerous: int) -> Counts:
+def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], is_safe: IsSafe) -> Counts:
     all_reasons = [reason for part in reasons.values() for reason in part]
     dropped = Counter(filter(None, all_reasons))
+    kept = len(all_reasons) - sum(dropped.values())
     tables: dict[str, dict[str, Share]] = {"source": {}, "category": {}}
     for column, shares in tables.items():
         if all(column in part.column_names for part in parts.values()):
@@ -212,9 +218,9 @@ def _counts(parts: Mapping[str, Dataset], reasons: Mapping[str, list[str]], dang
             shares.update(_shares(cells, all_reasons))
     return Counts(
         rows=len(all_reasons),
-        kept=len(all_reasons) - sum(dropped.values()),
+        kept=kept,
         dropped=sum(dropped.values()),
-        changed=dangerous - sum(count for reason, count in dropped.items() if reason.startswith(REACHED)),
+        changed=kept - sum(kept_as_they_are(part, is_safe) for part in parts.values()),
         by_reason=dict(dropped.most_common()),
         by_split={name: Share(rows=len(part), dropped=sum(map(bool, part))) for name, part in reasons.items()},
         by_source=tables["source"],

@@ -77,6 +77,30 @@ class Counts(_Facts):
     by_category: dict[str, Share] = Field(default_factory=dict)
 
 
+class Review(_Facts):
+    """What people decided on single rows, against the score or with it."""
+
+    sha256: str
+    """Digest of what was decided on which row."""
+    decided: int
+    """Number of rows on which somebody has decided."""
+    kept: int
+    """Rows that were kept although their score reaches the threshold, or they could not be scored."""
+    dropped: int
+    """Rows that were dropped although their score is below the threshold."""
+    masked: int
+    """Rows of which some turns are not to be trained on."""
+    reviewers: int
+    names: list[str]
+    """Names of the people, if they are to be published."""
+    rows: int
+    """Number of rows on which several people have decided."""
+    agreed: int
+    """Of these, on how many they decided alike."""
+    alpha: float | None
+    """Krippendorff's alpha of these; None where it is not defined."""
+
+
 class Check(_Facts):
     """The check that the stated steps are those that ran: some rows were read and scored again from their text."""
 
@@ -104,6 +128,8 @@ class Provenance(_Facts):
     """`Step.record()` of each step, in the order they ran."""
     selection: Decision
     counts: Counts
+    review: Review | None = None
+    """None if nobody has decided on single rows."""
     verdict: dict[str, Any] | None = None
     """`Verdict.to_json()`: what is known of the deciding score."""
     anyway: bool = False

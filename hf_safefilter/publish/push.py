@@ -17,6 +17,7 @@ from hf_safefilter.publish.croissant import RECORD, require_described
 from hf_safefilter.publish.data_files import DROPPED, Published, read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
+from hf_safefilter.publish.review_facts import RULINGS
 from hf_safefilter.storage.contained import fault_of
 from hf_safefilter.storage.hub_commit import Pushed, Repository, commit
 from hf_safefilter.storage.recorded_files import require_recorded
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FILES = (DROPPED, RECORD)
+_FILES = (DROPPED, RULINGS, RECORD)
 _KINDS = (".parquet", ".json", ".png", ".svg")
 
 
@@ -46,6 +47,7 @@ def push_filtered(
     include_text: bool = False,
     anyway: bool = False,
     trusted_vectors: bool = False,
+    name_reviewers: bool = False,
     token: str | None = None,
 ) -> Pushed:
     """Publish the rows that `is_safe` keeps, with card, provenance, list of dropped rows and plots, in one commit.
@@ -62,6 +64,7 @@ def push_filtered(
         include_text: Whether to publish the text of dropped rows too.
         anyway: Whether to publish in spite of a bad verdict on the score; the card says so.
         trusted_vectors: Whether vectors or scores came from elsewhere and are believed; the card says so.
+        name_reviewers: Whether the card names the people who decided on rows, and not their number alone.
         token: Hub token; None: the one of the login.
 
     Raises:
@@ -71,7 +74,7 @@ def push_filtered(
     from hf_safefilter.publish.gather import gather
 
     provenance = gather(ds, is_safe, license=license, source=source, steps=steps, recipe=recipe, anyway=anyway,
-                        trusted_vectors=trusted_vectors)  # fmt: skip
+                        trusted_vectors=trusted_vectors, name_reviewers=name_reviewers)  # fmt: skip
     provenance.require_trusted()
     with tempfile.TemporaryDirectory(prefix="safefilter-push-") as scratch:
         folder = Path(scratch) / "out"
@@ -142,7 +145,8 @@ def push_folder(
         stale = [
             CommitOperationDelete(name)
             for name in sorted(repository.files - set(names))
-            if name.startswith(tuple(f"data/{split}-" for split in published.splits)) and name.endswith(".parquet")
+            if name == RULINGS
+            or (name.startswith(tuple(f"data/{split}-" for split in published.splits)) and name.endswith(".parquet"))
         ]
         card = repository.card()
         card_text = render(
