@@ -59,6 +59,8 @@ class DataChoice(_Part):
     """Licence of the rows, as the Hub names it, e.g. cc-by-4.0."""
     source: str = Field(min_length=1)
     """Where the rows come from: a Hub id, a URL or a sentence."""
+    generator_model: str | None = None
+    """Hub id of the model that wrote the responses, or "people": rows of a model can carry its traits unseen."""
 
 
 class ReferenceChoice(_Part):

@@ -18,6 +18,9 @@ def card(
     license: License,
     source: Source,
     output: Output,
+    generator_model: Annotated[
+        str | None, typer.Option(help='Hub id of the model that wrote the responses, or "people".')
+    ] = None,
     effect: Annotated[Path | None, typer.Option(help="Folder that effect has written for this decision.")] = None,
     include_text: Annotated[bool, typer.Option(help="Put the text of dropped rows into dropped.parquet.")] = False,
     name_reviewers: Annotated[
@@ -36,6 +39,7 @@ def card(
     saved, is_safe, anyway = decision.saved, decision.is_safe, anyway or decision.anyway
     provenance = gather(
         saved.rows, is_safe, license=license, source=source, source_revision=saved.revision, steps=saved.steps,
+        generator_model=generator_model,
         effect=read_card_part(effect) if effect is not None else None, verdict=decision.verdict, anyway=anyway,
         trusted_vectors=saved.trusted, name_reviewers=name_reviewers,
     )  # fmt: skip

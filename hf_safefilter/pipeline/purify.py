@@ -284,6 +284,7 @@ def _decide(
         license=recipe.data.license,
         source=recipe.data.source,
         source_revision=source_revision,
+        generator_model=recipe.data.generator_model,
         steps=steps,
         recipe=recipe.portable(),
         layer_choice=choice.to_json() if choice is not None else None,

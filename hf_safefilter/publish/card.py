@@ -166,6 +166,7 @@ def _body(provenance: Provenance, text_included: bool, repository: str) -> str:
         tables=[(title, counts[key]) for title, key in titles if counts[key]],
         labelled_rule="labelled rows" in provenance.selection.rule,
         text_included=text_included,
+        own_model=provenance.written_by_its_own_model(),
         number=_number,
         percent=lambda share: f"{share['dropped'] / share['rows']:.1%}" if share["rows"] else "",
         options=_options,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import logging
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
 
+logger = logging.getLogger(__name__)
+
 _MOST_VALUES = 40
 _LONGEST_NAME = 50  # characters of a source or category that is listed
 _LONGEST_CELL = 4096
@@ -50,6 +53,7 @@ def gather(
     license: str,
     source: str,
     source_revision: str | None = None,
+    generator_model: str | None = None,
     steps: Sequence[Step] | None = None,
     recipe: Mapping[str, Any] | None = None,
     layer_choice: Mapping[str, Any] | None = None,
@@ -70,6 +74,7 @@ def gather(
         license: Licence of the rows.
         source: Where the rows come from.
         source_revision: Commit or digest of the source.
+        generator_model: The model that wrote the responses, or "people"; None: not known.
         steps: The steps that filled the columns, in order. None: those constructed in this process that give the same
             scores; rows are scored again to find them, by the newest steps first.
         recipe: Recipe of the run, if there was one.
@@ -114,13 +119,14 @@ def gather(
     controls = control_scores(scored, _columns_option(steps))
     if verdict is None or verdict.finding == "too few labels":
         verdict = verdict_without_labels(is_safe.column, scores, controls[score_column("length")], steps)
-    return Provenance(
+    provenance = Provenance(
         tool=f"hf_safefilter {__version__}",
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source=Source(
             name=portable(source.strip()),
             revision=source_revision,
             license=license.strip(),
+            generator_model=None if generator_model is None else portable(generator_model.strip()),
             splits={name: SourceSplit(rows=len(ids[name]), row_ids=ids_digest(ids[name])) for name in parts},
         ),
         model=next((portable(step.describe()) for step in steps if hasattr(step, "describe")), None),
@@ -149,6 +155,9 @@ def gather(
         recipe=_as_dict(recipe),
         columns_added=added,
     ).checked()
+    if provenance.written_by_its_own_model():
+        logger.warning("the model that is to be tuned wrote these rows: they may carry traits that no text shows")
+    return provenance
 
 
 def step_chains(column: str) -> Iterator[list[Step]]:

@@ -41,6 +41,8 @@ class Source(_Facts):
     revision: str | None
     """Commit of the Hub, or digest of the files; None for rows that were in memory."""
     license: str
+    generator_model: str | None = None
+    """The model that wrote the responses, or "people"; None: not stated."""
     splits: dict[str, SourceSplit]
 
 
@@ -186,6 +188,18 @@ class Provenance(_Facts):
                 fix="compare other methods, layers and references: hf-safefilter compare --help; or publish them in "
                 "spite of the verdict, which the card then states: `anyway=True`",
             )
+
+    def written_by_its_own_model(self) -> bool:
+        """Whether the model that wrote the responses is, by its name, the one that was read, which is to be tuned.
+
+        A model takes over traits of another of the same base from rows in which no text shows them. Source: Cloud et
+        al., Subliminal Learning (arXiv 2507.14805).
+        """
+        if self.source.generator_model is None or self.model is None:
+            return False
+        base = str(self.model["model"]).partition(JOINED)[0]
+        last = {name.rstrip("/").rpartition("/")[2].casefold() for name in (self.source.generator_model, base)}
+        return len(last) == 1
 
     def judged(self) -> Verdict | None:
         """The verdict on the deciding score; None in records of versions that gave none.

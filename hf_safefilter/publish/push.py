@@ -41,6 +41,7 @@ def push_filtered(
     *,
     license: str,
     source: str,
+    generator_model: str | None = None,
     private: bool = True,
     steps: Sequence[Step] | None = None,
     recipe: Mapping[str, Any] | None = None,
@@ -58,6 +59,7 @@ def push_filtered(
         repo_id: Owner and name of the data set repository; it is created if it does not exist.
         license: Licence of the rows, as the Hub spells it.
         source: Where the rows come from.
+        generator_model: The model that wrote the responses, or "people"; None: not known.
         private: Whether a new repository is private; an existing one keeps its setting.
         steps: The steps that filled the columns; None: those constructed in this process (see `gather`).
         recipe: Recipe of the run, for the card.
@@ -73,7 +75,8 @@ def push_filtered(
     """
     from hf_safefilter.publish.gather import gather
 
-    provenance = gather(ds, is_safe, license=license, source=source, steps=steps, recipe=recipe, anyway=anyway,
+    provenance = gather(ds, is_safe, license=license, source=source, generator_model=generator_model, steps=steps,
+                        recipe=recipe, anyway=anyway,
                         trusted_vectors=trusted_vectors, name_reviewers=name_reviewers)  # fmt: skip
     provenance.require_trusted()
     with tempfile.TemporaryDirectory(prefix="safefilter-push-") as scratch:
