@@ -58,6 +58,9 @@ CONTEXT: dict[str, Any] = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
+_FORMATS = {
+    ".parquet": "application/x-parquet", ".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml",
+}  # fmt: skip
 _KINDS = {"string": "sc:Text", "large_string": "sc:Text", "bool": "sc:Boolean"}
 
 
@@ -115,7 +118,7 @@ def require_described(folder: Path) -> None:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    others = [folder / name for name in ("dropped.parquet", RULINGS)]
+    others = [folder / "dropped.parquet", folder / RULINGS, *sorted((folder / "plots").glob("*"))]
     return [*sorted((folder / "data").glob("*.parquet")), *(path for path in others if path.exists())]
 
 
@@ -131,7 +134,7 @@ def _file(path: Path, folder: Path) -> dict[str, Any]:
         "name": name,
         "contentUrl": name,
         "contentSize": f"{path.stat().st_size} B",
-        "encodingFormat": "application/json" if name == RULINGS else "application/x-parquet",
+        "encodingFormat": _FORMATS.get(path.suffix, "application/octet-stream"),
         "sha256": file_sha256(path),
     }
 
