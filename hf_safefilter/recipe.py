@@ -175,6 +175,12 @@ class SelectionRule(_Part):
     """File of what people decided on single rows, which goes before the score; see hf-safefilter review."""
     name_reviewers: bool = False
     """Whether the card names these people, and not their number alone."""
+    add_refusals: int | None = Field(default=None, ge=1)
+    """Add this many refusals of what was dropped to the kept rows, marked by the column added."""
+    refusals: str | None = None
+    """File or Hub id of rows to choose them from; if left out, those of the starter set."""
+    refusals_license: str | None = None
+    """Licence of these rows."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> SelectionRule:
@@ -188,6 +194,8 @@ class SelectionRule(_Part):
         passed = [name for name, value in ways.items() if value is not None]
         if len(passed) != 1:
             raise ValueError(f"give exactly one of {', '.join(ways)}; given: {', '.join(passed) or 'none'}")
+        if self.add_refusals is None and (self.refusals is not None or self.refusals_license is not None):
+            raise ValueError("refusals belongs to add_refusals: the number of refusals to add")
         if (self.action == "switch") > (self.on == "pair_shift"):
             raise ValueError("action: switch exchanges the sides of preference pairs; decide by on: pair_shift")
         if self.action == "mask" and self.on != "score":

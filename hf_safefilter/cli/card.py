@@ -42,8 +42,9 @@ def card(
         generator_model=generator_model,
         effect=read_card_part(effect) if effect is not None else None, verdict=decision.verdict, anyway=anyway,
         trusted_vectors=saved.trusted, name_reviewers=name_reviewers,
+        additions=decision.additions,
     )  # fmt: skip
-    write_folder(output, saved.rows, is_safe, provenance, include_text=include_text)
+    write_folder(output, saved.rows, is_safe, provenance, include_text=include_text, additions=decision.additions)
     verdict = provenance.judged()
     assert verdict is not None  # `gather` gives one
     context.obj.judged(

@@ -84,6 +84,7 @@ def run_recipe(
     Raises:
         typer.Exit: Something speaks against the score that decides, and the user does not insist.
     """
+    from hf_safefilter.data.splits import parts_of
     from hf_safefilter.locate.choose_reading import ReadingChoice
     from hf_safefilter.pipeline.purify import purify
     from hf_safefilter.publish.folder import PROVENANCE, write_folder
@@ -95,7 +96,11 @@ def run_recipe(
             "the text of dropped rows is not stored for a stream", fix="leave out --include-text or data.streaming"
         )
     result = purify(None, recipe, engine=engine, anyway=anyway)
-    write_folder(output, result.scored, result.is_safe, result.provenance, include_text=include_text, kept=result.kept)
+    streamed = not all(hasattr(part, "data") for part in parts_of(result.kept))
+    write_folder(
+        output, result.scored, result.is_safe, result.provenance, include_text=include_text,
+        kept=result.kept if streamed else None, additions=result.additions,
+    )  # fmt: skip
     if (choice := result.layer_choice) is not None:
         title = choice.how if isinstance(choice, ReadingChoice) else f"layer {choice.layer}, by {choice.how}"
         printer.table(f"Read: {title}", choice.shown())

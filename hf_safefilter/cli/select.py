@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_safefilter.cli.arguments import Anyway, Folder, Output, TrustVectors
-from hf_safefilter.errors import MissingError
+from hf_safefilter.errors import MissingError, OptionError
 
 if TYPE_CHECKING:
     from hf_safefilter.cli.output import Printer
@@ -47,6 +47,13 @@ def select(
     decisions: Annotated[
         Path | None, typer.Option(help="What people decided on single rows, which goes before the score; see review.")
     ] = None,
+    add_refusals: Annotated[
+        int | None, typer.Option(min=1, help="Add this many refusals of what was dropped, marked by the column added.")
+    ] = None,
+    refusals: Annotated[
+        str | None, typer.Option(help="Rows to choose them from; those of the starter set if left out.")
+    ] = None,
+    refusals_license: Annotated[str | None, typer.Option(help="Licence of these rows.")] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Only say how this differs from the decision that is in the folder.")
     ] = False,
@@ -58,6 +65,7 @@ def select(
     The exit code is 3 if something speaks against the score: the folder is there, and should not be used.
     """
     from hf_safefilter.columns import PAIR_SHIFT
+    from hf_safefilter.decide.additions import RefusalsToAdd
     from hf_safefilter.decide.row_decisions import RowDecisions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold, options_of
@@ -68,6 +76,9 @@ def select(
     from hf_safefilter.saved.decision import write_decision
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
 
+    if add_refusals is None and (refusals is not None or refusals_license is not None):
+        raise OptionError("there is no number of refusals to add", fix="name it: `add_refusals=50`")
+    to_add = None if add_refusals is None else RefusalsToAdd.of(add_refusals, refusals, refusals_license)
     saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
     require_filled(saved, by)
     ways = (drop_fraction, drop_count, threshold, known_good)
@@ -95,8 +106,11 @@ def select(
         context.obj.report(facts, ids=[json.dumps(move) for move in moves])
         return
     verdict = _verdict(saved, by, label, unsafe)
-    parts = write_decision(output, saved, is_safe, verdict, selection=options_of(selection), anyway=anyway)
+    parts = write_decision(output, saved, is_safe, verdict, selection=options_of(selection), anyway=anyway,
+                           refusals=to_add)  # fmt: skip
     facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}
+    if to_add is not None:
+        facts["added"] = to_add.count
     if review is not None:
         facts["by people"] = review.model_dump(include={"decided", "kept", "dropped", "masked", "rows", "agreed"})
     context.obj.judged(

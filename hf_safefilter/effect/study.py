@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.checks import require_whole
+from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.row_ids import row_id
+from hf_safefilter.decide.refusals_to_add import diverse_refusals
 from hf_safefilter.effect import margin
-from hf_safefilter.effect.added_refusals import ADDED_SHARE, diverse_refusals
 from hf_safefilter.effect.arms import MASKED, REFUSALS, USUAL, Arm, arms_of, choose_rows
 from hf_safefilter.effect.effect_plot import draw
 from hf_safefilter.effect.effect_report import EffectReport
@@ -23,6 +24,7 @@ from hf_safefilter.effect.tuning import Tuning, require_trainer
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.refusals import Judge, JudgeInput, RefusalMatcher, matcher
 from hf_safefilter.model.reading_options import ModelOptions
+from hf_safefilter.starter import starter_rows
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,8 @@ ALGORITHM = 2
 """Version of the computation, raised whenever its results change; runs of another version are not reused."""
 
 _LARGEST_SEED = 2**32 - 1  # of NumPy's global generator, which training seeds too
+
+_ADDED_SHARE = 0.01  # arXiv 2510.21885 adds 0.05 to 0.5 % to sets that are far larger than those of a study
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -152,7 +156,9 @@ def measure_effect(
         rows, benign = rows.hold_out(study.hold_out)
         questions = replace(questions, benign=benign)
     if any(arm.rows == REFUSALS for arm in arms):
-        refusals = diverse_refusals(max(1, round(ADDED_SHARE * int(rows.kept.sum()))))
+        known = starter_rows("safe")
+        to_add = diverse_refusals(min(len(known), max(1, round(_ADDED_SHARE * int(rows.kept.sum())))), known)
+        refusals = as_conversations([{name: row[name] for name in ("prompt", "response")} for row in to_add])
         rows = rows.with_refusals(refusals, tokens_of(refusals, key, tuning.max_length, options.chat_template))
     questions, left_out = questions.without([*rows.prompts, *study.known_prompts], rows.ids)
     questions = _with_readable_rows(questions, key, tuning.max_length, options.chat_template)

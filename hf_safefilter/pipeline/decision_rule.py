@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from hf_safefilter.step import Step
 
 
+_OF_OTHERS = {
+    "by", "on", "action", "decisions", "name_reviewers", "add_refusals", "refusals", "refusals_license"
+}  # fmt: skip
+
+
 def decide_threshold(
     scored: Dataset | DatasetDict, column: str, rule: SelectionRule, steps: Sequence[Step]
 ) -> Threshold:
@@ -32,7 +37,7 @@ def decide_threshold(
 
 def options_of(rule: SelectionRule) -> dict[str, Any]:
     """The options of `threshold_for` in a rule, as plain values; rows known to be good are named only."""
-    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action", "decisions", "name_reviewers"})
+    options = rule.model_dump(exclude_none=True, exclude=_OF_OTHERS)
     if rule.label is None:
         options.pop("unsafe")
     return options

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hf_safefilter.columns import EMBEDDING_PREFIX, Layer, score_column
 from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.data.shapes import with_ignored
-from hf_safefilter.data.splits import require_free, require_rows
+from hf_safefilter.data.splits import joined, require_free, require_rows, splits_of
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.engine.local import (
     add_ranks,
@@ -33,9 +33,10 @@ from hf_safefilter.scores.shift import at_prompt_too
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+    from hf_safefilter.decide.additions import Additions
     from hf_safefilter.decide.evaluate import Evaluation
     from hf_safefilter.decide.row_decisions import RowDecisions
-    from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.decide.select import IsSafe, Split
     from hf_safefilter.decide.verdict import Verdict
     from hf_safefilter.engine import Engine
     from hf_safefilter.engine.streamed import StreamedScores
@@ -61,6 +62,7 @@ class Purified:
         is_safe: The decision.
         layer_choice: How the reading was chosen, if the recipe has ``layer: auto``.
         evaluation: How well each score separates the labels, if the recipe names some.
+        additions: Rows that were added to the kept ones, at the end of their split.
         verdict: What is known of the deciding score, by the labels, or else by its references and the rows' lengths.
     """
 
@@ -73,6 +75,7 @@ class Purified:
     layer_choice: ReadingChoice | SafetyLayers | None
     evaluation: Evaluation | None
     verdict: Verdict
+    additions: Additions | None = None
 
 
 def purify(
@@ -264,6 +267,7 @@ def _decide(
     columns = with_ignored(recipe.data.columns, recipe.model.ignored) if changes else None
     is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns, decisions=decisions)
     parts = split(scored, is_safe)
+    additions = _additions(recipe, parts, steps, streamed is not None)
     evaluation = verdict = None
     mapping = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
     if recipe.evaluate is not None:
@@ -292,12 +296,32 @@ def _decide(
         verdict=verdict,
         anyway=anyway,
         name_reviewers=recipe.select.name_reviewers,
+        additions=additions,
         samples=streamed.samples() if streamed is not None else None,
     )
     verdict = provenance.judged()
     assert verdict is not None  # `gather` gives one
     kept = parts.kept if streamed is None else streamed.kept(scored, is_safe, steps)
-    return Purified(kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation, verdict)
+    if additions is not None:
+        kept = joined(additions.appended_to(splits_of(kept)))
+    return Purified(
+        kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation, verdict, additions
+    )
+
+
+def _additions(recipe: Recipe, parts: Split, steps: Sequence[Step], streamed: bool) -> Additions | None:
+    """Rows that the recipe adds to the kept ones."""
+    if (count := recipe.select.add_refusals) is None:
+        return None
+    from hf_safefilter.decide.additions import Additions, RefusalsToAdd
+
+    if streamed:
+        raise OptionError("no refusals can be added to a stream", fix="leave out add_refusals or the engine's stream")
+    wanted = RefusalsToAdd.of(count, recipe.select.refusals, recipe.select.refusals_license)
+    filled = {name for step in steps for name in step.produces()}
+    own = {name for part in splits_of(parts.kept).values() for name in part.column_names} - filled
+    columns = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
+    return Additions.choose(wanted, parts.kept, parts.dropped, own, columns)
 
 
 def _scored_by(

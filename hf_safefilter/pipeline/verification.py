@@ -27,9 +27,8 @@ from hf_safefilter.publish.card import stated_in
 from hf_safefilter.publish.croissant import RECORD, croissant, require_described
 from hf_safefilter.publish.data_files import DROPPED, read_published
 from hf_safefilter.publish.drop_reasons import BY_PEOPLE, NO_NUMBER, REACHED, by_split
-from hf_safefilter.publish.gather import ids_digest
 from hf_safefilter.publish.provenance import Provenance
-from hf_safefilter.publish.published_rows import kept_ids, mapping_of
+from hf_safefilter.publish.published_rows import ids_digest, kept_ids, mapping_of, require_added
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, rescored, step_of, tolerance_of
 from hf_safefilter.publish.review_facts import read_rulings
 from hf_safefilter.saved.saved_rows import step_from
@@ -134,12 +133,14 @@ class Verification:
                 reason == NO_NUMBER and math.isfinite(score)
             ):
                 raise IntegrityError(f"a row was dropped for {reason!r}, and scores {score:.6g}")
-        kept = sum(pq.ParquetFile(path).metadata.num_rows for path in self._shards())
+        added = require_added(self.folder, provenance)
+        kept = sum(pq.ParquetFile(path).metadata.num_rows for path in self._shards()) - added
         if kept != counts.kept or dropped.num_rows != counts.dropped or kept + dropped.num_rows != counts.rows:
             raise IntegrityError(
                 f"{kept} rows are kept and {dropped.num_rows} dropped, other numbers than stated", fix=""
             )
-        return f"{dropped.num_rows} rows were dropped by the rule that is stated, {kept} were kept"
+        more = f", and {added} were added" if added else ""
+        return f"{dropped.num_rows} rows were dropped by the rule that is stated, {kept} were kept{more}"
 
     def _require_rulings(self, dropped: pa.Table, provenance: Provenance) -> None:
         """Raise unless the kept and dropped rows are those that the published decisions of people keep and drop."""

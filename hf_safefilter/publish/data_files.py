@@ -19,6 +19,7 @@ from hf_safefilter.publish.stream_writer import write_stream
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
+    from hf_safefilter.decide.additions import Additions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.publish.provenance import Provenance
 
@@ -51,14 +52,27 @@ class Published:
     splits: dict[str, SplitSize]
 
 
-def write_kept(folder: Path, kept: Mapping[str, Dataset | IterableDataset], provenance: Provenance) -> None:
-    """Write the kept rows of each split, with the user's own columns only, as ``data/<split>-<i>-of-<n>.parquet``.
+def write_kept(
+    folder: Path,
+    kept: Mapping[str, Dataset | IterableDataset],
+    provenance: Provenance,
+    additions: Additions | None = None,
+) -> None:
+    """Write the rows of each split, with the user's own columns only, as ``data/<split>-<i>-of-<n>.parquet``.
+
+    Args:
+        folder: The folder.
+        kept: Split name -> kept rows.
+        provenance: The record of these rows.
+        additions: Rows that are added to them.
 
     Raises:
         PublishError: No row was kept, a stream gave another number of rows, or the name of a split is not a file name.
     """
     (folder / "data").mkdir()
     written = streamed = 0
+    if additions is not None:
+        kept = additions.appended_to(kept)
     for split, part in kept.items():
         if not _SPLIT.fullmatch(split):
             raise PublishError(
@@ -73,7 +87,7 @@ def write_kept(folder: Path, kept: Mapping[str, Dataset | IterableDataset], prov
             name = f"{split}-{number:05d}-of-{shards:05d}.parquet"
             own.shard(shards, number, contiguous=True).to_parquet(str(folder / "data" / name))
         written += len(own)
-    if not written + streamed:
+    if not written + streamed - (0 if additions is None else len(additions.rows)):
         raise PublishError("no row was kept: there is nothing to publish", fix="choose another threshold")
     if streamed and streamed != provenance.counts.kept:
         raise PublishError(

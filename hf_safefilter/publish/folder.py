@@ -20,6 +20,7 @@ from hf_safefilter.storage.recorded_files import record_files
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+    from hf_safefilter.decide.additions import Additions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.publish.provenance import Provenance
 
@@ -34,6 +35,7 @@ def write_folder(
     *,
     include_text: bool = False,
     kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict | None = None,
+    additions: Additions | None = None,
 ) -> None:
     """Write kept rows, the list of dropped rows, card, provenance, Croissant record and plots to `out`.
 
@@ -45,6 +47,7 @@ def write_folder(
         is_safe: The decision.
         provenance: The result of `gather` for these rows.
         include_text: Whether ``dropped.parquet`` holds the text of the dropped rows.
+        additions: Rows that are added to the kept ones, those of `provenance`.
         kept: The kept rows; None: they are selected from `scored`. Necessary where `scored` does not hold the text.
 
     Raises:
@@ -56,16 +59,21 @@ def write_folder(
     from hf_safefilter.decide.thresholds import numbers_of
 
     provenance.checked()
+    if (additions is None) != (provenance.added is None):
+        raise OptionError("the rows that are added are not those of the record", fix="pass the ones given to `gather`")
     parts = split(scored, is_safe)
     rows = by_split(parts.kept if kept is None else kept)
     if include_text and not all(hasattr(part, "data") for part in rows.values()):
         raise OptionError("the dropped rows of a stream are not stored", fix="do not include their text")
+    if additions is not None and not all(hasattr(part, "data") for part in rows.values()):
+        raise OptionError("no rows can be added to a stream", fix="leave out the refusals, or the stream")
     with atomic_folder(Path(out), marker=PROVENANCE) as folder:
-        write_kept(folder, rows, provenance)
+        write_kept(folder, rows, provenance, additions)
         for split_name, part in by_split(scored).items():
             if hasattr(rows[split_name], "data"):  # rows of a stream were compared as they were read again
                 shards = sorted((folder / "data").glob(f"{split_name}-*.parquet"))
-                require_source_rows(shards, part, is_safe, provenance.columns_added)
+                own = additions.rows if additions is not None and split_name == provenance.added_to else None
+                require_source_rows(shards, part, is_safe, provenance.columns_added, own)
         write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)
         write_rulings(folder, is_safe)
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import logging
 import platform
 from collections import Counter
@@ -22,7 +21,18 @@ from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.errors import MissingError, PublishError, SafefilterError
 from hf_safefilter.errors.redaction import shown
 from hf_safefilter.publish.drop_reasons import by_split, reasons_of, row_ids
-from hf_safefilter.publish.provenance import Check, Counts, Decision, Provenance, Share, Source, SourceSplit, portable
+from hf_safefilter.publish.provenance import (
+    Added,
+    Check,
+    Counts,
+    Decision,
+    Provenance,
+    Share,
+    Source,
+    SourceSplit,
+    portable,
+)
+from hf_safefilter.publish.published_rows import ids_digest
 from hf_safefilter.publish.rescoring import check_steps, random_samples
 from hf_safefilter.publish.review_facts import kept_as_they_are, review_of
 from hf_safefilter.publish.score_verdict import verdict_without_labels
@@ -31,6 +41,7 @@ from hf_safefilter.step import Step, steps_made
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from hf_safefilter.decide.additions import Additions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
 
@@ -63,6 +74,7 @@ def gather(
     anyway: bool = False,
     trusted_vectors: bool = False,
     name_reviewers: bool = False,
+    additions: Additions | None = None,
     check_rows: int | None = None,
     samples: Sequence[tuple[Dataset, Sequence[int]]] | None = None,
 ) -> Provenance:
@@ -87,6 +99,7 @@ def gather(
         trusted_vectors: Whether a column of `scored` was filled on another machine, and is believed because the user
             says so; the card states it.
         name_reviewers: Whether the card names the people who decided on rows, and not their number alone.
+        additions: Rows that are added to the kept ones.
         check_rows: Number of rows that are drawn at random, and read and scored again from their text; 8 if None, and
             64 of rows with `trusted_vectors`.
         samples: Where the scored rows have no text, rows to do that with, and their indices among the scored rows;
@@ -142,6 +155,7 @@ def gather(
             action=is_safe.action,
         ),
         counts=_counts(parts, reasons, is_safe),
+        added=None if additions is None else _added(additions, parts, _columns_option(steps)),
         review=review_of(parts, is_safe, name_reviewers=name_reviewers),
         verdict=verdict.to_json(),
         anyway=anyway and verdict.bad,
@@ -158,6 +172,17 @@ def gather(
     if provenance.written_by_its_own_model():
         logger.warning("the model that is to be tuned wrote these rows: they may carry traits that no text shows")
     return provenance
+
+
+def _added(additions: Additions, parts: Mapping[str, Dataset], columns: Mapping[str, str] | None) -> Added:
+    return Added(
+        rows=len(additions.rows),
+        split=additions.split or next(iter(parts)),
+        source=portable(additions.source),
+        license=additions.license,
+        by_category=dict(additions.by_category),
+        row_ids=ids_digest(row_ids(additions.rows, columns)),
+    )
 
 
 def step_chains(column: str) -> Iterator[list[Step]]:
@@ -200,11 +225,6 @@ def _require_same_decision(effect: Mapping[str, Any], is_safe: IsSafe, rows: int
                 found=f"{effect.get(name)} instead of {value}",
                 fix="measure the effect of this decision: hf-safefilter effect --help",
             )
-
-
-def ids_digest(ids: Sequence[str]) -> str:
-    """``sha256:`` and the digest of the ids in order, with a newline after each."""
-    return "sha256:" + hashlib.sha256("".join(f"{row_id}\n" for row_id in ids).encode()).hexdigest()
 
 
 def _as_dict(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -103,6 +103,19 @@ class Review(_Facts):
     """Krippendorff's alpha of these; None where it is not defined."""
 
 
+class Added(_Facts):
+    """Rows that were added to the kept ones; a column of theirs says what as."""
+
+    rows: int
+    split: str
+    """The split that they follow."""
+    source: str
+    license: str
+    by_category: dict[str, int]
+    row_ids: str
+    """``sha256:`` over their row ids in order, a newline after each."""
+
+
 class Check(_Facts):
     """The check that the stated steps are those that ran: some rows were read and scored again from their text."""
 
@@ -130,6 +143,8 @@ class Provenance(_Facts):
     """`Step.record()` of each step, in the order they ran."""
     selection: Decision
     counts: Counts
+    added: Added | None = None
+    """Rows that were added, such as refusals; they are not among the counts."""
     review: Review | None = None
     """None if nobody has decided on single rows."""
     verdict: dict[str, Any] | None = None
@@ -149,6 +164,11 @@ class Provenance(_Facts):
     recipe: dict[str, Any] | None = None
     columns_added: list[str]
     """Columns that this run has added; they are not published."""
+
+    @property
+    def added_to(self) -> str | None:
+        """The split that rows were added to."""
+        return None if self.added is None else self.added.split
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values."""

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 _ROWS = 8192
 
 
-def require_source_rows(files: Iterable[Path], scored: Dataset, is_safe: IsSafe, without: Collection[str]) -> None:
-    """Raise unless the files hold, in order, the rows of a split that the decision keeps, and no other.
+def require_source_rows(
+    files: Iterable[Path], scored: Dataset, is_safe: IsSafe, without: Collection[str], added: Dataset | None = None
+) -> None:
+    """Raise unless the files hold, in order, the rows of a split that the decision keeps, those added, and no other.
 
     Columns of files (images, sounds), which are written in another form, are not compared.
 
@@ -30,6 +32,7 @@ def require_source_rows(files: Iterable[Path], scored: Dataset, is_safe: IsSafe,
         scored: All rows of the split, with text and score.
         is_safe: The decision; it is made anew.
         without: Columns that are not written.
+        added: Rows that were added at the end.
 
     Raises:
         PublishError: A row is missing, was added, or holds something else.
@@ -47,6 +50,8 @@ def require_source_rows(files: Iterable[Path], scored: Dataset, is_safe: IsSafe,
         if not _equal(expected, written.next(expected.num_rows)):
             raise _other_rows(f"among the kept ones of rows {start} to {start + table.num_rows - 1}")
         start += table.num_rows
+    if added is not None and not _equal(added.with_format("arrow")[:].select(names), written.next(len(added))):
+        raise _other_rows("those that were added at the end are others")
     if written.next(1) is not None:
         raise _other_rows("rows were added at the end")
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.data.splits import count_rows
+from hf_safefilter.data.saved_folders import open_saved
+from hf_safefilter.data.splits import count_rows, joined, splits_of
+from hf_safefilter.decide.additions import Additions
 from hf_safefilter.errors import IntegrityError, MissingError, SafefilterError
 from hf_safefilter.saved.saved_rows import Saved, files_for, load_rows_with_steps, save_rows
 from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.recorded_files import record_files, require_recorded
 
 if TYPE_CHECKING:
+    from hf_safefilter.decide.additions import RefusalsToAdd
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
 
@@ -41,6 +44,7 @@ def write_decision(
     *,
     selection: Mapping[str, Any] | None = None,
     anyway: bool = False,
+    refusals: RefusalsToAdd | None = None,
 ) -> Decided:
     """Write kept/, dropped/ and scored/ (`save_to_disk` folders) and ``decision.json``, all of it or nothing.
 
@@ -51,12 +55,17 @@ def write_decision(
         verdict: What is known of the deciding score.
         selection: The options of `threshold_for` that gave the threshold.
         anyway: Whether the user insists on the decision in spite of a bad verdict.
+        refusals: Refusals to add to the kept rows.
     """
     from hf_safefilter.decide.select import split
 
     parts = split(saved.rows, is_safe)
+    kept, additions = parts.kept, None
+    if refusals is not None:
+        additions = Additions.choose(refusals, kept, parts.dropped, saved.own_columns, saved.mapping)
+        kept = joined(additions.appended_to(splits_of(kept)))
     with atomic_folder(folder, marker=DECISION) as scratch:
-        for name, part in (("kept", parts.kept), ("dropped", parts.dropped)):
+        for name, part in (("kept", kept), ("dropped", parts.dropped)):
             part.save_to_disk(str(scratch / name), num_shards=files_for(part))
         save_rows(
             saved.rows,
@@ -68,6 +77,7 @@ def write_decision(
         )
         body = is_safe.to_json() | {"verdict": None if verdict is None else verdict.to_json(), "anyway": anyway}
         body |= {"selection": None if selection is None else dict(selection)}
+        body |= {"added": None if additions is None else additions.facts()}
         (scratch / DECISION).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         record_files(scratch, DECISION)
     return Decided(count_rows(parts.kept), count_rows(parts.dropped))
@@ -82,12 +92,14 @@ class ReadDecision:
         is_safe: The decision.
         verdict: What is known of the deciding score; None if nothing was written, or by somebody else.
         anyway: Whether the user insists on the decision in spite of a bad verdict.
+        additions: Rows that were added to the kept ones.
     """
 
     saved: Saved
     is_safe: IsSafe
     verdict: Verdict | None
     anyway: bool
+    additions: Additions | None = None
 
 
 def read_decision(folder: Path, *, trust_vectors: bool = False) -> ReadDecision:
@@ -113,11 +125,13 @@ def read_decision(folder: Path, *, trust_vectors: bool = False) -> ReadDecision:
         is_safe = IsSafe.from_json(record)
         verdict = None if record.get("verdict") is None or not ours else Verdict.from_json(record["verdict"])
         selection = None if record.get("selection") is None else dict(record["selection"])
+        kept = None if record.get("added") is None else open_saved(folder / "kept")
+        additions = None if kept is None else Additions.of_kept(kept, record["added"], saved.own_columns)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder) from error
     _require_rule(folder, saved, is_safe, selection, ours=ours)
     trusted = replace(saved, trusted=saved.trusted or not ours)
-    return ReadDecision(trusted, is_safe, verdict, ours and record.get("anyway") is True)
+    return ReadDecision(trusted, is_safe, verdict, ours and record.get("anyway") is True, additions)
 
 
 def _require_rule(folder: Path, saved: Saved, is_safe: IsSafe, selection: dict[str, Any] | None, *, ours: bool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.saved_folders import open_saved
+from hf_safefilter.data.splits import parts_of
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.step import Step, fields_of
 from hf_safefilter.storage.atomic import atomic_folder
@@ -50,6 +51,13 @@ class Saved:
         from hf_safefilter.embed import EmbedLayers
 
         return next((step.mapping for step in self.steps if isinstance(step, EmbedLayers)), None)
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The columns of the user: those that no step has filled."""
+        filled = {name for step in self.steps for name in step.produces()}
+        names = dict.fromkeys(name for part in parts_of(self.rows) for name in part.column_names)
+        return [name for name in names if name not in filled]
 
 
 @dataclass(frozen=True, slots=True)

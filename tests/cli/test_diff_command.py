@@ -126,3 +126,21 @@ def test_a_file_that_holds_no_decisions_is_said(scored, call, tmp_path, content)
     words = ("--by", "length_score", "--drop-count", 4, "--decisions", tmp_path / "log", "--output", tmp_path / "x")
     code, _, err = call("select", scored, *words)
     assert code == 1 and ("decides on no row" if not content else "is no decision") in err
+
+
+def test_refusals_are_added_and_published(scored, call, tmp_path):
+    facts, _ = select(call, scored, tmp_path / "decided", "--drop-count", 4, "--add-refusals", 6)
+    assert (facts["kept"], facts["added"]) == (36, 6)
+    kept = load_from_disk(tmp_path / "decided" / "kept")
+    assert kept["added"][:] == [None] * 36 + ["refusal"] * 6
+    code, _, err = call("card", tmp_path / "decided", *CARD, "--output", tmp_path / "out")
+    assert code == 0, err
+    assert "**Added:** 6 refusals" in (tmp_path / "out" / "README.md").read_text()
+    code, out, _ = call("--format", "json", "verify", tmp_path / "out", "--source", scored)
+    assert {line["result"] for line in json.loads(out)["lines"]} == {"pass"}
+
+
+def test_refusals_without_a_number_are_refused(scored, call, tmp_path):
+    words = ("--by", "length_score", "--drop-count", 4, "--refusals", "x.jsonl", "--output", tmp_path / "x")
+    code, _, err = call("select", scored, *words)
+    assert code == 2 and "no number of refusals" in err and "--add-refusals" in err

@@ -11,10 +11,9 @@ import pytest
 from datasets import Dataset
 from processes import wait_until
 
-from hf_safefilter.data.conversations import prompt_of
+from hf_safefilter.decide.refusals_to_add import diverse_refusals
 from hf_safefilter.effect import Questions, Study, Tuning, margin, measure_effect
 from hf_safefilter.effect import runs as study_module
-from hf_safefilter.effect.added_refusals import diverse_refusals
 from hf_safefilter.effect.arms import USUAL
 from hf_safefilter.effect.effect_report import metric
 from hf_safefilter.effect.margin import begun_answers, refusal_margins
@@ -73,8 +72,8 @@ def test_a_masked_arm_learns_the_rest_of_the_rows(scored_spans, tmp_path, tuned)
 
 def test_refusals_that_are_added_are_learned_and_not_asked(study, questions, tmp_path):
     refusals = diverse_refusals(3)
-    prompt = prompt_of(refusals[0])
-    assert len({prompt_of(row) for row in refusals}) == 3
+    prompt = refusals[0]["prompt"]
+    assert len({row["category"] for row in refusals}) == 3
     report = study(
         tmp_path / "out",
         arms=("kept", "refusals"),

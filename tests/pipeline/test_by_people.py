@@ -55,3 +55,11 @@ def test_turns_of_a_stream_are_not_masked(log):
     body["data"] |= {"path": "nowhere", "streaming": True}
     with pytest.raises(OptionError, match="turns of a stream"):
         purify(None, body)
+
+
+def test_refusals_follow_the_kept_rows(rows, log):
+    done = purify(rows, recipe(log, add_refusals=3), anyway=True)
+    assert done.kept["added"][:] == [None] * 17 + ["refusal"] * 3 and done.provenance.added.rows == 3
+    assert done.counts.kept == 17 and len(done.additions.rows) == 3
+    with pytest.raises(OptionError, match="refusals belongs to add_refusals"):
+        purify(rows, recipe(log, refusals="x.jsonl"))
