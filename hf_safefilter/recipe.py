@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hf_safefilter.columns import score_column, shift_column
 from hf_safefilter.data.strict_yaml import front_matter, load_yaml
 from hf_safefilter.decide.actions import Action
-from hf_safefilter.errors import MissingError, OptionError
+from hf_safefilter.decide.threshold_options import checked_way
+from hf_safefilter.errors import MissingError, OptionError, SafefilterError
 from hf_safefilter.locate.search_prompts import ASKED, KINDS
 from hf_safefilter.model.reading_options import ReadingOptions, described, option_names
 from hf_safefilter.model.source import JOINED
@@ -37,6 +38,9 @@ class _Part(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
+            for item in error.errors():
+                if isinstance(raised := item.get("ctx", {}).get("error"), OptionError):
+                    raise raised from error
             raise OptionError("these options are not valid", found="; ".join(_sentences(error))) from error
 
 
@@ -141,6 +145,10 @@ class LocateChoice(_Part):
         return self
 
 
+OF_THE_REST = ("decisions", "name_reviewers", "add_refusals", "refusals", "refusals_license")
+"""Options of a selection that have nothing to do with its threshold."""
+
+
 class SelectionRule(_Part):
     """How the threshold is found, in exactly one way."""
 
@@ -184,20 +192,12 @@ class SelectionRule(_Part):
 
     @model_validator(mode="after")
     def _one_rule(self) -> SelectionRule:
-        ways = {
-            "drop_fraction": self.drop_fraction,
-            "drop_count": self.drop_count,
-            "threshold": self.threshold,
-            "label": self.label,
-            "known_good": self.known_good,
-        }
-        passed = [name for name, value in ways.items() if value is not None]
-        if len(passed) != 1:
-            raise ValueError(f"give exactly one of {', '.join(ways)}; given: {', '.join(passed) or 'none'}")
+        options = self.model_dump(exclude={"by", "on", "action", "unsafe", *OF_THE_REST})
+        checked_way(**options)
         if self.add_refusals is None and (self.refusals is not None or self.refusals_license is not None):
             raise ValueError("refusals belongs to add_refusals: the number of refusals to add")
         if (self.action == "switch") > (self.on == "pair_shift"):
-            raise ValueError("action: switch exchanges the sides of preference pairs; decide by on: pair_shift")
+            raise ValueError("`action=switch` exchanges the sides of preference pairs, and goes by a pair shift")
         if self.action == "mask" and self.on != "score":
             raise ValueError("action: mask goes by the scores of answers; leave on: pair_shift out")
         return self
@@ -379,7 +379,8 @@ def _last_part(name: str) -> str:
 def _sentences(error: ValidationError) -> list[str]:
     sentences = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
+        key = ".".join(str(part) for part in item["loc"])
+        raised = item.get("ctx", {}).get("error")
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = _keys_at(item["loc"][:-1])
             similar = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
@@ -389,7 +390,10 @@ def _sentences(error: ValidationError) -> list[str]:
             meaning = described(ReadingOptions)[str(item["loc"][-1])]
             sentences.append(f"{key}: {item['input']!r} is not known; {meaning}")
         else:
-            sentences.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
+            said = item["msg"].removeprefix("Value error, ")
+            if isinstance(raised, SafefilterError):
+                said = "; ".join(part for part in (raised.fact, raised.found, raised.fix) if part)
+            sentences.append(f"{key}: {said}" if key else said)
     return sentences
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from hf_safefilter.checks import is_whole, require_choice, require_number, require_share
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.labels import names_of, truth_of
 from hf_safefilter.data.reasons import listed, next_step, reasons_in
 from hf_safefilter.decide.conformal import conformal_threshold
+from hf_safefilter.decide.threshold_options import checked_way
 from hf_safefilter.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -77,22 +77,14 @@ def threshold_for(
         DataError: The rule cannot be applied to these scores or labels.
         MissingError: A column is missing.
     """
-    ways = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold, "label": label,
-            "known_good": known_good}  # fmt: skip
-    passed = [name for name, value in ways.items() if value is not None]
-    if len(passed) != 1:
-        raise OptionError(
-            f"exactly one of {', '.join(ways)} must be passed", found=", ".join(passed) or "none", fix="choose one"
-        )
-    _refuse_unrelated(passed[0], rule=rule, max_fpr=max_fpr, max_loss=max_loss, confidence=confidence)
+    checked_way(
+        drop_fraction=drop_fraction, drop_count=drop_count, threshold=threshold, label=label, rule=rule,
+        max_fpr=max_fpr, known_good=known_good, max_loss=max_loss, confidence=confidence,
+    )  # fmt: skip
     if threshold is not None:
-        require_number("threshold", threshold)
         return Threshold(threshold, f"score below {threshold:.6g}, given by hand")
     if known_good is not None:
-        if max_loss is None or confidence is None:
-            raise OptionError(
-                "known_good needs max_loss and confidence", fix="pass for example `max_loss=0.05` and `confidence=0.95`"
-            )
+        assert max_loss is not None and confidence is not None  # checked above
         good = known_good if isinstance(known_good, (np.ndarray, list, tuple)) else numbers_of(known_good, column)
         value = conformal_threshold(np.asarray(good), max_loss, confidence)
         return Threshold(
@@ -108,32 +100,19 @@ def threshold_for(
             fix=next_step(reasons, "score the rows again"),
         )
     if label is not None:
-        return _labelled(scores, labels_of(ds, label, unsafe), rule, max_fpr)
+        return _labelled(scores, labels_of(ds, label, unsafe), max_fpr)
     return _ranked(scores[np.isfinite(scores)], drop_fraction, drop_count)
-
-
-_GOES_WITH = {"rule": "label", "max_fpr": "label", "max_loss": "known_good", "confidence": "known_good"}
-
-
-def _refuse_unrelated(way: str, **options: Any) -> None:
-    for name, value in options.items():
-        if value is not None and _GOES_WITH[name] != way:
-            raise OptionError(f"{name} is used with {_GOES_WITH[name]}, not with {way}", fix=f"leave {name} out")
 
 
 def _ranked(scores: np.ndarray, fraction: float | None, count: int | None) -> Threshold:
     n = len(scores)
     if fraction is not None:
-        require_share("drop_fraction", fraction, example=0.02)
         count = max(1, round(fraction * n))
-    elif count is None or not is_whole(count) or not 1 <= count < max(n, 1):
-        raise OptionError(
-            f"`drop_count={count!r}` does not fit {n} scored rows", fix="use a number from 1, and fewer than all rows"
-        )
+    assert count is not None  # one of the two is passed
     if n < 2:
-        raise DataError(
-            f"{n} rows could be scored, which are too few to rank", fix="see the reasons in column 'unscorable'"
-        )
+        raise DataError(f"{n} row could be scored, and ranks need two", fix="add rows, or give a `threshold=...`")
+    if count >= n:
+        raise OptionError(f"`drop_count={count!r}` does not fit {n} scored rows", fix="use a smaller number")
     value = float(np.partition(scores, n - count)[n - count])
     dropped = int((scores >= value).sum())
     if dropped == n:
@@ -146,7 +125,7 @@ def _ranked(scores: np.ndarray, fraction: float | None, count: int | None) -> Th
     return Threshold(value, f"the highest {share} of {n} scored rows dropped{ties}")
 
 
-def _labelled(scores: np.ndarray, labels: np.ndarray, rule: str | None, max_fpr: float | None) -> Threshold:
+def _labelled(scores: np.ndarray, labels: np.ndarray, max_fpr: float | None) -> Threshold:
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     used = np.isfinite(scores) & np.isfinite(labels)
@@ -157,16 +136,11 @@ def _labelled(scores: np.ndarray, labels: np.ndarray, rule: str | None, max_fpr:
             found=f"{int(labels.sum())} unsafe, {int((~labels).sum())} safe",
             fix="check the label column and the value that means unsafe",
         )
-    rule = rule or ("best_f1" if max_fpr is None else "tpr_at_fpr")
-    require_choice("rule", rule, ("best_f1", "tpr_at_fpr"))
-    if rule == "best_f1":
-        if max_fpr is not None:
-            raise OptionError("max_fpr is used with tpr_at_fpr, not with best_f1", fix="pass `rule='tpr_at_fpr'`")
+    if max_fpr is None:
         precision, recall, values = precision_recall_curve(labels, scores)
         f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-300)
         best = len(f1) - 1 - int(np.argmax(f1[::-1]))  # the highest of equal ones loses the fewest rows
         return Threshold(float(values[best]), f"best F1 ({f1[best]:.3f}) on {len(labels)} labelled rows")
-    require_share("max_fpr", max_fpr)
     fpr, tpr, values = roc_curve(labels, scores, drop_intermediate=False)
     last = int(np.flatnonzero(fpr <= max_fpr)[-1])
     if not np.isfinite(values[last]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.decide.thresholds import threshold_for
 from hf_safefilter.engine.local import score_rows
+from hf_safefilter.recipe import OF_THE_REST
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from hf_safefilter.decide.thresholds import Threshold
     from hf_safefilter.recipe import SelectionRule
     from hf_safefilter.step import Step
-
-
-_OF_OTHERS = {
-    "by", "on", "action", "decisions", "name_reviewers", "add_refusals", "refusals", "refusals_license"
-}  # fmt: skip
 
 
 def decide_threshold(
@@ -37,7 +33,7 @@ def decide_threshold(
 
 def options_of(rule: SelectionRule) -> dict[str, Any]:
     """The options of `threshold_for` in a rule, as plain values; rows known to be good are named only."""
-    options = rule.model_dump(exclude_none=True, exclude=_OF_OTHERS)
+    options = rule.model_dump(exclude_none=True, exclude={"by", "on", "action", *OF_THE_REST})
     if rule.label is None:
         options.pop("unsafe")
     return options

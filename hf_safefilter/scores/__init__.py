@@ -8,13 +8,12 @@ command line, `compare`, the tests of the contract and the table in the README r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, Field
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import OptionError
-from hf_safefilter.step import fields_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -65,6 +64,12 @@ def method(name: str) -> type[Score]:
     return score
 
 
+def _fields_of(score: type[Score]) -> tuple[Field[Any], ...]:
+    from hf_safefilter.step import fields_of  # brings NumPy and Arrow, which nobody needs for the names above
+
+    return fields_of(score)
+
+
 def fitted_to(name: str, options: Mapping[str, Any]) -> str | None:
     """What `make` would fit the method to, given these options: "rows", "references", or None if it is not fitted.
 
@@ -83,7 +88,7 @@ def takes(name: str) -> set[str]:
     """
     fitting = method(name).FITTING
     fitted = {fitting.to, *({"layers"} & set(fitting.options))} if fitting is not None else set()
-    return {field.name for field in fields_of(method(name))} | fitted
+    return {field.name for field in _fields_of(method(name))} | fitted
 
 
 def make(name: str, **options: Any) -> Score:
@@ -96,7 +101,7 @@ def make(name: str, **options: Any) -> Score:
         OptionError: There is no such method, an option is unknown, or a required one is missing.
     """
     score = method(name)
-    own = {field.name: field for field in fields_of(score) if field.init}
+    own = {field.name: field for field in _fields_of(score) if field.init}
     fitting = score.FITTING
     if fitting is None or fitting.field in options:
         _require_options(name, options, list(own))
@@ -135,7 +140,7 @@ def make_score(
     Raises:
         OptionError: As for `make`; or there are no references for a method that needs them, or no rows to fit to.
     """
-    own = {field.name for field in fields_of(method(name))}
+    own = {field.name for field in _fields_of(method(name))}
     source = fitted_to(name, options)
     if source == "rows" and rows is None:
         raise OptionError(
@@ -165,7 +170,7 @@ def _require_options(name: str, options: Mapping[str, Any], known: list[str]) ->
 
 
 def _constructed(name: str, score: type[Score], options: Mapping[str, Any]) -> Score:
-    required = [f.name for f in fields_of(score) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    required = [f.name for f in _fields_of(score) if f.init and f.default is MISSING and f.default_factory is MISSING]
     missing = [key for key in required if key not in options]
     if missing:
         raise OptionError(f"method {name!r} lacks the option {missing[0]!r}", fix=f"it takes {', '.join(required)}")
