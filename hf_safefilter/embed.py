@@ -35,9 +35,10 @@ from hf_safefilter.data.reasons import advice
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.data.spans import SPAN
+from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_digest import reading_digest
 from hf_safefilter.model.reading_options import WINDOW, ReadingOptions, checked_reading
-from hf_safefilter.step import Step
+from hf_safefilter.step import Step, fields_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,12 +134,7 @@ class EmbedLayers(ReadingOptions, Step):
         from hf_safefilter.model.source import ModelKey
 
         set_field = object.__setattr__
-        for name, value in checked_reading(self).items():
-            set_field(self, name, value)
-        ReadingOptions.__post_init__(self)
-        layers = cast("Layer | Sequence[Layer]", self.layers)  # as passed
-        set_field(self, "layers", (layers,) if isinstance(layers, (int, str)) else tuple(layers))
-        set_field(self, "columns", tuple(sorted(dict(self.columns).items())) if self.columns is not None else None)
+        self._settle()
         revision = load.resolve_revision(self.model, self.revision)
         set_field(self, "revision", revision)
         device = load.pick_device(self.device, None)
@@ -147,6 +143,36 @@ class EmbedLayers(ReadingOptions, Step):
         set_field(self, "dtype", load.pick_dtype(self.dtype, device, getattr(config.get_text_config(), "dtype", None)))
         load.pick_attn(self.attn, self.dtype, device)
         Step.__post_init__(self)
+
+    def _settle(self) -> None:
+        """Bring the options into the form in which they are stored, after the checks that need no model."""
+        set_field = object.__setattr__
+        for name, value in checked_reading(self).items():
+            set_field(self, name, value)
+        ReadingOptions.__post_init__(self)
+        layers = cast("Layer | Sequence[Layer]", self.layers)  # as passed
+        set_field(self, "layers", (layers,) if isinstance(layers, (int, str)) else tuple(layers))
+        set_field(self, "columns", tuple(sorted(dict(self.columns).items())) if self.columns is not None else None)
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> EmbedLayers:
+        """The step of a `record()`, as it was when it read the rows.
+
+        Everything that depends on the model is in the record. So the model, which may be large, far or gone, is looked
+        at when it is read again; only then are its files compared with the recorded revision.
+
+        Raises:
+            OptionError: A value makes no sense, or the model is not pinned.
+        """
+        step = object.__new__(cls)
+        for option in fields_of(cls):
+            default = record.get(option.name, option.default) if option.init else option.default
+            object.__setattr__(step, option.name, default)
+        step._settle()
+        if not isinstance(step.revision, str):
+            raise OptionError("the record of an EmbedLayers pins no revision", fix="embed the rows again")
+        Step.__post_init__(step)
+        return step
 
     @classmethod
     def of(

@@ -173,33 +173,34 @@ def step_from(record: dict[str, Any]) -> Step:
     Raises:
         IntegrityError: The step is not known here, or was made by another version of its algorithm.
     """
-    known = _known_steps()
-    name = record.get("step")
-    if not isinstance(name, str) or name not in known:
-        raise IntegrityError(
-            f"{name!r} is not a step of this version", found=", ".join(sorted(known)), fix="update hf_safefilter"
-        )
-    kind = known[name]
+    from hf_safefilter.embed import EmbedLayers
+
+    kind = _kind_of(record.get("step"))
     options = {field.name: record[field.name] for field in fields_of(kind) if field.init and field.name in record}
     try:
-        step = kind(**options)
+        step = EmbedLayers.recorded(options) if kind is EmbedLayers else kind(**options)
     except (TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(
-            f"the record of a {name} is damaged", found=str(error)[:200], fix="embed and score the rows again"
+            f"the record of a {kind.__name__} is damaged", found=str(error)[:200], fix="embed and score the rows again"
         ) from error
     if step.record() != record:
         raise IntegrityError(
-            f"{name} gives other values in this version",
+            f"{kind.__name__} gives other values in this version",
             found=json.dumps(step.record()),
             fix="embed and score the rows again",
         )
     return step
 
 
-def _known_steps() -> dict[str, type[Step]]:
-    """Class name -> class of each step that fills columns."""
+def _kind_of(name: Any) -> type[Step]:
+    """The class of that name of a step that fills columns; no other is imported, because some bring torch."""
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.scores import METHODS, method
 
-    kinds: list[type[Step]] = [EmbedLayers, *(method(name) for name in METHODS)]
-    return {kind.__name__: kind for kind in kinds}
+    methods = {place.partition(":")[2]: name for name, place in METHODS.items()}
+    if name == EmbedLayers.__name__:
+        return EmbedLayers
+    if not isinstance(name, str) or name not in methods:
+        known = ", ".join(sorted([EmbedLayers.__name__, *methods]))
+        raise IntegrityError(f"{name!r} is not a step of this version", found=known, fix="update hf_safefilter")
+    return method(methods[name])

@@ -1,15 +1,17 @@
 """Rows on disk with the steps that filled their columns: a later command has the same steps again."""
 
 import json
+import shutil
 
 import pytest
 from datasets import Dataset
 
 from hf_safefilter.embed import EmbedLayers
-from hf_safefilter.errors import IntegrityError
+from hf_safefilter.errors import IntegrityError, OptionError
 from hf_safefilter.saved.saved_rows import TRAIL, load_rows_with_steps, save_rows
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage.recorded_files import record_files
+from hf_safefilter.toy import toy_model_path
 
 COLUMNS = {"prompt": "q", "response": "a"}
 
@@ -59,3 +61,23 @@ def test_rows_of_another_algorithm_are_refused(folder):
     record_files(folder, TRAIL)
     with pytest.raises(IntegrityError, match="EmbedLayers gives other values"):
         load_rows_with_steps(folder)
+
+
+def test_a_decision_on_scored_rows_needs_no_model(tmp_path):
+    """The model may be far or gone: it is looked at when rows are read again."""
+    model = tmp_path / "model"
+    shutil.copytree(toy_model_path(), model)
+    rows = Dataset.from_list([{"prompt": "How are you?", "response": "Well."}])
+    embed = EmbedLayers(str(model), [2])
+    save_rows(rows.map(embed, batched=True), tmp_path / "saved", [embed], name="rows", revision="none")
+    shutil.rmtree(model)
+    (step,) = load_rows_with_steps(tmp_path / "saved").steps
+    assert step.record() == embed.record() and hash(step) == hash(embed)
+
+
+def test_the_record_of_a_step_must_pin_its_model():
+    record = EmbedLayers("toy", [2]).record()
+    assert EmbedLayers.recorded(record).record() == record
+    for change in ({"revision": None}, {"revision": 5}, {"position": "middle"}):
+        with pytest.raises(OptionError):
+            EmbedLayers.recorded(record | change)
