@@ -14,7 +14,7 @@ import typer
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import OptionError
-from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, described
+from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, checked_reading, described
 from hf_safefilter.storage.atomic import require_writable
 
 Rows = Annotated[
@@ -86,7 +86,10 @@ def reads_a_model(
         @functools.wraps(command)
         def call(**values: Any) -> None:
             given = {name: values.pop(name) for name in names}
-            command(**{slot: kind(**{name: _as_field(kind, name, value) for name, value in given.items()})}, **values)
+            options = kind(**{name: _as_field(kind, name, value) for name, value in given.items()})
+            if isinstance(options, ReadingOptions):
+                checked_reading(options)  # a mistake is answered before rows are read and libraries imported
+            command(**{slot: options}, **values)
 
         # typer reads signature and annotations; parameters without defaults come first, as Python requires
         parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)

@@ -57,15 +57,14 @@ def compare(
     from hf_safefilter.saved.saved_rows import save_rows
     from hf_safefilter.scores.shift import at_prompt_too
 
-    columns = pairs_of(column, "--column")
-
-    choices = _choices(methods, option)
+    columns, choices = pairs_of(column, "--column"), _choices(methods, option)
+    layers = None if layer == "auto" else layers_of(layer, "--layer")
     require_replaceable(output, _RECORD)
     loaded = load_rows(rows, split=split)
     names = [choice if isinstance(choice, str) else choice.name for choice in choices]
     embed, index = _embed_and_references(
         lambda layers, at_prompt: EmbedLayers.of(at_prompt_too(reading, names if at_prompt else ()), layers, columns),
-        references, layer,
+        references, layers,
     )  # fmt: skip
     comparison = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)
     loaded.require_unchanged()
@@ -117,16 +116,15 @@ def _choices(methods: str, options: list[str] | None) -> list[MethodChoice | str
 
 
 def _embed_and_references(
-    embed_at: Callable[[Sequence[Layer], bool], EmbedLayers], references: str, layer: str
+    embed_at: Callable[[Sequence[Layer], bool], EmbedLayers], references: str, layers: list[Layer] | None
 ) -> tuple[EmbedLayers, ReferenceIndex | None]:
     """The step that reads the rows at all layers to choose from, and the references, which are read the same way.
 
-    `embed_at` takes the layers, and whether the end of the prompt may be read too.
+    `embed_at` takes the layers, and whether the end of the prompt may be read too. Without `layers` all are read.
     """
     from hf_safefilter.references import ReferenceIndex
     from hf_safefilter.references.open import open_references, require_same_reading
 
-    layers = None if layer == "auto" else layers_of(layer)
     if references in ("starter", "none"):
         embed = embed_at(layers or embed_at([0], True).all_layers(), True)
         return embed, ReferenceIndex.starter(embed) if references == "starter" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,8 @@ _OPTIONAL = {
     "peft": "LoRA tuning",
     "accelerate": "tuning",
     "trl": "the proof of effect",
+    "gguf": "reading GGUF files",
+    "ray": "running on a cluster",
 }
 
 
@@ -46,13 +49,17 @@ def _version(name: str) -> str | None:
 
 
 def _device() -> dict[str, Any]:
-    import torch
+    device, name = "cpu", platform.processor() or platform.machine()
+    if not (_version("torch") or "+cpu").endswith("+cpu"):  # importing torch takes longer than all the rest
+        import torch
 
-    from hf_safefilter.model.load import pick_device
+        from hf_safefilter.model.load import pick_device
 
-    device = pick_device(None, None)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": str(device), "device name": name, "threads": torch.get_num_threads()}
+        found = pick_device(None, None)
+        device = str(found)
+        name = torch.cuda.get_device_name(found) if found.type == "cuda" else name
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return {"device": device, "device name": name, "processors": len(usable)}
 
 
 def _hub() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def embed(
     split: Split = None,
     shard: Annotated[int | None, typer.Option(help="Embed only this part of the rows, counted from 0.")] = None,
     num_shards: Annotated[int | None, typer.Option(help="Number of parts that the rows are split into.")] = None,
-    num_proc: Annotated[int, typer.Option(help="Number of processes on this machine: one for each GPU.")] = 1,
+    num_proc: Annotated[int, typer.Option(min=1, help="Number of processes on this machine: one for each GPU.")] = 1,
 ) -> None:
     """Read chosen layers of a model for every row and write a `save_to_disk` folder.
 
@@ -47,11 +47,12 @@ def embed(
 
     if (shard is None) != (num_shards is None):
         raise OptionError("--shard and --num-shards are used together", fix="use e.g. --shard 0 --num-shards 8")
+    layer_list, columns = layers_of(layers), pairs_of(column, "--column")
     part = Shard(shard, num_shards) if shard is not None and num_shards is not None else None
     if part is None:
         require_replaceable(output, TRAIL)
     loaded = load_rows(rows, split=split)
-    step = EmbedLayers.of(reading, layers_of(layers), pairs_of(column, "--column"))
+    step = EmbedLayers.of(reading, layer_list, columns)
     if part is not None:
         _embed_part(context, loaded, step, output, part, num_proc)
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -145,11 +147,16 @@ def _text_of(value: Any) -> str:
     return "" if value is None else shown(str(value))
 
 
-def _hide_progress_bars() -> None:
-    import datasets
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, but not in `__all__`
-    from transformers.utils import logging
+_BARS = {
+    "datasets": ("HF_DATASETS_DISABLE_PROGRESS_BARS", "datasets.utils", "disable_progress_bars"),
+    "huggingface_hub": ("HF_HUB_DISABLE_PROGRESS_BARS", "huggingface_hub.utils", "disable_progress_bars"),
+    "transformers": ("HF_HUB_DISABLE_PROGRESS_BARS", "transformers.utils.logging", "disable_progress_bar"),
+}
+"""Library that shows progress -> variable that it reads when it is imported, and its switch afterwards."""
 
-    datasets.disable_progress_bars()
-    disable_progress_bars()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+def _hide_progress_bars() -> None:
+    for library, (variable, module, switch) in _BARS.items():
+        os.environ[variable] = "1"  # none is imported for it: a wrong call is to be answered at once
+        if library in sys.modules:
+            getattr(import_module(module), switch)()

@@ -27,12 +27,14 @@ def plan(  # noqa: F811  (the command is named after what it makes)
     reading: ReadingOptions,
     layers: Layers,
     rows: Annotated[str | None, typer.Argument(help="Rows to count and sample: Hub id, file or folder.")] = None,
-    num_rows: Annotated[int | None, typer.Option(help="Number of rows, if there are none to count.")] = None,
+    num_rows: Annotated[int | None, typer.Option(min=1, help="Number of rows, if there are none to count.")] = None,
     mean_tokens: Annotated[
-        float | None, typer.Option(help="Mean number of tokens in a row, if there are none to sample.")
+        float | None, typer.Option(min=1, help="Mean number of tokens in a row, if there are none to sample.")
     ] = None,
     device: Devices = None,
-    price: Annotated[float | None, typer.Option(help="Price of one device for one hour, in any currency.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of one device for one hour, in any currency.")
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the time of a small sample on this machine.")
     ] = False,
@@ -43,27 +45,31 @@ def plan(  # noqa: F811  (the command is named after what it makes)
     from hf_safefilter.data.load_rows import load_rows
     from hf_safefilter.data.splits import count_rows
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.plan import Lengths, count_work, device_named, make_plan, sample_lengths
+    from hf_safefilter.plan import Lengths, count_work, device_named, make_plan, number_and_name, sample_lengths
+    from hf_safefilter.plan.devices import CPU
     from hf_safefilter.plan.estimate import duration
     from hf_safefilter.plan.lengths import limit
     from hf_safefilter.plan.work import read_config
 
     if calibrate and (rows is None or device):
         raise OptionError("--calibrate measures rows on this machine", fix="give rows, and leave --device out")
-    devices = [device_named(name) for name in device or ([] if calibrate else ["cpu"])]
-    layer_list = layers_of(layers)
-    config = read_config(reading.model, reading.revision)
-    work = count_work(config, layer_list, reading.position)
-    columns = pairs_of(column, "--column")
-    table: Any = load_rows(rows, split=split).rows if rows is not None else None
-    n_rows = num_rows if table is None else count_rows(table)
-    if table is not None and mean_tokens is None:
-        lengths = sample_lengths(table, reading, columns)
-    elif mean_tokens is None or n_rows is None:
+    names = device or ([] if calibrate else [CPU])
+    for name in names:
+        number_and_name(name)
+    layer_list, columns = layers_of(layers), pairs_of(column, "--column")
+    if rows is None and (num_rows is None or mean_tokens is None):
         raise OptionError(
             "the number of rows and their length are not known", fix="give rows, or --num-rows and --mean-tokens"
         )
+    table: Any = load_rows(rows, split=split).rows if rows is not None else None
+    devices = [device_named(name) for name in names]
+    config = read_config(reading.model, reading.revision)
+    work = count_work(config, layer_list, reading.position)
+    n_rows = count_rows(table) if num_rows is None else num_rows
+    if table is not None and mean_tokens is None:
+        lengths = sample_lengths(table, reading, columns)
     else:
+        assert mean_tokens is not None  # checked above
         lengths = Lengths.uniform(n_rows, mean_tokens, reading.max_length or limit(config))
     if num_rows is not None and table is not None:
         lengths = Lengths(num_rows, lengths.mean, lengths.squared, lengths.sampled)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_safefilter.checks import require_choice
 from hf_safefilter.cli.arguments import (
     Column,
     Folder,
@@ -51,7 +52,9 @@ def starter(
     from hf_safefilter.embed import EmbedLayers
     from hf_safefilter.references import ReferenceIndex
     from hf_safefilter.scores.shift import at_prompt_too
+    from hf_safefilter.starter import TRAITS
 
+    require_choice("trait", trait, ("harm", *TRAITS))
     step = EmbedLayers.of(at_prompt_too(reading, ["shift"]), layers_of(layers))
     _save(context, ReferenceIndex.starter(step, trait), output)
 

@@ -47,19 +47,20 @@ def score(
     from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, TRAIL)
+    named, options = layers_of(layer, "--layer") if layer is not None else None, values_of(option, "--option")
     several = "layers" in takes(method)
     reads_vectors = several or "layer" in takes(method)
     loaded, saved = _saved(embedded, reads_vectors, trust_vectors)
     reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
     if reader is None and reads_vectors:
         raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
-    layers = _layers(layer, reader.layers, several) if reads_vectors and reader is not None else (0,)
+    layers = _layers(named, reader.layers, several) if reads_vectors and reader is not None else (0,)
     index = open_references(references) if references is not None else None
     if index is not None and reader is not None:
         require_same_reading(index, reader)
     step = make_score(
         method,
-        values_of(option, "--option"),
+        options,
         references=index,
         layer=layers[0],
         layers=layers,
@@ -90,11 +91,11 @@ def _saved(folder: Path, reads_vectors: bool, trust_vectors: bool) -> tuple[Load
     return loaded, Saved(loaded.rows, [], loaded.name, loaded.revision)
 
 
-def _layers(text: str | None, embedded: tuple[Layer, ...], several: bool) -> tuple[Layer, ...]:
+def _layers(named: list[Layer] | None, embedded: tuple[Layer, ...], several: bool) -> tuple[Layer, ...]:
     names = ", ".join(map(str, embedded))
-    layers = embedded if text is None else tuple(layers_of(text, "--layer"))
+    layers = embedded if named is None else tuple(named)
     if len(layers) > 1 and not several:
-        fact = "several layers are embedded" if text is None else f"--layer {text} names several layers"
+        fact = "several layers are embedded" if named is None else f"--layer {','.join(map(str, named))} names several"
         raise OptionError(fact, found=names, fix="name one of these with --layer")
     for layer in layers:
         if layer not in embedded:

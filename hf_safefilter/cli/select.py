@@ -78,9 +78,6 @@ def select(
 
     if add_refusals is None and (refusals is not None or refusals_license is not None):
         raise OptionError("there is no number of refusals to add", fix="name it: `add_refusals=50`")
-    to_add = None if add_refusals is None else RefusalsToAdd.of(add_refusals, refusals, refusals_license)
-    saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
-    require_filled(saved, by)
     ways = (drop_fraction, drop_count, threshold, known_good)
     only_measures = label is not None and any(way is not None for way in ways) and rule is None
     options = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold,
@@ -90,6 +87,9 @@ def select(
     on = "pair_shift" if by.endswith(PAIR_SHIFT) else "score"
     selection = SelectionRule.checked(on=on, **{name: value for name, value in options.items() if value is not None})
     by_people = None if decisions is None else RowDecisions.read(decisions)
+    saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
+    require_filled(saved, by)
+    to_add = None if add_refusals is None else RefusalsToAdd.of(add_refusals, refusals, refusals_license)
     changes = selection.action != "drop" or by_people is not None
     columns = next((step.mapping for step in saved.steps if changes and hasattr(step, "mapping")), None)
     is_safe = IsSafe(

@@ -164,6 +164,8 @@ def checked_reading(options: ReadingOptions) -> dict[str, Any]:
         OptionError: A value that makes no sense.
     """
     positions = positions_in(options.position)
+    require_choice("dtype", options.dtype, get_args(Dtype))
+    require_choice("attn", options.attn, ATTENTIONS)
     require_choice("spans", options.spans, get_args(Spans))
     require_choice("too_long", options.too_long, get_args(TooLong))
     if options.max_length is not None:

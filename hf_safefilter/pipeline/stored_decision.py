@@ -30,8 +30,9 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
             raise OptionError(f"{folder} already holds a decision", fix="leave out `by=...` and the threshold")
         decision = read_decision(folder, trust_vectors=trust_vectors)
         return decision.saved, decision.is_safe
+    selection = SelectionRule.checked(**rule) if by is not None or rule else None
     saved = load_rows_with_steps(folder, trust_vectors=trust_vectors)
-    if by is None:
+    if by is None or selection is None:
         scores = sorted({name for step in saved.steps for name in step.produces() if name.endswith("_score")})
         raise OptionError(
             "the score to decide by is not named",
@@ -39,7 +40,7 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
             fix="name it, e.g. `by=larf_score`",
         )
     require_filled(saved, by)
-    return saved, IsSafe(by, decide_threshold(saved.rows, by, SelectionRule.checked(**rule), saved.steps))
+    return saved, IsSafe(by, decide_threshold(saved.rows, by, selection, saved.steps))
 
 
 def require_filled(saved: Saved, column: str) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from hf_safefilter.plan.calibration import Calibration, calibrate
-from hf_safefilter.plan.devices import DEVICES, Device, device_named
+from hf_safefilter.plan.devices import DEVICES, Device, device_named, number_and_name
 from hf_safefilter.plan.estimate import Estimate, Plan, make_plan
 from hf_safefilter.plan.lengths import Lengths, sample_lengths
 from hf_safefilter.plan.work import Work, count_work
@@ -24,5 +24,6 @@ __all__ = [
     "count_work",
     "device_named",
     "make_plan",
+    "number_and_name",
     "sample_lengths",
 ]

@@ -77,12 +77,22 @@ def device_named(text: str) -> tuple[int, Device]:
     Raises:
         OptionError: The device is not in the table.
     """
+    number, name = number_and_name(text)
+    return number, this_cpu() if name == CPU else DEVICES[name]
+
+
+def number_and_name(text: str) -> tuple[int, str]:
+    """``"8xa100"`` -> (8, "a100"), without measuring anything.
+
+    Raises:
+        OptionError: The device is not in the table.
+    """
     match = re.fullmatch(r"(?:(\d+)\s*x\s*)?([a-z0-9-]+)", text.strip().lower())
     number, name = (int(match[1] or 1), match[2]) if match else (0, "")
     if not number or (name != CPU and name not in DEVICES):
         known = ", ".join([CPU, *DEVICES])
         raise OptionError(f"`device={text}` is not known", found=known, fix="use one of these, e.g. h100 or 8xa100")
-    return number, this_cpu() if name == CPU else DEVICES[name]
+    return number, name
 
 
 @lru_cache(maxsize=1)
