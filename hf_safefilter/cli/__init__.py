@@ -12,14 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_safefilter.cli.anywhere import FlagsAnywhere, flags_and_rest, requested_format
 from hf_safefilter.cli.output import Format, Printer
 from hf_safefilter.cli.wording import in_recipe, in_shell
 from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
 
 app = typer.Typer(
     name="hf-safefilter",
+    cls=FlagsAnywhere,
     help="Find and remove the rows of a fine-tuning set that would break an aligned model's safety.",
-    epilog="Start here: hf-safefilter demo",
+    epilog="Start here: hf-safefilter demo. The options above may also stand after the command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -44,11 +46,13 @@ def _options(
     format: Annotated[
         Format, typer.Option(help="Form of the output: human, json (one document) or quiet (ids).")
     ] = Format.HUMAN,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Short for --format quiet.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    context.obj = Printer(format)
+    context.obj = Printer(Format.QUIET if quiet else format, yes=yes)
     _show_log(context.obj)
 
 
@@ -101,7 +105,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    printer = Printer(_requested_format())
+    printer = Printer(requested_format(sys.argv[1:]))
     try:
         app(prog_name="hf-safefilter")
     except SafefilterError as error:
@@ -120,7 +124,7 @@ def main() -> None:
 
 def _translation() -> Callable[[str], str]:
     """The function that writes options as the called command takes them: as keys of a recipe, or as flags."""
-    if any(word in _FROM_RECIPES for word in sys.argv[1:]):
+    if next(iter(flags_and_rest(sys.argv[1:])[1]), None) in _FROM_RECIPES:
         return in_recipe
     flags: dict[str, str] = {}
     commands: list[Any] = [typer.main.get_command(app)]
@@ -165,15 +169,3 @@ def _explained(error: Exception) -> SafefilterError:
         )
     fact = f"{type(error).__name__}: {error}"
     return SafefilterError(fact, fix="set HF_SAFEFILTER_DEBUG=1 to see the traceback")
-
-
-def _requested_format() -> Format:
-    """The --format on the command line, for errors that occur before or after it is parsed."""
-    words = sys.argv[1:]
-    for index, word in enumerate(words):
-        value = word.partition("=")[2] if word.startswith("--format=") else None
-        if word == "--format" and index + 1 < len(words):
-            value = words[index + 1]
-        if value in set(Format):
-            return Format(value)
-    return Format.HUMAN

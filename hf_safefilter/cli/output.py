@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hf_safefilter.errors import SafefilterError
+from hf_safefilter.errors import OptionError, SafefilterError
 from hf_safefilter.errors.redaction import everywhere, redacted, shown
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ class Format(StrEnum):
 class Printer:
     """Prints the output of a command. Each command ends with one `report`."""
 
-    def __init__(self, format: Format = Format.HUMAN) -> None:
+    def __init__(self, format: Format = Format.HUMAN, *, yes: bool = False) -> None:
         self.format = format
+        self._yes = yes
         self._stderr = Console(stderr=True, highlight=False)
         self._stdout = Console(highlight=False)
         if format is not Format.HUMAN:
@@ -72,6 +73,25 @@ class Printer:
         for row in rows:
             table.add_row(*(escape(_text_of(value)) for value in row.values()))
         self._stdout.print(table)
+
+    def confirm(self, question: str) -> None:
+        """Ask before something is done that others see; nothing is asked if the user has said --yes.
+
+        Raises:
+            OptionError: There is nobody to answer.
+            typer.Exit: The answer is no.
+        """
+        if self._yes:
+            return
+        try:
+            agreed = typer.confirm(shown(question), err=True)
+        except typer.Abort as error:
+            raise OptionError(
+                "nobody answered, so nothing was done", fix="add --yes to go on without a question"
+            ) from error
+        if not agreed:
+            self.note("nothing was done; --yes goes on without a question")
+            raise typer.Exit(1)
 
     def report(self, facts: Mapping[str, Any], *, ids: Sequence[str] = (), hint: str | None = None) -> None:
         """Print the result.

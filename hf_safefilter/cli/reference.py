@@ -21,7 +21,6 @@ from hf_safefilter.cli.arguments import (
 )
 from hf_safefilter.cli.output import NOT_TRUSTED
 from hf_safefilter.errors import OptionError
-from hf_safefilter.errors.redaction import shown
 from hf_safefilter.model.reading_options import ReadingOptions
 
 if TYPE_CHECKING:
@@ -163,14 +162,18 @@ def push(
     references: Folder,
     repo: Annotated[str, typer.Argument(help="Hub id to push to.")],
     public: Annotated[bool, typer.Option(help="Make a new repository public.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Push without asking.")] = False,
 ) -> None:
-    """Publish a reference set, including the texts of its rows."""
+    """Publish a reference set, including the texts of its rows; --yes publishes it without a question."""
     from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.storage.hub_commit import logged_in_as
 
+    user = logged_in_as(repo)
     index = ReferenceIndex.load(references)
-    if not yes:
-        typer.confirm(shown(f"Push {references} with its texts to {repo}?"), abort=True, err=True)
+    for name, value in index.summary().items():
+        context.obj.message(f"{name}: {value}")
+    context.obj.confirm(
+        f"Push {references} with its texts to {repo} ({'public' if public else 'private'} if new), as {user}?"
+    )
     index.push(repo, private=not public)
     context.obj.report({"repo": repo, "digest": index.digest}, ids=[repo])
 

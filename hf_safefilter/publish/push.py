@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.review_facts import RULINGS
 from hf_safefilter.storage.contained import fault_of
-from hf_safefilter.storage.hub_commit import Pushed, Repository, commit
+from hf_safefilter.storage.hub_commit import Pushed, Repository, commit, require_pushable
 from hf_safefilter.storage.recorded_files import require_recorded
 
 if TYPE_CHECKING:
@@ -115,6 +116,73 @@ def push_folder(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    require_pushable(repo_id, token)
+    ready = checked_folder(folder, anyway=anyway, trust_vectors=trust_vectors)
+
+    def operations(repository: Repository) -> list[CommitOperationAdd | CommitOperationDelete]:
+        # New objects at each try: a used one stores the content of the repository before, and would be left out of the
+        # commit if somebody has changed that file since. Data that were uploaded are not sent again.
+        adds = [CommitOperationAdd(name, str(path)) for name, path in ready.files.items()]
+        stale = [
+            CommitOperationDelete(name)
+            for name in sorted(repository.files - set(ready.files))
+            if name == RULINGS
+            or (
+                name.startswith(tuple(f"data/{split}-" for split in ready.published.splits))
+                and name.endswith(".parquet")
+            )
+        ]
+        card = repository.card()
+        card_text = render(
+            ready.provenance,
+            _with_other_splits(ready.published, card),
+            existing=card,
+            text_included=ready.text_included,
+            repository=repo_id,
+        )
+        readme = CommitOperationAdd("README.md", card_text.encode())
+        return [*adds, *stale, CommitOperationAdd(PROVENANCE, ready.record), readme]
+
+    counts = ready.provenance.counts
+    return commit(repo_id, operations, f"{counts.kept} of {counts.rows} rows kept", private, token, sleep)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A folder that may be published.
+
+    Attributes:
+        provenance: What it says of itself.
+        record: The content of provenance.json, as it is published.
+        published: Its splits and columns.
+        files: Path in the repository -> file, of all that is uploaded as it is.
+        text_included: Whether it holds the text of dropped rows.
+    """
+
+    provenance: Provenance
+    record: bytes
+    published: Published
+    files: Mapping[str, Path]
+    text_included: bool
+
+    def summary(self) -> dict[str, str | int]:
+        """What somebody looks at who is asked whether to publish it."""
+        counts, verdict = self.provenance.counts, self.provenance.judged()
+        size = sum(path.stat().st_size for path in self.files.values())
+        return {
+            "kept": counts.kept,
+            "dropped": counts.dropped,
+            "text of dropped rows": "included" if self.text_included else "left out",
+            "license": self.provenance.source.license,
+            "source": self.provenance.source.name,
+            "verdict": verdict.sentence if verdict is not None else "none",
+            "files": len(self.files) + 2,  # the card and provenance.json
+            "size": f"{size / 1e6:.1f} MB",
+        }
+
+
+def checked_folder(folder: str | Path, *, anyway: bool = False, trust_vectors: bool = False) -> Ready:
+    """What `push_folder` publishes of a folder, after all checks that need no Hub; raises as it does."""
     folder = Path(folder)
     if not (folder / PROVENANCE).is_file():
         raise MissingError(
@@ -140,30 +208,7 @@ def push_folder(
     published = read_published(folder)
     text_included = any(name.startswith("row_") and name != "row_id" for name in _columns(folder / DROPPED))
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-
-    def operations(repository: Repository) -> list[CommitOperationAdd | CommitOperationDelete]:
-        # New objects at each try: a used one stores the content of the repository before, and would be left out of the
-        # commit if somebody has changed that file since. Data that were uploaded are not sent again.
-        adds = [CommitOperationAdd(name, str(path)) for name, path in names.items()]
-        stale = [
-            CommitOperationDelete(name)
-            for name in sorted(repository.files - set(names))
-            if name == RULINGS
-            or (name.startswith(tuple(f"data/{split}-" for split in published.splits)) and name.endswith(".parquet"))
-        ]
-        card = repository.card()
-        card_text = render(
-            provenance,
-            _with_other_splits(published, card),
-            existing=card,
-            text_included=text_included,
-            repository=repo_id,
-        )
-        readme = CommitOperationAdd("README.md", card_text.encode())
-        return [*adds, *stale, CommitOperationAdd(PROVENANCE, record), readme]
-
-    counts = provenance.counts
-    return commit(repo_id, operations, f"{counts.kept} of {counts.rows} rows kept", private, token, sleep)
+    return Ready(provenance, record, published, names, text_included)
 
 
 def push_card(

@@ -77,6 +77,47 @@ class Repository:
         return Path(path).read_text(encoding="utf-8")
 
 
+def require_pushable(repo_id: str, token: str | None = None) -> None:
+    """Raise if it is plain without a request that nothing can be pushed to a repository.
+
+    Args:
+        repo_id: Owner and name.
+        token: Hub token; the one of the login if None.
+
+    Raises:
+        PublishError: The name is none, nobody is logged in, or HF_HUB_OFFLINE is set.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    with _explained(repo_id):
+        validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise PublishError(f"{repo_id!r} has no owner", fix=f"use owner/name, e.g. me/{repo_id}")
+    if constants.HF_HUB_OFFLINE:
+        raise PublishError("HF_HUB_OFFLINE is set", fix="unset it to push")
+    if token is None and get_token() is None:
+        raise PublishError("nobody is logged in to the Hub on this machine", fix=_LOGIN)
+
+
+def logged_in_as(repo_id: str, token: str | None = None) -> str:
+    """The name under which one is logged in to the Hub, after what `require_pushable` checks.
+
+    Raises:
+        PublishError: As for `require_pushable`; or the Hub does not know the token, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    require_pushable(repo_id, token)
+    try:
+        with _explained(repo_id):
+            return str(HfApi(token=token).whoami()["name"])
+    except _TemporaryFault as fault:
+        raise PublishError(
+            "the Hub cannot be reached", found=fault.fact, fix="check the connection and HF_ENDPOINT, or try later"
+        ) from fault.__cause__
+
+
 Operations = Callable[[Repository], "Sequence[CommitOperationAdd | CommitOperationDelete]"]
 
 
@@ -107,6 +148,7 @@ def commit(
     """
     from huggingface_hub import HfApi
 
+    require_pushable(repo_id, token)
     api = HfApi(token=token)
     sent: _Sent | None = None
     for tries in range(1, _TRIES + 1):
