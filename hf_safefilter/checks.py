@@ -60,6 +60,12 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise OptionError(f"`{name}={value}` is not known", found=", ".join(known), fix=fix)
 
 
+def suggesting(name: Any, known: Iterable[str], fix: str) -> str:
+    """What to do about an unknown name: the known one that it is most like, if there is one, and else `fix`."""
+    near = get_close_matches(str(name), [str(one) for one in known], n=1)
+    return f"did you mean {near[0]!r}? If not, {fix}" if near else fix
+
+
 def _bounds(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
         return f" from {least:,} to {most:,}"

@@ -36,7 +36,7 @@ def effect(
     options: ModelOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an earlier study in it is resumed.")],
     by: Annotated[
-        str | None, typer.Option(help="Score column to decide by; not for a folder written by select.")
+        str | None, typer.Option(help="Score column or method to decide by; not for a folder written by select.")
     ] = None,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,

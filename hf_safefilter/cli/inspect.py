@@ -24,7 +24,7 @@ _LONGEST = 400  # characters of a cell in the terminal
 def inspect(
     context: typer.Context,
     scored: Folder,
-    by: Annotated[str | None, typer.Option(help="Score column; not for a folder written by select.")] = None,
+    by: Annotated[str | None, typer.Option(help="Score column or method; not for a folder written by select.")] = None,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,

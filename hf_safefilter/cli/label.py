@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_safefilter.checks import suggesting
 from hf_safefilter.cli.arguments import Folder, Output, TrustVectors
 from hf_safefilter.errors import DataError, OptionError
 
@@ -106,8 +107,9 @@ def _labels(source: str, unsafe: str, saved: Saved) -> dict[str, str]:
     else:
         for part in parts_of(saved.rows):
             if source not in column_names(part):
-                columns = ", ".join(column_names(part))
-                raise OptionError(f"{source!r} is neither a file nor a column", found=columns, fix="name one of both")
+                columns = column_names(part)
+                fix = suggesting(source, columns, "name one of both")
+                raise OptionError(f"{source!r} is neither a file nor a column", found=", ".join(columns), fix=fix)
             names = names or names_of(part, source)
             pairs += zip(part[ROW_ID], part[source], strict=True)
     labels: dict[str, str] = {}

@@ -24,7 +24,7 @@ EXAMPLE = "hf-safefilter select scored --by larf_score --drop-fraction 0.02 --ou
 def select(
     context: typer.Context,
     scored: Folder,
-    by: Annotated[str, typer.Option(help="Score column to decide by, or a column of pair shifts.")],
+    by: Annotated[str, typer.Option(help="Score column or method to decide by, or a column of pair shifts.")],
     output: Output,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
@@ -69,7 +69,7 @@ def select(
     from hf_safefilter.decide.row_decisions import RowDecisions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold, options_of
-    from hf_safefilter.pipeline.stored_decision import require_filled
+    from hf_safefilter.pipeline.stored_decision import deciding_column
     from hf_safefilter.publish.drop_reasons import by_split
     from hf_safefilter.publish.review_facts import review_of
     from hf_safefilter.recipe import SelectionRule
@@ -88,7 +88,7 @@ def select(
     selection = SelectionRule.checked(on=on, **{name: value for name, value in options.items() if value is not None})
     by_people = None if decisions is None else RowDecisions.read(decisions)
     saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
-    require_filled(saved, by)
+    by = deciding_column(saved, by)
     to_add = None if add_refusals is None else RefusalsToAdd.of(add_refusals, refusals, refusals_license)
     changes = selection.action != "drop" or by_people is not None
     columns = next((step.mapping for step in saved.steps if changes and hasattr(step, "mapping")), None)

@@ -58,11 +58,12 @@ def _translated(text: str, write: Callable[[str, Any], str]) -> str:
 
 
 def _value(text: str) -> Any:
-    """The value of a literal; any other text, such as "...", as it is."""
+    """The value of a literal; any other text, and what holds a bare ..., as it is."""
     try:
-        return text if "..." in text else ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    return text if value is ... or (isinstance(value, (list, tuple)) and ... in value) else value
 
 
 def _quoted(value: Any) -> str:

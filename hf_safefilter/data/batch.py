@@ -18,7 +18,8 @@ from hf_safefilter.data.plain import column_cells, plain
 from hf_safefilter.data.ragged import Ragged, offsets_of, ragged_from_arrow, ragged_to_arrow
 from hf_safefilter.data.shapes import SPOKEN, TEMPLATE_OPTIONS, TOOLS
 from hf_safefilter.data.spans import SPAN, spans_from_arrow, spans_of, spans_to_arrow
-from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.data.splits import missing_column
+from hf_safefilter.errors import DataError
 
 Column: TypeAlias = np.ndarray | Ragged
 """A new column: `(n,)`, `(n, d)`, or any number of vectors or spans a row."""
@@ -53,7 +54,7 @@ class Batch:
     def require(self, name: str, fix: str) -> None:
         """Raise `MissingError` with the columns that are there unless `name` is one of them."""
         if name not in self.names:
-            raise MissingError(f"column {name!r} is missing", found=", ".join(self.names) or "no columns", fix=fix)
+            raise missing_column(name, self.names, fix)
 
     def cells(self, name: str) -> list[Any]:
         """The column as a list of `n` plain Python values (text, messages; not for embeddings)."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_safefilter.checks import suggesting
 from hf_safefilter.errors import DataError
 
 _SHOWN = 8
@@ -56,6 +57,6 @@ def truth_of(cells: Sequence[Any], label: str, unsafe: str | int | bool, names: 
         raise DataError(
             f"column {label!r} must hold labels of both kinds, and {unsafe!r} must be one of them",
             found=", ".join(values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "") if values else "no rows",
-            fix="state the value that means unsafe: `unsafe=...`",
+            fix=suggesting(unsafe, values, "state the value that means unsafe: `unsafe=...`"),
         )
     return truth

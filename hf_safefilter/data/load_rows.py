@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from hf_safefilter.checks import suggesting
 from hf_safefilter.data.card_files import require_relative, sets_in
 from hf_safefilter.data.local_files import KINDS, kind_of, root_cause, rows_in
 from hf_safefilter.data.media import undecoded
@@ -161,7 +162,9 @@ def _require_own_files(source: str, revision: str) -> None:
 
 def _take(rows: DatasetDict, split: str) -> Dataset:
     if split not in rows:
-        raise MissingError(f"there is no split {split!r}", found=", ".join(rows), fix="use one of these")
+        raise MissingError(
+            f"there is no split {split!r}", found=", ".join(rows), fix=suggesting(split, rows, "use one of these")
+        )
     return rows[split]
 
 

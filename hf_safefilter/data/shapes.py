@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from hf_safefilter.checks import suggesting
 from hf_safefilter.errors import MissingError, OptionError
 
 TURNS = ("messages", "conversations", "conversation", "data", "turns", "dialog", "dialogue")
@@ -157,7 +158,7 @@ def mapped_shape(names: Sequence[str], columns: Mapping[str, str]) -> Shape:
             raise MissingError(
                 f"`columns={{{key!r}: {name!r}}}` names a column that is not there",
                 found=", ".join(names) or "no columns",
-                fix="name one of these",
+                fix=suggesting(name, names, "name one of these"),
             )
     return Shape(
         turns=columns.get("messages"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_safefilter.errors import DataError
+from hf_safefilter.checks import suggesting
+from hf_safefilter.errors import DataError, MissingError
 
 ALL = ""
 """The name of the one part of a data set without splits."""
@@ -55,6 +56,12 @@ def require_free(ds: Any, columns: Iterable[str]) -> None:
         raise DataError(
             f"the rows already have a column {existing[0]!r}", fix="rename or remove it: it would be overwritten"
         )
+
+
+def missing_column(name: str, names: Sequence[str], fix: str) -> MissingError:
+    """The error of a column that is not among `names`: the one that is most like it is suggested, and then `fix`."""
+    found = ", ".join(names) or "no columns"
+    return MissingError(f"column {name!r} is missing", found=found, fix=suggesting(name, names, fix))
 
 
 def require_rows(ds: Any) -> None:

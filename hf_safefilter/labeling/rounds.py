@@ -14,8 +14,8 @@ from hf_safefilter.checks import require_choice, require_number
 from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, SPANS, embedding_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import as_conversations, prompt_of
-from hf_safefilter.data.splits import parts_of
-from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.data.splits import missing_column, parts_of
+from hf_safefilter.errors import DataError
 from hf_safefilter.labeling.choose_rows import doubts, next_rows
 from hf_safefilter.labeling.curve import CurvePoint, curve_point
 from hf_safefilter.labeling.label_log import ANSWERS, SAFE, UNSAFE, WITHDRAWN, Answer, LabelLog
@@ -296,11 +296,7 @@ class LabelRounds:
 
         for part in self._parts:
             if missing := [name for name in names if name not in part.column_names]:
-                raise MissingError(
-                    f"column {missing[0]!r} is missing",
-                    found=", ".join(part.column_names),
-                    fix="embed the rows at the layers of the probe",
-                )
+                raise missing_column(missing[0], part.column_names, "embed the rows at the layers of the probe")
         split = np.searchsorted(self._starts, places, side="right") - 1
         parts = [
             rows.select_columns(names).select(places[split == number] - self._starts[number])

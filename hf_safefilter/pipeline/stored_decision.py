@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX
+from hf_safefilter.checks import suggesting
+from hf_safefilter.columns import PAIR_SHIFT, SCORE_SUFFIX, score_column
 from hf_safefilter.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -39,20 +40,22 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
             found=", ".join(scores) or "no scores",
             fix="name it, e.g. `by=larf_score`",
         )
-    require_filled(saved, by)
+    by = deciding_column(saved, by)
     return saved, IsSafe(by, decide_threshold(saved.rows, by, selection, saved.steps))
 
 
-def require_filled(saved: Saved, column: str) -> None:
-    """Raise unless a step of this program has filled a column: what came with the rows decides nothing.
+def deciding_column(saved: Saved, by: str) -> str:
+    """The column to decide by: the one of that name, or the one of the scores of a method of that name.
 
     Raises:
-        DataError: None has.
+        DataError: No step of this program has filled it: what came with the rows decides nothing.
     """
     filled = sorted({name for step in saved.steps for name in step.produces() if name.endswith(DECIDING)})
-    if column not in filled:
+    if (column := next((name for name in (by, score_column(by)) if name in filled), None)) is None:
+        methods = [name.removesuffix(SCORE_SUFFIX) for name in filled]
         raise DataError(
-            f"no step of this program has filled the column {column!r}",
+            f"no step of this program has filled the column {by!r}",
             found=", ".join(filled) or "no scores",
-            fix="score the rows, or name one of these: hf-safefilter score --help",
+            fix=suggesting(by, [*filled, *methods], "score the rows, or name one of these: hf-safefilter score --help"),
         )
+    return column

@@ -20,8 +20,9 @@ from hf_safefilter.columns import (
 )
 from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.data.splits import missing_column
 from hf_safefilter.data.vectors import by_piece, lengths
-from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.errors import DataError
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.references.coordinates import Coordinates, coordinates, neighbours_index
 from hf_safefilter.references.read_alike import require_read_alike
@@ -285,5 +286,5 @@ def record_batches(
         names = part.column_names
         for column in columns:
             if names is not None and column not in names:
-                raise MissingError(f"column {column!r} is missing", found=", ".join(names), fix=fix)
+                raise missing_column(column, names, fix)
         yield from part.select_columns(list(columns)).with_format("arrow").iter(ROWS_PER_BATCH)

@@ -126,3 +126,30 @@ def test_a_folder_that_was_altered_is_refused_before_anybody_is_asked(call, fold
     (tmp_path / "out" / "dropped.parquet").write_bytes(b"")
     code, _, err = call("push", tmp_path / "out", f"{hub.user}/clean")
     assert code == 1 and "dropped.parquet" in err
+
+
+def test_a_score_is_named_by_its_column_or_its_method_and_a_slip_is_answered(call, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in mixed_rows(20, 0.2, 3)))
+    assert call("score", rows, "--method", "length", "-o", tmp_path / "scored")[0] == 0
+    words = ("select", tmp_path / "scored", "--drop-count", 2, "--anyway", "-o", tmp_path / "decided")
+    for name in ("length", "length_score"):
+        code, _, err = call(*words, "--by", name)
+        assert code == 0, err
+        assert json.loads((tmp_path / "decided" / "decision.json").read_text())["column"] == "length_score"
+    code, out, err = call("inspect", tmp_path / "scored", "--by", "length", "--drop-count", 2, "--format", "json")
+    assert code == 0 and json.loads(out)["column"] == "length_score", err
+    code, _, err = call(*words, "--by", "lengths")
+    assert code == 1 and "did you mean 'length'?" in err
+    code, _, err = call("evaluate", tmp_path / "scored", "--label", "Labels")
+    assert code == 1 and "did you mean 'label'?" in err
+    code, _, err = call("embed", rows, "--model", "toy", "--layers", 3, "-o", tmp_path / "x",
+                        "--column", "prompt=prompts", "--column", "response=response")  # fmt: skip
+    assert code == 1 and "--column prompt=prompts names a column" in err and "did you mean 'prompt'?" in err
+
+
+def test_what_columns_must_say_is_shown_as_flags(call, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    _, _, err = call("embed", tmp_path / "rows.jsonl", "--model", "toy", "--layers", 3, "--column", "prompt=q",
+                     "-o", tmp_path / "x")  # fmt: skip
+    assert "--column prompt=... --column response=..." in err and "{" not in err
