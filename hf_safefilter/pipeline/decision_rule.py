@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.load_rows import load_rows
+from hf_safefilter.data.splits import count_rows
 from hf_safefilter.decide.thresholds import threshold_for
 from hf_safefilter.engine.local import score_rows
 from hf_safefilter.recipe import OF_THE_REST
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -27,8 +31,22 @@ def decide_threshold(
         good = load_rows(rule.known_good).rows
         for step in steps:
             good = score_rows(good, step)
-        options["known_good"] = good
+        options["known_good"] = _measurable(good, steps)
     return threshold_for(scored, column, **options)
+
+
+def _measurable(good: Any, steps: Sequence[Step]) -> Dataset | DatasetDict:
+    """Rows known to be good without those that are references: compared with itself, such a row is like no other."""
+    from hf_safefilter.decide.overlap import apart_from_references
+
+    apart = apart_from_references(good, steps)
+    if left_out := count_rows(good) - count_rows(apart):
+        logger.warning(
+            "%d of %d rows known to be good are references too, and say nothing of other rows: they are left out",
+            left_out,
+            count_rows(good),
+        )
+    return apart
 
 
 def options_of(rule: SelectionRule) -> dict[str, Any]:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 from hf_safefilter.columns import EMBEDDING_PREFIX, Layer, score_column
 from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.data.shapes import with_ignored
-from hf_safefilter.data.splits import joined, require_free, require_rows, splits_of
+from hf_safefilter.data.splits import (
+    column_names,
+    joined,
+    missing_column,
+    parts_of,
+    require_free,
+    require_rows,
+    splits_of,
+)
+from hf_safefilter.decide.thresholds import labels_of
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.engine.local import (
     add_ranks,
@@ -113,6 +122,7 @@ def purify(
         )
         ds, source_revision = loaded.rows, loaded.revision
     require_rows(ds)
+    _require_labels(ds, recipe)
     references, choice = _references(recipe)
     layers = {method.name: _layers(method, recipe, choice) for method in recipe.methods}
     read = sorted({layer for of_method in layers.values() for layer in of_method}, key=_depth)
@@ -164,6 +174,23 @@ def _decisions(recipe: Recipe) -> RowDecisions | None:
             "turns of a stream cannot be masked by decisions of people", fix="leave out data.streaming, or drop them"
         )
     return decisions
+
+
+def _require_labels(ds: Any, recipe: Recipe) -> None:
+    """Raise before the rows are embedded, not after it, if labels that the recipe names are not there.
+
+    Raises:
+        MissingError: There is no such column.
+        DataError: There are not labels of both kinds; of a stream this is seen when it has been read.
+    """
+    for labels in (recipe.select, recipe.evaluate):
+        if labels is None or labels.label is None:
+            continue
+        for part in parts_of(ds):
+            if labels.label not in (names := column_names(part)):
+                raise missing_column(labels.label, names, "name the column that holds labels")
+        if all(hasattr(part, "__len__") for part in parts_of(ds)):
+            labels_of(ds, labels.label, labels.unsafe)
 
 
 def _layers(method: MethodChoice, recipe: Recipe, choice: ReadingChoice | SafetyLayers | None) -> tuple[Layer, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.reasons import listed, next_step, reasons_in
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.scores.base import Score, record_batches
 from hf_safefilter.step import Step
@@ -74,7 +75,12 @@ def fit_ranks(ds: Dataset | DatasetDict | IterableDataset, columns: Sequence[str
     fitted = {str(index): np.sort(np.concatenate(part)) if part else np.empty(0) for index, part in enumerate(parts)}
     for column, scores in zip(columns, fitted.values(), strict=True):
         if not len(scores):
-            raise DataError(f"column {column!r} holds no finite score", fix="leave it out, or score the rows again")
+            reasons = reasons_in(ds)
+            raise DataError(
+                f"column {column!r} holds no finite score",
+                found=listed(reasons) or None,
+                fix=next_step(reasons, "leave it out, or score the rows again"),
+            )
     from safetensors.numpy import save
 
     facts = {"columns": columns, "rows": [len(scores) for scores in fitted.values()]}

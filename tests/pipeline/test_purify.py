@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.stats import rankdata
 import hf_safefilter as sf
 from hf_safefilter import demo
 from hf_safefilter.engine.local import embed_rows, score_rows
-from hf_safefilter.errors import DataError, MissingError, OptionError, PublishError
+from hf_safefilter.errors import DataError, MissingError, OptionError, PublishError, SafefilterError
 from hf_safefilter.pipeline.purify import purify
 from hf_safefilter.toy.corpus import heldout_rows, reference_rows
 
@@ -121,6 +122,45 @@ def test_a_guarantee_from_known_good_rows(files):
     done = purify(None, recipe(files, select=select))
     assert "at most 0.1 of rows like the 80 known-good ones" in done.provenance.selection.rule
     assert done.provenance.recipe["select"]["known_good"] == "good.jsonl"
+
+
+def test_good_rows_that_are_references_give_no_guarantee(files, caplog):
+    """Each is compared with itself: its score is lower than that of any row like it, and good rows would be lost."""
+    ways = {"max_loss": 0.05, "confidence": 0.9}
+    done = purify(None, recipe(files, select={"known_good": files["good"], **ways}))
+    mixed = Path(files["good"]).with_name("mixed.jsonl")
+    mixed.write_text(Path(files["good"]).read_text() + Path(files["safe"]).read_text())
+    with caplog.at_level(logging.WARNING, logger="hf_safefilter"):
+        again = purify(None, recipe(files, select={"known_good": str(mixed), **ways}))
+    assert again.is_safe.threshold == done.is_safe.threshold
+    assert "40 of 120 rows known to be good are references too" in caplog.text
+    with pytest.raises(DataError, match="all rows are references too"):
+        purify(None, recipe(files, select={"known_good": files["safe"], **ways}))
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"evaluate": {"label": "labels"}}, "column 'labels' is missing.*did you mean 'label'"),
+        ({"select": {"label": "labels"}}, "column 'labels' is missing.*did you mean 'label'"),
+        ({"evaluate": {"label": "label", "unsafe": "unsave"}}, "labels of both kinds.*did you mean 'unsafe'"),
+    ],
+)
+def test_labels_that_are_not_there_are_named_before_the_rows_are_embedded(files, monkeypatch, part, says):
+    monkeypatch.setattr("hf_safefilter.pipeline.purify.load_references", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(SafefilterError, match="(?s)" + says):
+        purify(None, recipe(files, **part))
+    if "unsafe" not in part.get("evaluate", {}):  # what a column of a stream holds is not known before it is read
+        with pytest.raises(MissingError, match="(?s)" + says):
+            purify(load_dataset("json", data_files=files["rows"], split="train", streaming=True), recipe(files, **part))
+
+
+def test_plain_text_is_told_what_the_default_cannot_read(files, rows):
+    texts = Dataset.from_list([{"text": row["response"]} for row in rows[:20]])
+    body = {name: value for name, value in recipe(files).items() if name != "methods"}
+    with pytest.raises(DataError, match=r"(?s)20 no_prompt.*`methods=probe`"):
+        purify(texts, body)
+    assert purify(texts, recipe(files, methods="probe", select={"drop_count": 2})).counts.dropped == 2
 
 
 def test_rows_that_cannot_be_read_are_dropped_and_counted(files, rows):
