@@ -19,6 +19,7 @@ from hf_safefilter.data.media import undecoded
 from hf_safefilter.data.saved_folders import is_saved, open_saved
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
 from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.storage.hub_states import hub_state
 from hf_safefilter.storage.paths import is_there, shortened
 
 if TYPE_CHECKING:
@@ -119,21 +120,14 @@ def _hub(
     from datasets import load_dataset
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         pinned = str(HfApi().dataset_info(source, revision=revision).sha)
-    except RepositoryNotFoundError as error:
-        raise MissingError(
-            f"there is no file or folder {source!r}, and no such data set on the Hub",
-            fix="check the name; for a private one run `hf auth login`",
-        ) from error
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise MissingError(
-            f"the revision of {source!r} could not be read from the Hub",
-            found=type(error).__name__,
-            fix="check the connection and the revision, or pass a local path",
-        ) from error
+        state = hub_state(error, "a file or folder")
+        fact = f"there is no file or folder {source!r}, and it cannot be had from the Hub"
+        raise MissingError(fact, found=state.found, fix=state.fix) from error
     _require_own_files(source, pinned)
     try:
         return load_dataset(source, config, split=split, revision=pinned, streaming=streaming), pinned

@@ -27,6 +27,7 @@ from hf_safefilter.errors import (
 )
 from hf_safefilter.model.model_files import require_contained
 from hf_safefilter.storage.artifacts import file_sha256
+from hf_safefilter.storage.hub_states import hub_state
 from hf_safefilter.storage.paths import is_folder, is_there, shortened
 
 TOY = "toy"
@@ -318,8 +319,9 @@ def explained(model: str, revision: str | None = None) -> Iterator[None]:
         fix = "pass a branch, tag or commit of that repository"
         raise ModelError(f"{model} has no revision {revision!r}", fix=fix) from error
     except (Unreachable, httpx2.HTTPError) as error:
-        fix = "connect once to download it, or pass a local folder; HF_HUB_OFFLINE=1 uses the local cache"
-        raise ModelError(f"{model} is not cached and the Hub cannot be reached", found=_line(error), fix=fix) from error
+        state = hub_state(error, "a folder")
+        fact = f"there is no folder {model!r} and no cached copy, and the Hub cannot be reached"
+        raise ModelError(fact, found=state.found, fix=state.fix) from error
     except SafefilterError:
         raise
     except ImportError as error:  # of a package that reads a format of quantised weights

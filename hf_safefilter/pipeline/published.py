@@ -24,11 +24,11 @@ def open_published(name: str, revision: str | None, scratch: Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    from hf_safefilter.storage.hub_states import hub_state
+
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_dir=scratch))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise MissingError(
-            f"there is no folder, and no readable repository, {name!r}",
-            found=f"{type(error).__name__}: {error}",
-            fix="check the name, the login (hf auth login) and the connection",
-        ) from error
+        state = hub_state(error, "a folder")
+        fact = f"there is no folder {name!r}, and it cannot be had from the Hub"
+        raise MissingError(fact, found=state.found, fix=state.fix) from error

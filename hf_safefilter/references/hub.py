@@ -19,6 +19,7 @@ from hf_safefilter.references.files import ROWS, VECTORS
 from hf_safefilter.storage.artifacts import MANIFEST
 from hf_safefilter.storage.fitted import Fitted
 from hf_safefilter.storage.hub_commit import README, Pushed, Repository, commit
+from hf_safefilter.storage.hub_states import hub_state
 from hf_safefilter.storage.paths import shortened
 
 CARD = README
@@ -90,11 +91,9 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
         fact = f"{shortened(repo_id)!r} is neither a folder of references nor a Hub id"
         raise MissingError(fact, fix="check the path: a folder holds a manifest.json") from error
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise MissingError(
-            f"there is no folder {shortened(repo_id)!r}, and no such references could be fetched from the Hub",
-            found=type(error).__name__,
-            fix="check name, revision and connection; for private ones run `hf auth login`",
-        ) from error
+        state = hub_state(error, "a folder")
+        fact = f"there is no folder {shortened(repo_id)!r}, and it cannot be had from the Hub"
+        raise MissingError(fact, found=state.found, fix=state.fix) from error
     if not (snapshot / MANIFEST).is_file():
         raise MissingError(f"{repo_id} holds no references", found=f"no {MANIFEST}", fix="check the name and revision")
     with tempfile.TemporaryDirectory() as scratch:
