@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from hf_safefilter.cache.lookup import recall
+from hf_safefilter.cache.lookup import recall, tally
 from hf_safefilter.cache.row_vectors import Gathering, RowVectors
 from hf_safefilter.cache.scores import SCORE, one_score_each, recall_scores
 from hf_safefilter.cache.space import Space
@@ -31,6 +31,7 @@ __all__ = [
     "one_score_each",
     "recall",
     "recall_scores",
+    "tally",
 ]
 
 SWITCH = "HF_SAFEFILTER_ROW_CACHE"

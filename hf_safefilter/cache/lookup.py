@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -42,6 +44,7 @@ def recall(space: Space, target: Gathering, ids: Sequence[str], sizes: Sequence[
     known = {layer: store.fetch(keys, target, rows) for layer, store in stores.items()}
     incomplete = {layer: store for layer, store in stores.items() if not known[layer].all()}
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))
+    _found.update(rows=len(rows), recalled=len(rows) - len(missing))
     for piece in _pace(space).pieces(np.asarray(sizes)[rows[missing]]):
         at = missing[piece]
         began = time.monotonic()
@@ -61,6 +64,19 @@ def recall(space: Space, target: Gathering, ids: Sequence[str], sizes: Sequence[
     for store in incomplete.values():
         store.write_if_due(call_ends=True)
     return target.joined(originals)
+
+
+@contextmanager
+def tally() -> Iterator[Counter[str]]:
+    """Inside the block, the distinct rows that this process looks up are counted: ``rows``, of which ``recalled``."""
+    before, inside = _found.copy(), Counter[str]()
+    try:
+        yield inside
+    finally:
+        inside.update(_found - before)
+
+
+_found: Counter[str] = Counter()
 
 
 @lru_cache(maxsize=8)

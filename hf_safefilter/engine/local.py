@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from hf_safefilter import cache
 from hf_safefilter.columns import EMBEDDING_PREFIX, READ_AS, SPANS, TRUNCATED
 from hf_safefilter.data.arrow_files import materialise, new_file
 from hf_safefilter.data.reasons import listed, reasons_in
@@ -26,7 +28,8 @@ _FEW = 0.01  # share of rows that may be lost without a word
 
 def embed_rows(ds: Dataset | DatasetDict, embed: EmbedLayers, *, num_proc: int | None = None) -> Dataset | DatasetDict:
     """Add the columns of `embed`, in this process or in `num_proc` others; no existing column is overwritten."""
-    return _with_columns(ds, embed, "Embed", num_proc)
+    with _resumed():
+        return _with_columns(ds, embed, "Embed", num_proc)
 
 
 def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
@@ -85,7 +88,17 @@ def score_stream_locally(
     for step in steps:
         rows = rows.map(step, batched=True, batch_size=ROWS_PER_CALL)
     vectors = [name for name in embed.produces() if name.startswith(EMBEDDING_PREFIX)]
-    return materialise(rows.remove_columns(vectors))
+    with _resumed():
+        return materialise(rows.remove_columns(vectors))
+
+
+@contextmanager
+def _resumed() -> Iterator[None]:
+    """Say afterwards how many rows were not read again; the rows of other processes are not counted."""
+    with cache.tally() as found:
+        yield
+    if found["recalled"]:
+        logger.info("resumed: %d of %d distinct rows from the store", found["recalled"], found["rows"])
 
 
 def warn_of_unscorable(ds: Dataset | DatasetDict) -> None:

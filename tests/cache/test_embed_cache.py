@@ -13,6 +13,7 @@ from hf_safefilter.cache import SWITCH
 from hf_safefilter.cache import store as stores
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.embed import EmbedLayers
+from hf_safefilter.engine.local import embed_rows, score_stream_locally
 from hf_safefilter.model import load
 from hf_safefilter.toy.corpus import mixed_rows
 
@@ -276,6 +277,7 @@ import json, sys
 import multiprocess
 import datasets
 from hf_safefilter.embed import EmbedLayers
+from hf_safefilter.engine.local import embed_rows, score_stream_locally
 from hf_safefilter.model import load
 from hf_safefilter.toy.corpus import mixed_rows
 datasets.disable_progress_bars()
@@ -315,3 +317,15 @@ def test_ids_are_those_of_the_rows(store):
     step = EmbedLayers("toy", layers=[1])
     for _ in range(2):
         assert step(columns(ROWS[:9]))["row_id"].tolist() == [row_id(one) for one in as_conversations(ROWS[:9])]
+
+
+def test_what_was_kept_is_said_and_counted_once(store, caplog):
+    embed = EmbedLayers("toy", [2])
+    with caplog.at_level(logging.INFO, logger="hf_safefilter"):
+        embed_rows(Dataset.from_list([*ROWS[:20], *ROWS[:5]]), embed)
+        assert "resumed" not in caplog.text
+        embed_rows(Dataset.from_list(ROWS[:30]), embed)
+        assert "resumed: 20 of 30 distinct rows from the store" in caplog.text
+        caplog.clear()
+        score_stream_locally(Dataset.from_list(ROWS[:30]).to_iterable_dataset(), embed, [])
+        assert "resumed: 30 of 30 distinct rows from the store" in caplog.text
