@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_safefilter.cli.arguments import Folder, TrustVectors
+from hf_safefilter.data.splits import splits_of
 from hf_safefilter.errors import DataError
 from hf_safefilter.errors.redaction import shown as printable
 from hf_safefilter.pipeline.stored_decision import decision_in
@@ -51,9 +52,10 @@ def inspect(
     explanations = explain(rows, is_safe.column, saved.steps)
     texts = list(map(printable, _texts(rows, saved.mapping))) if text else [""] * len(chosen)
     names = [name for name, group in groups.items() for _ in group]
+    places = [_place(saved.rows, row) for row in chosen]
     shown = [
-        Suspect(group, row, explanation, said)
-        for group, row, explanation, said in zip(names, chosen, explanations, texts, strict=True)
+        Suspect(group, row, explanation, said, split)
+        for group, (split, row), explanation, said in zip(names, places, explanations, texts, strict=True)
     ]
     if html is not None:
         html.write_text(page(shown, scores, is_safe), encoding="utf-8")
@@ -75,6 +77,15 @@ def _picked(rows: Dataset | DatasetDict, chosen: list[int]) -> Dataset:
     return every.select(chosen)
 
 
+def _place(rows: Dataset | DatasetDict, row: int) -> tuple[str, int]:
+    """Split, and number in it, of a row by its number among those of all splits."""
+    for name, part in splits_of(rows).items():
+        if row < len(part):
+            return name, row
+        row -= len(part)
+    raise IndexError(row)
+
+
 def _texts(rows: Dataset, columns: dict[str, str] | None) -> list[str]:
     from hf_safefilter.data.conversations import as_conversations
 
@@ -85,5 +96,5 @@ def _texts(rows: Dataset, columns: dict[str, str] | None) -> list[str]:
 
 
 def _line(suspect: Any, text: bool) -> dict[str, Any]:
-    line = {"row": suspect.row, "score": suspect.explanation.score, "why": suspect.explanation.words}
+    line = {"row": suspect.place, "score": suspect.explanation.score, "why": suspect.explanation.words}
     return line | ({"text": suspect.text[:_LONGEST]} if text else {})

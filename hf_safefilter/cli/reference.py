@@ -55,7 +55,7 @@ def starter(
 
     require_choice("trait", trait, ("harm", *TRAITS))
     step = EmbedLayers.of(at_prompt_too(reading, ["shift"]), layers_of(layers))
-    _save(context, ReferenceIndex.starter(step, trait), output)
+    _save(context, ReferenceIndex.starter(step, trait), output, "larf" if trait == "harm" else "shift")
 
 
 @reference.command(
@@ -178,12 +178,12 @@ def push(
     context.obj.report({"repo": repo, "digest": index.digest}, ids=[repo])
 
 
-def _save(context: typer.Context, index: ReferenceIndex, output: Path) -> None:
+def _save(context: typer.Context, index: ReferenceIndex, output: Path, method: str = "larf") -> None:
     index.save(output)
-    _report(context, index.summary(), str(output))
+    _report(context, index.summary(), str(output), method)
 
 
-def _report(context: typer.Context, summary: dict[str, Any], references: str) -> None:
+def _report(context: typer.Context, summary: dict[str, Any], references: str, method: str = "larf") -> None:
     facts = {"references": references} | summary
     context.obj.report(
         {
@@ -191,5 +191,5 @@ def _report(context: typer.Context, summary: dict[str, Any], references: str) ->
             for name, value in facts.items()
         },
         ids=[summary["digest"]],
-        hint=f"hf-safefilter score embedded --method larf --references {references} --output scored",
+        hint=f"hf-safefilter score embedded --method {method} --references {references} --output scored",
     )

@@ -20,18 +20,36 @@ _BARS, _WIDTH, _HEIGHT = 60, 720, 120
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A row to look at: the group it stands in, its number, why it has its score, and its text where that is wanted."""
+    """A row to look at.
+
+    Attributes:
+        group: Why it is looked at.
+        row: Its number, from 0, in its split.
+        explanation: Why it has its score.
+        text: What it says, where that is wanted.
+        split: Its split; "" for rows without splits.
+    """
 
     group: str
     row: int
     explanation: Explanation
     text: str = ""
+    split: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it stands: its number, after the name of its split."""
+        return f"{self.split} {self.row}".lstrip()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a score that is not a number is null."""
         body = asdict(self.explanation) | {"words": self.explanation.words}
         body["score"] = body["score"] if math.isfinite(body["score"]) else None
-        return {"group": self.group, "row": self.row} | body | ({"text": self.text} if self.text else {})
+        return (
+            {"group": self.group, "split": self.split, "row": self.row}
+            | body
+            | ({"text": self.text} if self.text else {})
+        )
 
 
 def page(suspects: Sequence[Suspect], scores: np.ndarray, is_safe: IsSafe) -> str:

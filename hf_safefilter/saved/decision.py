@@ -15,7 +15,7 @@ from hf_safefilter.data.saved_folders import open_saved
 from hf_safefilter.data.splits import count_rows, joined, splits_of
 from hf_safefilter.decide.additions import Additions
 from hf_safefilter.errors import IntegrityError, MissingError, SafefilterError
-from hf_safefilter.saved.saved_rows import Saved, files_for, load_rows_with_steps, save_rows
+from hf_safefilter.saved.saved_rows import SCORED, Saved, files_for, load_rows_with_steps, save_rows
 from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.recorded_files import record_files, require_recorded
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from hf_safefilter.decide.verdict import Verdict
 
 DECISION = "decision.json"
-SCORED = "scored"
 
 
 @dataclass(frozen=True, slots=True)

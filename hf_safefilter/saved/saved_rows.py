@@ -19,12 +19,15 @@ from hf_safefilter.data.splits import parts_of
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.step import Step, fields_of
 from hf_safefilter.storage.atomic import atomic_folder
+from hf_safefilter.storage.paths import is_there, shortened
 from hf_safefilter.storage.recorded_files import record_files, require_recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 TRAIL = "safefilter.json"
+SCORED = "scored"
+"""Folder of the scored rows inside the output of commands that write more than rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,13 @@ class Trail:
         """
         path = folder / TRAIL
         if not path.is_file():
+            if not is_there(folder):
+                raise MissingError(f"there is no folder {shortened(str(folder))}", fix="check the path")
+            inside = folder / SCORED
             raise MissingError(
                 f"{folder} was not written by this program",
                 found=f"no {TRAIL}",
-                fix="write it: hf-safefilter embed --help",
+                fix=f"name {inside}" if (inside / TRAIL).is_file() else "write it: hf-safefilter embed --help",
             )
         try:
             body = json.loads(path.read_text(encoding="utf-8"))

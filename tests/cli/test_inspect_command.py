@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from hf_safefilter import EmbedLayers, ReferenceIndex
+from hf_safefilter import EmbedLayers, LengthScore, ReferenceIndex
 from hf_safefilter.decide.explanations import explain
 from hf_safefilter.decide.suspects import suspects
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
@@ -89,3 +89,16 @@ def test_a_page_with_text_shows_markup_as_text(scored, call, tmp_path):
 def test_nothing_to_show_is_an_error(scored, call):
     code, _, err = call("inspect", scored[0], "--by", "largest_rank_score", "--drop-count", 3, "--near", 0, "--top", 0)
     assert code == 1 and "--top" in err
+
+
+def test_a_row_of_several_splits_is_named_by_its_split_and_its_number_in_it(call, tmp_path):
+    rows = [{"prompt": "Hello", "response": "a" * length} for length in (5, 9, 1, 7, 3)]
+    ds = DatasetDict({"train": Dataset.from_list(rows[:3]), "test": Dataset.from_list(rows[3:])})
+    save_rows(score_rows(ds, LengthScore()), tmp_path / "scored", [LengthScore()], name="rows", revision="none")
+    words = ("inspect", tmp_path / "scored", "--by", "length", "--drop-count", 2, "--top", 1, "--near", 2, "--text")
+    code, out, err = call(*words, "--html", tmp_path / "page.html", "--format", "json")
+    assert code == 0, err
+    found = [(one["split"], one["row"], one["text"].rpartition(" ")[2]) for one in json.loads(out)["suspects"]]
+    longest_first = [("train", 1), ("test", 0), ("train", 0), ("test", 1)]
+    assert found == [(split, row, ds[split][row]["response"]) for split, row in longest_first]
+    assert ">test 0<" in (tmp_path / "page.html").read_text() and "test 0 " in call(*words)[1]

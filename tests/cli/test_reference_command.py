@@ -83,3 +83,9 @@ def test_all_splits_of_a_side_are_its_rows(call, files, tmp_path):
     assert json.loads(out)["unsafe"] == 120
     code, out, _ = call("--format", "json", "reference", "audit", "--unsafe", both, "--safe", files["safe"])
     assert json.loads(out)["counts"]["unsafe"] == 120
+
+
+def test_the_set_of_a_trait_is_for_the_method_that_measures_it(call, tmp_path):
+    words = ("reference", "starter", "--model", "toy", "--layers", 2)
+    code, out, err = call(*words, "--trait", "sycophancy", "-o", tmp_path / "refs")
+    assert code == 0 and "unsafe: 20" in out and "--method shift" in err, err

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_safefilter.embed import EmbedLayers
-from hf_safefilter.errors import IntegrityError, OptionError
+from hf_safefilter.errors import IntegrityError, MissingError, OptionError
 from hf_safefilter.saved.saved_rows import TRAIL, load_rows_with_steps, save_rows
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage.recorded_files import record_files
@@ -81,3 +81,14 @@ def test_the_record_of_a_step_must_pin_its_model():
     for change in ({"revision": None}, {"revision": 5}, {"position": "middle"}):
         with pytest.raises(OptionError):
             EmbedLayers.recorded(record | change)
+
+
+def test_the_folder_around_scored_rows_and_a_folder_that_is_not_there_are_told_apart(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "labelled" / "scored")
+    for name, says in (
+        ("labelled", "name .*labelled/scored"),
+        ("nothing", "there is no folder"),
+        (".", "embed --help"),
+    ):
+        with pytest.raises(MissingError, match=says):
+            load_rows_with_steps(tmp_path / name)
