@@ -7,8 +7,10 @@ import pytest
 from datasets import Dataset
 
 from hf_safefilter.columns import score_column
+from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.engine.local import add_ranks
 from hf_safefilter.errors import PublishError
+from hf_safefilter.publish.drop_reasons import NO_NUMBER, REACHED, reasons_of
 from hf_safefilter.publish.rescoring import check_steps, random_samples, read_columns, tolerance_of
 from hf_safefilter.step import Step
 
@@ -76,3 +78,24 @@ def test_what_is_read_of_a_score_is_itself_and_of_ranks_what_they_combine():
     assert read_columns("largest_rank_score", steps) == ("first_score", "second_score")
     with pytest.raises(PublishError, match="none of the given steps"):
         read_columns("third_score", steps)
+
+
+def test_a_score_may_differ_by_a_fiftieth_of_a_deviation_and_a_thousandth_at_least():
+    scores = np.array([-3.0, 3.0, np.nan, -3.0, 3.0])
+    assert tolerance_of(scores) == pytest.approx(0.06)
+    assert tolerance_of(scores / 1000) == tolerance_of(np.full(3, np.nan)) == 1e-3
+
+
+def test_a_row_that_is_dropped_has_the_reason_of_the_method_that_decides():
+    """A method that reads the text itself may score what the embedder could not read, and the reverse."""
+    rows = Dataset.from_dict(
+        {
+            "guard_score": [0.9, np.nan, 0.1, np.nan],
+            "guard_unscored": ["", "too_long", "", ""],
+            "unscorable": ["no_prompt", "", "no_prompt", "empty_row"],
+        }
+    )
+    is_safe = IsSafe("guard_score", 0.5)
+    assert reasons_of(rows, is_safe) == [REACHED, "unscorable: too_long", "", NO_NUMBER]
+    others = rows.select([1, 3]).rename_columns({"guard_score": "larf_score", "guard_unscored": "beside"})
+    assert reasons_of(others, IsSafe("larf_score", 0.5)) == [NO_NUMBER, "unscorable: empty_row"]
