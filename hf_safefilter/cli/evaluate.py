@@ -30,4 +30,11 @@ def evaluate(
     context.obj.table("How well each score separates the labels", evaluation.table())
     for sentence in evaluation.sentences():
         context.obj.message(sentence)
-    context.obj.report({"evaluation": evaluation.to_json()}, ids=[json.dumps(line) for line in evaluation.table()])
+    trusted = [item for item in evaluation.separations if item.verdict.trusted]
+    hint = f"hf-safefilter label {scored} --output labelled"
+    if trusted:
+        best = max(trusted, key=lambda item: item.auroc).score
+        hint = f"hf-safefilter select {scored} --by {best} --drop-fraction 0.02 --output decided"
+    context.obj.report(
+        {"evaluation": evaluation.to_json()}, ids=[json.dumps(line) for line in evaluation.table()], hint=hint
+    )

@@ -30,4 +30,8 @@ def push(
         context.obj.message(f"{name}: {value}")
     context.obj.confirm(f"Push {folder} to {repo} ({'public' if public else 'private'} if new), as {user}?")
     pushed = push_folder(folder, repo, private=not public, anyway=anyway, trust_vectors=trust_vectors)
-    context.obj.report({"repo": repo, "commit": pushed.oid, "url": pushed.url}, ids=[pushed.url])
+    context.obj.report(
+        {"repo": repo, "commit": pushed.oid, "url": pushed.url},
+        ids=[pushed.url],
+        hint=f"hf-safefilter verify {repo} --source ROWS",
+    )

@@ -88,7 +88,7 @@ def require_pushable(repo_id: str, token: str | None = None) -> None:
         PublishError: The name is none, nobody is logged in, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import constants, get_token
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in `__all__`
 
     with _explained(repo_id):
         validate_repo_id(repo_id)

@@ -86,6 +86,8 @@ def test_a_push_shows_a_summary_and_not_the_card(call, folder, hub, monkeypatch)
 
 @pytest.mark.parametrize("words", [("--yes", "push"), ("push", "-y")])
 def test_yes_may_stand_before_and_after_the_command(call, folder, hub, words):
+    code, _, err = call(*words, folder, f"{hub.user}/clean")
+    assert code == 0 and f"next: hf-safefilter verify {hub.user}/clean" in err, err
     code, out, err = call(*words, folder, f"{hub.user}/clean", "--format", "json")
     assert code == 0, err
     assert json.loads(out)["commit"] == hub.repo(f"{hub.user}/clean").head()
@@ -141,6 +143,8 @@ def test_a_score_is_named_by_its_column_or_its_method_and_a_slip_is_answered(cal
     assert code == 0 and json.loads(out)["column"] == "length_score", err
     code, _, err = call(*words, "--by", "lengths")
     assert code == 1 and "did you mean 'length'?" in err
+    code, _, err = call("evaluate", tmp_path / "scored", "--label", "label")
+    assert code == 0 and "next: hf-safefilter label" in err, err  # a control is never what to decide by
     code, _, err = call("evaluate", tmp_path / "scored", "--label", "Labels")
     assert code == 1 and "did you mean 'label'?" in err
     code, _, err = call("embed", rows, "--model", "toy", "--layers", 3, "-o", tmp_path / "x",
