@@ -32,6 +32,7 @@ from hf_safefilter.engine.local import (
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.choose_reading import PROBE, ReadingChoice, choose_reading, goes_by_references, middle_layers
 from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
+from hf_safefilter.pipeline.by_people import ByPeople
 from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.recipe import MethodChoice, Recipe
 from hf_safefilter.references import ReferenceIndex
@@ -44,8 +45,7 @@ if TYPE_CHECKING:
 
     from hf_safefilter.decide.additions import Additions
     from hf_safefilter.decide.evaluate import Evaluation
-    from hf_safefilter.decide.row_decisions import RowDecisions
-    from hf_safefilter.decide.select import IsSafe, Split
+    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
     from hf_safefilter.engine import Engine
     from hf_safefilter.engine.streamed import StreamedScores
@@ -111,7 +111,6 @@ def purify(
     from datasets import IterableDataset, IterableDatasetDict
 
     recipe = Recipe.read(recipe)
-    decisions = _decisions(recipe)
     loaded = None
     if ds is None:
         data = recipe.data
@@ -122,12 +121,13 @@ def purify(
         )
         ds, source_revision = loaded.rows, loaded.revision
     require_rows(ds)
+    streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
+    by_people = ByPeople.of(recipe, streamed=streaming)
     _require_labels(ds, recipe)
     references, choice = _references(recipe)
     layers = {method.name: _layers(method, recipe, choice) for method in recipe.methods}
     read = sorted({layer for of_method in layers.values() for layer in of_method}, key=_depth)
     embed = EmbedLayers.of(_reading(recipe), read, recipe.data.columns)
-    streaming = isinstance(ds, (IterableDataset, IterableDatasetDict))
     embedded = streamed = None
     if not streaming and (engine is None or any(fitted_to(m.name, m.options) == "rows" for m in recipe.methods)):
         embedded = embed_rows(ds, embed) if engine is None else engine.add(ds, [embed])
@@ -156,24 +156,10 @@ def purify(
     if recipe.decided_by in COMBINED:
         scored, rank = add_ranks(scored, [score_column(method.name) for method in recipe.methods], recipe.decided_by)
         steps.append(rank)
-    purified = _decide(scored, recipe, steps, choice, decisions, source_revision, streamed, anyway)
+    purified = _decide(scored, recipe, steps, choice, by_people, source_revision, streamed, anyway)
     if loaded is not None:
         loaded.require_unchanged()
     return purified
-
-
-def _decisions(recipe: Recipe) -> RowDecisions | None:
-    """What people decided on single rows, if the recipe names it."""
-    if recipe.select.decisions is None:
-        return None
-    from hf_safefilter.decide.row_decisions import RowDecisions
-
-    decisions = RowDecisions.read(recipe.select.decisions)
-    if decisions.masks_turns and recipe.data.streaming:
-        raise OptionError(
-            "turns of a stream cannot be masked by decisions of people", fix="leave out data.streaming, or drop them"
-        )
-    return decisions
 
 
 def _require_labels(ds: Any, recipe: Recipe) -> None:
@@ -277,7 +263,7 @@ def _decide(
     recipe: Recipe,
     steps: Sequence[Step],
     choice: ReadingChoice | SafetyLayers | None,
-    decisions: RowDecisions | None,
+    by_people: ByPeople,
     source_revision: str | None,
     streamed: StreamedScores | None,
     anyway: bool,
@@ -290,11 +276,11 @@ def _decide(
     warn_of_overlap(scored, steps)
     column = recipe.decided_column
     threshold = decide_threshold(scored, column, recipe.select, steps)
-    changes = recipe.select.action != "drop" or decisions is not None
+    changes = recipe.select.action != "drop" or by_people.decisions is not None
     columns = with_ignored(recipe.data.columns, recipe.model.ignored) if changes else None
-    is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns, decisions=decisions)
+    is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns, decisions=by_people.decisions)
     parts = split(scored, is_safe)
-    additions = _additions(recipe, parts, steps, streamed is not None)
+    additions = by_people.additions(parts, steps)
     evaluation = verdict = None
     mapping = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
     if recipe.evaluate is not None:
@@ -334,21 +320,6 @@ def _decide(
     return Purified(
         kept, parts.dropped, provenance.counts, provenance, scored, is_safe, choice, evaluation, verdict, additions
     )
-
-
-def _additions(recipe: Recipe, parts: Split, steps: Sequence[Step], streamed: bool) -> Additions | None:
-    """Rows that the recipe adds to the kept ones."""
-    if (count := recipe.select.add_refusals) is None:
-        return None
-    from hf_safefilter.decide.additions import Additions, RefusalsToAdd
-
-    if streamed:
-        raise OptionError("no refusals can be added to a stream", fix="leave out add_refusals or the engine's stream")
-    wanted = RefusalsToAdd.of(count, recipe.select.refusals, recipe.select.refusals_license)
-    filled = {name for step in steps for name in step.produces()}
-    own = {name for part in splits_of(parts.kept).values() for name in part.column_names} - filled
-    columns = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
-    return Additions.choose(wanted, parts.kept, parts.dropped, own, columns)
 
 
 def _scored_by(

@@ -117,7 +117,7 @@ def test_what_holds_no_selection_is_said(scored, call, tmp_path, name):
     select(call, scored, tmp_path / "one", "--drop-count", 2)
     (tmp_path / "plain").mkdir()
     code, _, err = call("diff", tmp_path / "one", tmp_path / name)
-    assert code == 1 and ("holds no selection" if name == "plain" else "no readable repository") in err
+    assert code == 1 and ("holds no selection" if name == "plain" else "cannot be had from the Hub") in err
 
 
 @pytest.mark.parametrize("content", ["", "{}\n", "words"])

@@ -49,12 +49,13 @@ def test_a_file_that_is_not_there_is_said_before_the_work(rows, tmp_path):
         purify(rows, recipe(DecisionLog(tmp_path / "nowhere")))
 
 
-def test_turns_of_a_stream_are_not_masked(log):
+def test_a_stream_is_not_changed(rows, log):
+    stream = rows.to_iterable_dataset()
+    with pytest.raises(OptionError, match="no refusals can be added to a stream"):
+        purify(stream, recipe(log, add_refusals=3))
     log.append(RowDecision("0" * 32, "mask", "ann", WHEN, (1,)))
-    body = recipe(log)
-    body["data"] |= {"path": "nowhere", "streaming": True}
     with pytest.raises(OptionError, match="turns of a stream"):
-        purify(None, body)
+        purify(stream, recipe(log))
 
 
 def test_refusals_follow_the_kept_rows(rows, log):

@@ -83,3 +83,10 @@ def test_a_recipe_is_read_back_from_a_card(tmp_path):
     DatasetCard("---\nlicense: mit\n---\n# Rows\n").save(tmp_path / "README.md")
     with pytest.raises(MissingError, match="no recipe"):
         Recipe.from_card(str(tmp_path))
+
+
+def test_paths_of_the_selection_are_not_published():
+    body = yaml.safe_load(EXAMPLE)
+    body["select"] |= {"decisions": "/home/me/d.jsonl", "add_refusals": 3, "refusals": "/home/me/r.jsonl"}
+    portable = Recipe.read(body).portable()["select"]
+    assert (portable["decisions"], portable["refusals"]) == ("d.jsonl", "r.jsonl")
