@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -10,11 +12,12 @@ import pytest
 from datasets import Dataset
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.errors import MissingError
+from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.pipeline.purify import purify
-from hf_safefilter.pipeline.verification import Verification
+from hf_safefilter.pipeline.verification import Verification, _Scoring
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.saved.saved_rows import step_from
+from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage import fitted
 from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.toy.corpus import mixed_rows, reference_rows
@@ -179,3 +182,29 @@ def test_in_the_shell(call, folder, source, tmp_path):
     ALTERED["rows"](folder)
     code, out, _ = call("--format", "json", "verify", folder, "--source", tmp_path / "rows.jsonl", "--sample", 8)
     assert code == 3 and "rows" in json.loads(out)["failed"]
+
+
+def test_a_row_that_was_dropped_and_its_copy_that_was_kept_cannot_both_be_right(tmp_path):
+    """Nothing is invented and nothing is missing: the copy of a dropped row was moved among the kept ones."""
+    source = Dataset.from_list([{"prompt": "Hi", "response": "a" * length} for length in (9, 9, 1, 2, 3, 4)])
+    recipe = {"data": FACTS, "model": "toy", "methods": "length", "select": {"drop_count": 2}}
+    done = purify(source, recipe, anyway=True)
+    write_folder(tmp_path / "out", done.scored, done.is_safe, done.provenance)
+    assert results(tmp_path / "out", source)["rows"] == "pass"
+    changed(tmp_path / "out", "dropped.parquet", lambda table: table.slice(0, 1))
+    one = pa.Table.from_pylist([source[0]])
+    changed(
+        tmp_path / "out",
+        SHARD,
+        lambda table: pa.concat_tables([table, one], promote_options="default").select(table.column_names),
+    )
+    (line,) = [line for line in Verification(tmp_path / "out", source).lines() if line.check == "rows"]
+    assert (line.result, line.why.partition(" (")[0]) == ("fail", "1 rows of train are kept and dropped")
+
+
+def test_a_kept_row_may_reach_the_threshold_by_rounding_and_by_no_more():
+    rows = Dataset.from_list([{"prompt": "Hi", "response": "a" * 5}])
+    for threshold, agrees in ((4.995, True), (4.98, False)):
+        scoring = _Scoring([LengthScore()], "length_score", threshold, False, ("length_score",), np.array([0.01]))
+        with nullcontext() if agrees else pytest.raises(IntegrityError, match="a row was kept that has the scores"):
+            scoring.require_alike(["id"], rows, {"id": None})
