@@ -11,6 +11,7 @@ import typer
 from hf_safefilter.cli.arguments import Column, Output, Rows, Split, layers_of, pairs_of, reads_a_model, values_of
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
+from hf_safefilter.scores import METHODS, method
 from hf_safefilter.storage.atomic import atomic_folder, require_replaceable
 
 if TYPE_CHECKING:
@@ -102,16 +103,19 @@ def _choices(methods: str, options: list[str] | None) -> list[MethodChoice | str
     from hf_safefilter.recipe import MethodChoice
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS:
+            method(name)  # says what it may have been
     by_method: dict[str, dict[str, Any]] = {}
     for key, value in values_of(options, "--option").items():
-        method, _, name = key.partition(".")
-        if method not in names or not name:
+        owner, _, name = key.partition(".")
+        if owner not in names or not name:
             raise OptionError(
                 f"--option {key} belongs to none of the --methods",
                 found=", ".join(names) or "no methods",
                 fix="write --option method.name=value",
             )
-        by_method.setdefault(method, {})[name] = value
+        by_method.setdefault(owner, {})[name] = value
     return [MethodChoice.checked(name=name, options=by_method[name]) if name in by_method else name for name in names]
 
 

@@ -52,6 +52,8 @@ WRONG = [
     (("embed", "rows.jsonl", "--model", "toy", "--layers", "three", "-o", "x"), "names no layers"),
     (("embed", "rows.jsonl", "--model", "toy", "--layers", "3", "--spans", "some", "-o", "x"), "--spans some"),
     (("score", "embedded", "--method", "nearst", "-o", "x"), "nearest"),
+    (("compare", "rows.jsonl", "--model", "toy", "--methods", "larf,nearest,prob", "-o", "x"), "did you mean 'probe'"),
+    (("compare", "rows.jsonl", "--model", "toy", "--layer", "three", "-o", "x"), "names no layers"),
     (("reference", "starter", "--model", "toy", "--layers", "3", "--trait", "harn", "-o", "x"), "harm"),
     (("run", "none.yaml", "-o", "x"), "there is no recipe"),
     (("run", "wrong.yaml", "-o", "x"), "drop_fraction"),
