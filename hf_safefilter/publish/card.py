@@ -119,7 +119,7 @@ def _metadata(provenance: Provenance, published: Published | None, existing: Map
     ours["safefilter"] = {
         "tool": provenance.tool,
         "column": provenance.selection.column,
-        "threshold": provenance.selection.threshold_hex,
+        "threshold": provenance.selection.threshold,
         "references": [references["digest"] for references in provenance.references],
     }
     if provenance.recipe is not None:

@@ -72,7 +72,7 @@ def test_the_card_says_what_the_hub_reads(folder):
     assert metadata["license"] == "mit"
     assert metadata["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*"}]
     assert metadata["dataset_info"]["splits"][0]["num_examples"] == 50
-    assert float.fromhex(metadata["safefilter"]["threshold"]) == 200.0
+    assert metadata["safefilter"]["threshold"] == 200.0
 
 
 def test_hostile_names_stay_text(folder):
