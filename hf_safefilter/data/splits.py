@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_safefilter.checks import suggesting
+from hf_safefilter.columns import score_column
 from hf_safefilter.errors import DataError, MissingError
 
 ALL = ""
@@ -61,16 +62,19 @@ def require_free(ds: Any, columns: Iterable[str]) -> None:
 def missing_column(name: str, names: Sequence[str], fix: str) -> MissingError:
     """The error of a column that is not among `names`: the one that is most like it is suggested, and then `fix`."""
     found = ", ".join(names) or "no columns"
-    return MissingError(f"column {name!r} is missing", found=found, fix=suggesting(name, names, fix))
+    near = score_column(name) if score_column(name) in names else name  # a method, for its scores
+    return MissingError(f"column {name!r} is missing", found=found, fix=suggesting(near, names, fix))
 
 
 def require_rows(ds: Any) -> None:
     """Raise if a split has no rows: `map` would add no column to it, and its scores would be missing later.
 
     Raises:
-        DataError: A split has no rows.
+        DataError: A split has no rows, or the rows are no data set.
     """
     for name, part in splits_of(ds).items():
+        if not hasattr(part, "column_names"):
+            raise DataError(f"the rows are no data set but a {type(part).__name__}", fix="pass Dataset.from_list(rows)")
         if hasattr(part, "__len__") and not len(part):
             fact = f"split {name!r} has no rows" if name != ALL else "there are no rows"
             raise DataError(fact, fix=f"leave it out: ds.pop({name!r})" if name != ALL else "check the source")

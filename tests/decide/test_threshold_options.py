@@ -4,7 +4,7 @@ import pytest
 
 from hf_safefilter.decide.threshold_options import checked_way
 from hf_safefilter.decide.thresholds import threshold_for
-from hf_safefilter.errors import OptionError
+from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.recipe import Recipe, SelectionRule
 
 WRONG = [
@@ -55,3 +55,9 @@ def test_one_row_that_was_scored_is_said_to_be_too_few_to_rank():
     with pytest.raises(Exception, match=r"1 row could be scored, and ranks need two\nfix: add rows") as error:
         threshold_for({"larf_score": [0.5]}, "larf_score", drop_count=1)
     assert "unscorable" not in str(error.value)  # it was scored
+
+
+def test_the_name_of_a_method_is_taken_for_a_slip_for_its_scores():
+    rows = {"larf_score": [0.1, 0.2], "larf_span": [0, 0]}
+    with pytest.raises(MissingError, match="did you mean 'larf_score'"):
+        threshold_for(rows, "larf", drop_count=1)

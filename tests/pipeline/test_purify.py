@@ -171,6 +171,11 @@ def test_rows_that_cannot_be_read_are_dropped_and_counted(files, rows):
     assert "" not in done.kept["response"][:]
 
 
+def test_rows_in_a_list_are_told_how_to_become_a_data_set(files, rows):
+    with pytest.raises(DataError, match=r"no data set but a list\nfix: pass Dataset.from_list"):
+        purify(rows, recipe(files))
+
+
 def test_a_column_of_the_users_is_never_written_over(files, rows):
     ds = Dataset.from_list([{**row, "row_id": "mine"} for row in rows])
     with pytest.raises(DataError, match="already have a column 'row_id'"):
