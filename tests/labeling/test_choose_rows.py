@@ -67,3 +67,13 @@ def test_copies_and_rows_without_doubt_are_never_asked_for():
     assert next_rows(doubt, vectors, np.array([0, 1, 0, 0, 0], bool)).tolist() in ([2, 3], [3, 2])
     assert next_rows(np.zeros(5), vectors, np.zeros(5, bool)).tolist() == []
     assert next_rows(np.empty(0), np.empty((0, 2)), np.empty(0, bool)).tolist() == []
+
+
+def test_copies_that_differ_by_rounding_are_not_asked_for_either():
+    """A batch of another size rounds otherwise; and so does the distance of a vector to its own copy."""
+    rng = np.random.default_rng(0)
+    three = rng.normal(size=(3, 300)).astype(np.float32)
+    copies = np.concatenate([three] * 5)
+    copies[3:] *= 1 + rng.normal(scale=1e-7, size=(12, 1)).astype(np.float32)
+    chosen = next_rows(np.ones(15), copies, np.zeros(15, dtype=bool), count=15)
+    assert sorted(chosen % 3) == [0, 1, 2]
