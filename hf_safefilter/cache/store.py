@@ -21,6 +21,7 @@ from hf_safefilter.cache.row_vectors import Gathering
 from hf_safefilter.cache.space import Space
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import IntegrityError, SafefilterError
+from hf_safefilter.storage.scratch import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class LayerStore:
         self._pending: list[part.StoredRows] = []
         self._pending_at: dict[bytes, tuple[int, int]] = {}
         self._pending_since = self._scanned_at = -np.inf
-        self._read_only = False
+        self._read_only = self._swept = False
 
     def fetch(self, ids: np.ndarray, target: Gathering, rows: np.ndarray) -> np.ndarray:
         """Put the rows that are cached.
@@ -165,6 +166,9 @@ class LayerStore:
         try:
             self._space.describe_in(self._folder.parent)
             self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._swept:
+                sweep(self._folder)
+                self._swept = True
             path = part.write(self._folder, self._mark, part.StoredRows.joined(self._pending))
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:

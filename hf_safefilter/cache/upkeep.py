@@ -14,7 +14,7 @@ from pathlib import Path
 from hf_safefilter.cache.part import DAMAGED, PART, set_aside, verify
 from hf_safefilter.cache.space import FACTS, FORMAT, read_facts, rows_root
 from hf_safefilter.errors import IntegrityError, OptionError
-from hf_safefilter.storage.atomic import SCRATCH
+from hf_safefilter.storage.scratch import SCRATCH, sweep
 from hf_safefilter.storage.signature import key_name
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,9 @@ def prune(max_size: int) -> Pruned:
 
     Processes that use the cache are not disturbed: parts they have open stay readable, other rows are read again.
     """
+    for folder in _space_folders():
+        for place in (folder, *(path for path in _listed(folder) if path.is_dir() and not path.is_symlink())):
+            sweep(place)
     files = [path for folder in _space_folders() for path in _files(folder)]
     stats = ((path, stat) for path in files if (stat := _stat(path)) is not None)
     by_age = sorted(stats, key=lambda pair: pair[1].st_mtime)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hf_safefilter.cli.arguments import TrustVectors
+from hf_safefilter.storage.scratch import scratch_folder
 
 EXAMPLE = "hf-safefilter diff decided decided-again"
 
@@ -34,8 +33,8 @@ def diff(
 
     sides = []
     for name, commit in ((before, revision), (after, to_revision)):
-        with tempfile.TemporaryDirectory(prefix="safefilter-diff-") as scratch:
-            folder = open_published(name, commit, Path(scratch))
+        with scratch_folder() as scratch:
+            folder = open_published(name, commit, scratch)
             sides.append(Selection.open(folder, trust_vectors=trust_vectors))
     difference = Difference.between(*sides)
     facts = [{"": name, "before": _cut(old), "after": _cut(new)} for name, (old, new) in difference.facts.items()]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_safefilter.cli.output import NOT_TRUSTED
+from hf_safefilter.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -34,11 +34,11 @@ def verify(
     from hf_safefilter.pipeline.published import open_published
     from hf_safefilter.pipeline.verification import Verification
 
-    with tempfile.TemporaryDirectory(prefix="safefilter-verify-") as scratch:
-        folder = open_published(published, revision, Path(scratch))
+    with scratch_folder() as scratch:
+        folder = open_published(published, revision, scratch)
         rows = _source(folder, source)
         lines = Verification(
-            folder, rows, repository=published if folder == Path(scratch) else None, sample=None if every else sample
+            folder, rows, repository=published if folder == scratch else None, sample=None if every else sample
         ).lines()
     records = [line.to_json() for line in lines]
     failed = [line.check for line in lines if line.result == "fail"]

@@ -6,10 +6,10 @@ with the rows can stand beside them under any name that could be predicted, and 
 
 from __future__ import annotations
 
+import atexit
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from hf_safefilter.errors import DataError
 from hf_safefilter.storage.atomic import atomic_file
+from hf_safefilter.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
@@ -82,14 +83,17 @@ def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], N
 
 def new_file(what: str) -> Path:
     """Path of a file that does not exist yet, in a folder that is deleted when this process ends."""
-    return Path(_scratch(os.getpid()).name) / f"{what}-{next(_numbers)}.arrow"
+    return _scratch(os.getpid()) / f"{what}-{next(_numbers)}.arrow"
 
 
-@cache  # one that is forgotten is deleted
-def _scratch(process: int) -> tempfile.TemporaryDirectory[str]:
+@cache
+def _scratch(process: int) -> Path:
     # a forked child makes a folder of its own: it would give out the names that its parent gives out
     from datasets import config
 
     root = Path(config.HF_DATASETS_CACHE)
     root.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f"safefilter-{process}-", dir=root)
+    borrowed = ExitStack()
+    folder = borrowed.enter_context(scratch_folder(root))
+    atexit.register(lambda: borrowed.close() if os.getpid() == process else None)
+    return folder

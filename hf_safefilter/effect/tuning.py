@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import random
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from hf_safefilter.checks import require_choice, require_share, require_whole
 from hf_safefilter.decide.mask_tokens import IGNORED
 from hf_safefilter.errors import MissingError, ModelError, OptionError
+from hf_safefilter.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import torch
@@ -139,12 +139,12 @@ def tune(
 
     require_memory(model, options)
     losses: list[float] = []
-    with _seeded(seed), fit_threads(model), tempfile.TemporaryDirectory() as scratch, _memory_errors(options):
+    with _seeded(seed), fit_threads(model), scratch_folder() as scratch, _memory_errors(options):
         model, checks = _trainable(model, options, frozen)
         bar = tqdm(total=options.steps, desc=title, unit=" steps", leave=False)
         trainer = SFTTrainer(
             model,
-            args=_arguments(scratch, options, model.device, seed),
+            args=_arguments(str(scratch), options, model.device, seed),
             train_dataset=_dataset(rows, order),
             processing_class=copy.deepcopy(tokenizer),
             callbacks=[_loss_recorder(losses, bar), *checks],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from hf_safefilter.publish.review_facts import RULINGS
 from hf_safefilter.storage.contained import fault_of
 from hf_safefilter.storage.hub_commit import Pushed, Repository, commit, require_pushable
 from hf_safefilter.storage.recorded_files import require_recorded
+from hf_safefilter.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -80,8 +80,8 @@ def push_filtered(
                         recipe=recipe, anyway=anyway,
                         trusted_vectors=trusted_vectors, name_reviewers=name_reviewers)  # fmt: skip
     provenance.require_trusted()
-    with tempfile.TemporaryDirectory(prefix="safefilter-push-") as scratch:
-        folder = Path(scratch) / "out"
+    with scratch_folder() as scratch:
+        folder = scratch / "out"
         write_folder(folder, ds, is_safe, provenance, include_text=include_text)
         return push_folder(folder, repo_id, private=private, token=token)
 

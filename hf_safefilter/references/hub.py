@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from hf_safefilter.storage.fitted import Fitted
 from hf_safefilter.storage.hub_commit import README, Pushed, Repository, commit
 from hf_safefilter.storage.hub_states import hub_state
 from hf_safefilter.storage.paths import shortened
+from hf_safefilter.storage.scratch import scratch_folder
 
 CARD = README
 _OURS = (MANIFEST, VECTORS, ROWS, "index_*.faiss")
@@ -96,12 +96,12 @@ def fetch(repo_id: str, revision: str | None, token: str | None) -> Iterator[Pat
         raise MissingError(fact, found=state.found, fix=state.fix) from error
     if not (snapshot / MANIFEST).is_file():
         raise MissingError(f"{repo_id} holds no references", found=f"no {MANIFEST}", fix="check the name and revision")
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         # The Hub cache holds links to blobs, and an artefact must not hold links: the copies are plain files.
         for pattern in _OURS:
             for path in snapshot.glob(pattern):
-                shutil.copyfile(path, Path(scratch, path.name))
-        yield Path(scratch)
+                shutil.copyfile(path, scratch / path.name)
+        yield scratch
 
 
 def card(summary: Mapping[str, Any], repo_id: str) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from hf_safefilter.errors import OptionError
+from hf_safefilter.storage.exchange import exchange
+from hf_safefilter.storage.scratch import abandoned, scratch_file, scratch_folder, sweep
 
 _LONGEST_NAME = 200  # bytes of a name: what is being written has a longer one
-
-SCRATCH = ".tmp"
-"""Ending of a file that is being written."""
+_ASIDE = "old"
 
 
 @contextmanager
@@ -24,17 +23,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
     The new content is on disk before the old file is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=SCRATCH, dir=target.parent)
-    os.close(handle)
-    scratch = Path(name)
-    try:
+    with scratch_file(target.parent, target.name) as scratch:
         yield scratch
         scratch.chmod(0o644)
         sync(scratch)
         os.replace(scratch, target)
         sync(target.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def atomic_bytes(target: Path, content: bytes | memoryview) -> None:
@@ -111,34 +105,48 @@ def atomic_folder(target: Path, *, marker: str | None = None) -> Iterator[Path]:
     target = Path(target)
     require_replaceable(target, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    _restore(target)
+    with scratch_folder(target.parent, target.name) as scratch:
         yield scratch
         scratch.chmod(0o755)
         for path in (*scratch.rglob("*"), scratch):
             if not path.is_symlink():
                 sync(path)
-        _swap(scratch, target)
+        require_replaceable(target, marker)  # somebody may have put other files there meanwhile
+        _put(scratch, target)
         sync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put(scratch: Path, target: Path) -> None:
+    """Move a folder to `target`; what was there is deleted with the scratch folder."""
+    if not target.exists():
+        try:
+            scratch.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                raise
+        else:
+            return
+    if not exchange(scratch, target):
+        _swap(scratch, target)
 
 
 def _swap(scratch: Path, target: Path) -> None:
-    if not target.exists():
-        scratch.rename(target)
-        return
-    # A folder cannot be replaced in one call: the old one is moved aside first, and moved back after any failure.
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    old = aside / "old"
-    try:
-        target.rename(old)
-        scratch.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        if not old.exists() or target.exists():
-            with suppress(OSError):
-                shutil.rmtree(aside)
+    """As `_put`, in two calls: the old folder is moved aside first, and moved back after any failure."""
+    with scratch_folder(target.parent, f"{target.name}.{_ASIDE}") as aside:
+        old = aside / _ASIDE
+        try:
+            target.rename(old)
+            scratch.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+
+
+def _restore(target: Path) -> None:
+    """Put back a folder that a killed process had moved aside, and not yet replaced."""
+    for aside in abandoned(target.parent, f"{target.name}.{_ASIDE}"):
+        if (aside / _ASIDE).is_dir() and not target.exists():
+            (aside / _ASIDE).rename(target)
+    sweep(target.parent, f"{target.name}.{_ASIDE}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, Self
 from hf_safefilter.errors import IntegrityError, OptionError
 from hf_safefilter.storage import artifacts
 from hf_safefilter.storage.atomic import atomic_folder
+from hf_safefilter.storage.scratch import scratch_folder
 
 
 class Fitted:
@@ -65,9 +65,9 @@ class Fitted:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
 
-        with tempfile.TemporaryDirectory() as scratch:
-            artifacts.write(Path(scratch, "artefact"), cls.KIND, cls.VERSION, facts, fill)
-            return cls.load(Path(scratch, "artefact"))
+        with scratch_folder() as scratch:
+            artifacts.write(scratch / "artefact", cls.KIND, cls.VERSION, facts, fill)
+            return cls.load(scratch / "artefact")
 
     def save(self, folder: str | Path) -> Path:
         """Write the artefact into `folder`, which must be new, empty, or an artefact of the same kind.

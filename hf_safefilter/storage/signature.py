@@ -11,7 +11,6 @@ import hmac
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -20,6 +19,7 @@ from typing import Any
 
 from hf_safefilter.errors import MissingError
 from hf_safefilter.storage.artifacts import store_root
+from hf_safefilter.storage.scratch import scratch_file, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def _key_file() -> Path:
 
 @lru_cache(maxsize=8)
 def _key(path: Path) -> bytes:
+    sweep(path.parent, path.name)
     if not path.exists():
         if os.environ.get(KEY):
             raise MissingError(
@@ -92,9 +93,8 @@ def _key(path: Path) -> bytes:
 def _make(path: Path) -> None:
     """Write a new key, readable for this user alone, unless another process is faster: all processes use one key."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with scratch_file(path.parent, path.name) as scratch:
+        with scratch.open("wb") as file:
             file.write(os.urandom(_BYTES))
             file.flush()
             os.fsync(file.fileno())
@@ -104,6 +104,4 @@ def _make(path: Path) -> None:
             pass
         except OSError:  # a file system without links
             with suppress(FileExistsError), path.open("xb") as own:
-                own.write(Path(scratch).read_bytes())
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+                own.write(scratch.read_bytes())

@@ -12,7 +12,7 @@ from test_recall import another_process, recall, same_as_the_model
 
 from hf_safefilter.cache import store as stores
 from hf_safefilter.errors import SafefilterError
-from hf_safefilter.storage import atomic
+from hf_safefilter.storage import atomic, scratch
 
 ROWS = list(range(300))
 
@@ -54,7 +54,7 @@ def test_every_step_of_a_write_may_fail(store, monkeypatch, when, code):
         raise OSError(code, os.strerror(code))
 
     places = {
-        "open": (atomic.tempfile, "mkstemp"),
+        "open": (scratch.tempfile, "mkstemp"),
         "write": (Path, "write_bytes"),
         "fsync": (atomic.os, "fsync"),
         "rename": (atomic.os, "replace"),

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError
-from hf_safefilter.storage import artifacts
+from hf_safefilter.storage import artifacts, atomic
 from hf_safefilter.storage.atomic import atomic_folder, require_replaceable, require_writable
 
 
@@ -113,6 +113,7 @@ def test_ctrl_c_between_the_two_renames_leaves_the_old_output(tmp_path, monkeypa
     target = tmp_path / "out"
     with atomic_folder(target, marker="m") as scratch:
         (scratch / "m").write_text("old")
+    monkeypatch.setattr(atomic, "exchange", lambda first, second: False)  # as where the system cannot
     real, calls = Path.rename, []
 
     def rename(self, to):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.scores.gradient.parts import Parts
 from hf_safefilter.storage import artifacts
 from hf_safefilter.storage.fitted import Fitted
+from hf_safefilter.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,7 @@ def stored(facts: Mapping[str, Any], total: Mapping[str, torch.Tensor]) -> Gradi
         for number, shard in enumerate(shards):
             save_file(shard, folder / f"anchor-{number:05d}.safetensors")
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "artefact")
+    with scratch_folder() as scratch:
+        folder = scratch / "artefact"
         artifacts.write(folder, GradientAnchor.KIND, GradientAnchor.VERSION, facts, fill)
         return GradientAnchor.load(folder)
