@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -30,6 +32,7 @@ app = typer.Typer(
 
 
 _INTERRUPTED = 130  # exit code of typer after Ctrl-C
+_TERMINATED = 143  # as a shell reports a process that SIGTERM has ended
 
 
 def _print_version(requested: bool) -> None:
@@ -101,18 +104,19 @@ _register()
 
 
 def main() -> None:
-    """Entry point; exit code 0 for success, 1 for an error, 2 for a wrong call, 3 for a bad verdict, 130 for Ctrl-C."""
+    """Entry point; exit code 0 for success, 1 an error, 2 a wrong call, 3 a bad verdict, 130 Ctrl-C, 143 SIGTERM."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     printer = Printer(requested_format(sys.argv[1:]))
     try:
-        app(prog_name="hf-safefilter")
+        with _tidy_at_sigterm():
+            app(prog_name="hf-safefilter")
     except SafefilterError as error:
         printer.error(error, _translation())
         sys.exit(2 if isinstance(error, OptionError) else 1)
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
+        if end.code in (_INTERRUPTED, _TERMINATED):
             printer.error(RuntimeError("stopped; finished work is kept: run the same command again to resume"))
         raise
     except Exception as error:  # unexpected: a user gets a sentence, a developer can ask for the traceback
@@ -120,6 +124,20 @@ def main() -> None:
             raise
         printer.error(_explained(error), _translation())
         sys.exit(1)
+
+
+@contextmanager
+def _tidy_at_sigterm() -> Iterator[None]:
+    """SIGTERM, by which schedulers stop a job, ends the command as Ctrl-C does: what is half-written is removed."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _translation() -> Callable[[str], str]:

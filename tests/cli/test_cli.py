@@ -160,19 +160,22 @@ def test_reference_sets_go_to_the_hub_and_come_back(call, tmp_path, hub):
     assert json.loads(out)["unsafe"] == 220
 
 
-def test_ctrl_c_is_answered_in_words(tmp_path):
-    code = """
-import hf_safefilter.cli.doctor as doctor, sys
+@pytest.mark.parametrize(
+    ("stop", "code"), [("raise KeyboardInterrupt", 130), ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(600)", 143)]
+)
+def test_what_stops_a_command_is_answered_in_words(stop, code):
+    script = f"""
+import hf_safefilter.cli.doctor as doctor, os, signal, sys, time
 from hf_safefilter import cli
-def stop(*_): raise KeyboardInterrupt
+def stop(*_): {stop}
 command = next(one for one in cli.app.registered_commands if one.callback.__name__ == "doctor")
 command.callback = lambda: stop()
 sys.argv = ["hf-safefilter", "doctor"]
 command.name = "doctor"
 cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 130
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code
     assert "finished work is kept" in done.stderr and "Traceback" not in done.stderr
 
 
