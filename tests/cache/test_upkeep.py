@@ -156,9 +156,12 @@ def test_prune_asks_for_a_size(store, call):
     assert code == 2 and "is not a size" in err
 
 
-@pytest.mark.parametrize("turn", [1, 2, 3])
-@pytest.mark.parametrize(("race", "depth"), [("stat", 1), ("stat", 2), ("stat", 3), ("unlink", 3), ("iterdir", 1),
-                                             ("iterdir", 2), ("glob", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("race", "depth", "turn"),
+    [("stat", 1, 1), ("stat", 1, 2), ("stat", 1, 3), ("stat", 2, 1), ("stat", 2, 2), ("stat", 2, 3), ("stat", 3, 1),
+     ("stat", 3, 2), ("unlink", 3, 1), ("iterdir", 1, 1), ("iterdir", 1, 2), ("iterdir", 1, 3), ("iterdir", 2, 1),
+     ("iterdir", 2, 2)],
+)  # fmt: skip
 def test_another_process_that_prunes_at_the_same_time_is_no_error(filled, monkeypatch, race, depth, turn):
     """Spaces, layers or parts vanish right before they are asked about for the first, second or third time."""
     real, unlink, counts = getattr(Path, race), Path.unlink, Counter()
@@ -174,4 +177,5 @@ def test_another_process_that_prunes_at_the_same_time_is_no_error(filled, monkey
         patch.setattr(Path, race, after_another)
         prune(0)
         spaces_in_use()
+    assert max(counts.values(), default=0) >= turn, "nothing vanished, so this turn tests nothing"
     assert not [path for path in filled.rglob("*.arrow") if counts[path] >= turn]
