@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,7 +120,10 @@ def main() -> None:
         if end.code in (_INTERRUPTED, _TERMINATED):
             printer.error(RuntimeError("stopped; finished work is kept: run the same command again to resume"))
         raise
-    except Exception as error:  # unexpected: a user gets a sentence, a developer can ask for the traceback
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # unexpected, or a panic of a library in Rust, which is no `Exception`: a user gets
+        # a sentence, a developer can ask for the traceback
         if os.environ.get("HF_SAFEFILTER_DEBUG"):
             raise
         printer.error(_explained(error), _translation())
@@ -154,10 +158,10 @@ def _translation() -> Callable[[str], str]:
     return lambda text: in_shell(text, flags)
 
 
-def _explained(error: Exception) -> SafefilterError:
+def _explained(error: BaseException) -> SafefilterError:
     if is_disk_full(error):
         return SafefilterError(
-            "a disk is full",
+            "a disk is full, or a file may not grow",
             found="rows are copied to the caches of Hugging Face (HF_HOME), results are written to --output",
             fix="make room, or use another disk, and run the same command again: vectors that were read are cached",
         )
@@ -167,10 +171,11 @@ def _explained(error: Exception) -> SafefilterError:
             fix="use a smaller --max-length, --dtype bfloat16, a smaller model or fewer processes, and run the same "
             "command again: rows that were read or scored are cached",
         )
-    if isinstance(error, OSError) and error.filename is not None:
+    connection = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+    if isinstance(error, OSError) and error.errno is not None and not connection:
         return SafefilterError(
             f"a file or folder cannot be used: {error.strerror or type(error).__name__}",
-            found=str(error.filename),
+            found=str(error.filename or "a file that the system does not name"),
             fix="check the path, its permissions, and what HF_HOME and HF_SAFEFILTER_CACHE name",
         )
     if type(error).__module__.partition(".")[0] in ("httpx2", "httpcore2", "huggingface_hub"):

@@ -48,18 +48,30 @@ def _rebuild(kind: type[SafefilterError], fact: str, found: str | None, fix: str
     return kind(fact, found=found, fix=fix)
 
 
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # torch, of the memory of the machine
+    "Cannot allocate memory",  # the system's words for ENOMEM, in errors of other kinds
+    "can't start new thread",
+    "Failed to launch worker thread",
+)
+
+
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or its cause, is a full disk."""
+    """Whether an error, or its cause, is a full disk, or a file that may not grow any more."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or its cause, is a lack of memory; torch has no error type for the memory of the machine."""
+    """Whether an error, or its cause, is a lack of memory, which libraries say in many ways; threads need some too."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    said = str(error)
+    return any(sign in said for sign in _NO_MEMORY)
 
 
 def is_unusable_place(error: BaseException) -> bool:

@@ -61,7 +61,7 @@ def scratch_folder(folder: Path | None = None, name: str = _SHARED) -> Iterator[
         yield path
     finally:
         _release(lock)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -92,11 +92,15 @@ def abandoned(folder: Path, name: str | None = None) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir() or path.is_symlink():
         with suppress(OSError):
             path.unlink()
+        return
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except BaseException:  # stopped meanwhile, e.g. by Ctrl-C
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _prefix(name: str) -> str:

@@ -1,10 +1,13 @@
 """The command line as a person, a program and a pipe use it, on the toy model."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 import torch
 from datasets import load_from_disk
@@ -185,9 +188,40 @@ cli.main()
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("unable to mmap 4337992 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        RuntimeError("can't start new thread"),
+        pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
     ],
 )
 def test_too_little_memory_is_said_in_words(error):
     said = cli._explained(error)
     assert said.fact == "there is too little memory" and "same command again" in said.fix
     assert cli._explained(ValueError("a memory of summer")).fact == "ValueError: a memory of summer"
+
+
+@pytest.mark.parametrize(
+    ("code", "fact"),
+    [
+        (errno.ENOSPC, "a disk is full, or a file may not grow"),
+        (errno.EFBIG, "a disk is full, or a file may not grow"),
+        (errno.EIO, "a file or folder cannot be used: Input/output error"),
+        (errno.EMFILE, "a file or folder cannot be used: Too many open files"),
+        (errno.ECONNREFUSED, "ConnectionRefusedError: [Errno 111] Connection refused"),
+    ],
+)
+def test_an_error_of_the_system_is_said_in_words(code, fact):
+    assert cli._explained(OSError(code, os.strerror(code))).fact == fact
+
+
+def test_a_panic_of_a_library_is_said_in_words(call, monkeypatch):
+    class Panic(BaseException):
+        """As of the libraries in Rust, which is no `Exception`."""
+
+    def panic(*_):
+        raise Panic("the thread pool has not been initialized")
+
+    (command,) = [one for one in cli.app.registered_commands if one.name == "methods"]
+    monkeypatch.setattr(command, "callback", lambda: panic())
+    code, _, err = call("methods")
+    assert code == 1 and "Panic: the thread pool" in err and "Traceback" not in err
