@@ -99,6 +99,8 @@ def fit_seal(
     earlier = _earlier_result(store, processes)
     if earlier is not None:
         logger.info("this run was finished before: %s", earlier.digest)
+        if processes.is_first:
+            store.finish(earlier.digest)  # a kill may have left checkpoints
         return earlier
     learned = learn(job, store, processes)
     for index in range(processes.count):  # one after the other, as they may share a store

@@ -69,8 +69,10 @@ def test_a_killed_run_learns_what_an_uninterrupted_one_does(model, tmp_path, mon
 
 def test_a_run_that_was_done_is_not_run_again(model, tmp_path, monkeypatch):
     first = fit(model, {"epochs": 1}, None, tmp_path)
+    (tmp_path / "step-00000003").mkdir()  # of a run that was killed while it cleaned up
     monkeypatch.setattr("hf_safefilter.scores.seal.loop.learn", None)
     assert fit(model, {"epochs": 1}, None, tmp_path) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["done.json"]
 
 
 def test_a_note_that_is_damaged_or_leads_nowhere_is_not_trusted(model, tmp_path):
