@@ -44,7 +44,10 @@ def card(
         trusted_vectors=saved.trusted, name_reviewers=name_reviewers,
         additions=decision.additions,
     )  # fmt: skip
-    write_folder(output, saved.rows, is_safe, provenance, include_text=include_text, additions=decision.additions)
+    write_folder(
+        output, saved.rows, is_safe, provenance, include_text=include_text, additions=decision.additions,
+        recheck=saved.require_unchanged,
+    )  # fmt: skip
     verdict = provenance.judged()
     assert verdict is not None  # `gather` gives one
     context.obj.judged(

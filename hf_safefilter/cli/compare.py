@@ -68,9 +68,11 @@ def compare(
         references, layers,
     )  # fmt: skip
     comparison = compare_methods(loaded.rows, choices, embed, index, label=label, unsafe=unsafe)
-    loaded.require_unchanged()
     with atomic_folder(output, marker=_RECORD) as folder:
-        save_rows(comparison.scored, folder / "scored", comparison.steps, name=loaded.name, revision=loaded.revision)
+        save_rows(
+            comparison.scored, folder / "scored", comparison.steps, name=loaded.name, revision=loaded.revision,
+            recheck=loaded.require_unchanged,
+        )  # fmt: skip
         record = json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n"
         (folder / _RECORD).write_text(record, encoding="utf-8")
         draw(comparison, folder / "comparison")

@@ -104,6 +104,7 @@ def effect(
         columns=pairs_of(column, "--column") or saved.mapping,
     )
     report = measure_effect(saved.rows, is_safe, study, output, on_run=_progress(context.obj))
+    saved.require_unchanged()
     printer = context.obj
     printer.table(
         "Rows tuned on; share of harmful prompts refused, margin of refusing in nats, share of harmless prompts "
@@ -154,9 +155,12 @@ def _questions(model: str, harmful: str | None, over_refusal: str | None, benign
     questions = Questions.toy() if model == TOY else Questions.starter()
     files = {"harmful": harmful, "over_refusal": over_refusal, "benign": benign}
     loaded = {kind: load_rows(file) for kind, file in files.items() if file is not None}
-    return questions.replaced(
+    replaced = questions.replaced(
         **{kind: (source.rows, f"{source.name} ({source.revision})") for kind, source in loaded.items()}
     )
+    for source in loaded.values():  # all of their rows were copied
+        source.require_unchanged()
+    return replaced
 
 
 def _reference_prompts(saved: Saved) -> list[str]:

@@ -57,8 +57,7 @@ def embed(
         _embed_part(context, loaded, step, output, part, num_proc)
         return
     embedded = embed_in_processes(loaded.rows, step, num_proc)
-    loaded.require_unchanged()
-    save_rows(embedded, output, [step], name=loaded.name, revision=loaded.revision)
+    save_rows(embedded, output, [step], name=loaded.name, revision=loaded.revision, recheck=loaded.require_unchanged)
     facts = {"output": str(output), "layers": list(step.layers), "revision": step.revision} | reading_counts(embedded)
     first = step.layers[0]
     warn_of_unscorable(embedded)

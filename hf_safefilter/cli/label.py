@@ -250,7 +250,10 @@ def _write_rescored(saved: Saved, step: ProbeScore, folder: Path) -> None:
     old = {column for known in earlier for column in known.produces()}
     rows = each_split(saved.rows, lambda part: part.remove_columns([c for c in column_names(part) if c in old]))
     steps = [*(known for known in saved.steps if known not in earlier), step]
-    save_rows(score_rows(rows, step), folder, steps, name=saved.name, revision=saved.revision, trusted=saved.trusted)
+    save_rows(
+        score_rows(rows, step), folder, steps, name=saved.name, revision=saved.revision, trusted=saved.trusted,
+        recheck=saved.require_unchanged,
+    )  # fmt: skip
 
 
 def _line(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,6 @@ def _prompts(file: str | None, kind: str) -> list[str]:
         from hf_safefilter.locate.search_prompts import prompts_of_kind
 
         return list(prompts_of_kind(None, kind).texts)
-    from hf_safefilter.data.load_rows import load_rows
-    from hf_safefilter.data.prompts import prompts_in
+    from hf_safefilter.data.prompts import prompts_at
 
-    return list(prompts_in(load_rows(file).rows))
+    return list(prompts_at(file))

@@ -96,10 +96,11 @@ def run_recipe(
             "the text of dropped rows is not stored for a stream", fix="leave out --include-text or data.streaming"
         )
     result = purify(None, recipe, engine=engine, anyway=anyway)
+    assert result.source is not None  # a recipe of the command line names its rows
     streamed = not all(hasattr(part, "data") for part in parts_of(result.kept))
     write_folder(
         output, result.scored, result.is_safe, result.provenance, include_text=include_text,
-        kept=result.kept if streamed else None, additions=result.additions,
+        kept=result.kept if streamed else None, additions=result.additions, recheck=result.source.require_unchanged,
     )  # fmt: skip
     if (choice := result.layer_choice) is not None:
         title = choice.how if isinstance(choice, ReadingChoice) else f"layer {choice.layer}, by {choice.how}"

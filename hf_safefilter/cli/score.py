@@ -68,10 +68,12 @@ def score(
         rows=saved.rows,
     )
     scored = score_rows(saved.rows, step)
-    if loaded is not None:
-        loaded.require_unchanged()
     warn_of_overlap(scored, [step])
-    save_rows(scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision, trusted=saved.trusted)
+    source = saved if loaded is None else loaded
+    save_rows(
+        scored, output, [*saved.steps, step], name=saved.name, revision=saved.revision, trusted=saved.trusted,
+        recheck=source.require_unchanged,
+    )  # fmt: skip
     column = step.produces()[0]
     context.obj.report(
         {"output": str(output), "column": column},

@@ -78,13 +78,16 @@ def seal(
     loaded, columns = load_rows(rows, split=split), with_ignored(pairs_of(column, "--column"), reading.ignore)
     safe_columns = with_ignored(pairs_of(safe_column, "--safe-column"), reading.ignore)
     _require_outputs(output, loaded.rows)
+    trusted = load_rows(safe)
     selector = fit_seal(
-        reading.model, loaded.rows, load_rows(safe).rows, options=options,
+        reading.model, loaded.rows, trusted.rows, options=options,
         lora=_lora(lora_rank, lora_alpha, lora_target),
         revision=reading.revision, columns=columns, safe_columns=safe_columns,
         chat_template=reading.chat_template, device=reading.device, checkpoints=output / "checkpoints",
         checkpoint_seconds=checkpoint_seconds,
     )  # fmt: skip
+    trusted.require_unchanged()
+    loaded.require_unchanged()
     if _is_first():
         _write(selector, loaded, columns, output)
         _report(context.obj, selector, output)
@@ -122,7 +125,10 @@ def _write(selector: SealSelector, loaded: Loaded, columns: dict[str, str] | Non
     selector.save(output / "selector")
     atomic_text(output / "report.json", json.dumps(selector.report(), indent=1) + "\n")
     step = SealScore(selector, columns)
-    save_rows(score_rows(loaded.rows, step), output / "scored", [step], name=loaded.name, revision=loaded.revision)
+    save_rows(
+        score_rows(loaded.rows, step), output / "scored", [step], name=loaded.name, revision=loaded.revision,
+        recheck=loaded.require_unchanged,
+    )  # fmt: skip
 
 
 def _report(printer: Printer, selector: SealSelector, output: Path) -> None:

@@ -32,3 +32,18 @@ def prompts_in(rows: Iterable[Any]) -> tuple[str, ...]:
     if not all(prompt.strip() for prompt in prompts):
         raise DataError("a row holds an empty prompt", fix="remove the row")
     return tuple(dict.fromkeys(prompts))
+
+
+def prompts_at(source: str) -> tuple[str, ...]:
+    """The distinct prompts of a file, folder or Hub data set, in order.
+
+    Raises:
+        DataError: A row holds no prompt.
+        IntegrityError: The source was changed while it was read.
+    """
+    from hf_safefilter.data.load_rows import load_rows
+
+    loaded = load_rows(source)
+    prompts = prompts_in(loaded.rows)
+    loaded.require_unchanged()
+    return prompts

@@ -258,7 +258,9 @@ def model_config(key: ModelKey) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     with explained(key.model, key.revision):
-        return ruled(AutoConfig.from_pretrained(**location(key), trust_remote_code=False), key.model)
+        config = ruled(AutoConfig.from_pretrained(**location(key), trust_remote_code=False), key.model)
+    location(key)
+    return config
 
 
 @lru_cache(maxsize=8)
@@ -272,7 +274,9 @@ def tokenizer(key: ModelKey) -> PreTrainedTokenizerBase:
 
     require_modest_tokenizer(key)
     with explained(key.model, key.revision):
-        return AutoTokenizer.from_pretrained(**location(key), trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(**location(key), trust_remote_code=False)
+    location(key)
+    return found
 
 
 def max_tokens(key: ModelKey) -> int | None:

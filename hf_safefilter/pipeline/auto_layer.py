@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.storage.artifacts import store_root
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def _search_folder(recipe: Recipe, method: Method, prompts: dict[str, list[str]]
 
 
 def _prompts(recipe: Recipe) -> dict[str, list[str]]:
-    from hf_safefilter.data.prompts import prompts_in
+    from hf_safefilter.data.prompts import prompts_at
 
     files = {kind: getattr(recipe.locate, kind) for kind in ("normal", "malicious", "over_refusal")}
-    return {kind: list(prompts_in(load_rows(file).rows)) for kind, file in files.items() if file is not None}
+    return {kind: list(prompts_at(file)) for kind, file in files.items() if file is not None}

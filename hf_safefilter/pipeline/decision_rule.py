@@ -28,9 +28,11 @@ def decide_threshold(
     """The threshold that `rule` states; rows known to be good are scored by the same `steps` first."""
     options = options_of(rule)
     if rule.known_good is not None:
-        good = load_rows(rule.known_good).rows
+        loaded = load_rows(rule.known_good)
+        good = loaded.rows
         for step in steps:
             good = score_rows(good, step)
+        loaded.require_unchanged()
         options["known_good"] = _measurable(good, steps)
     return threshold_for(scored, column, **options)
 

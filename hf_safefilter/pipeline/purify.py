@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hf_safefilter.columns import EMBEDDING_PREFIX, Layer, score_column
-from hf_safefilter.data.load_rows import load_rows
+from hf_safefilter.data.load_rows import Loaded, load_rows
 from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.data.splits import (
     column_names,
@@ -73,6 +73,7 @@ class Purified:
         evaluation: How well each score separates the labels, if the recipe names some.
         additions: Rows that were added to the kept ones, at the end of their split.
         verdict: What is known of the deciding score, by the labels, or else by its references and the rows' lengths.
+        source: What `purify` has loaded the rows from, and they are still read from; None if they were passed to it.
     """
 
     kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
@@ -85,6 +86,7 @@ class Purified:
     evaluation: Evaluation | None
     verdict: Verdict
     additions: Additions | None = None
+    source: Loaded | None = None
 
 
 def purify(
@@ -159,7 +161,7 @@ def purify(
     purified = _decide(scored, recipe, steps, choice, by_people, source_revision, streamed, anyway)
     if loaded is not None:
         loaded.require_unchanged()
-    return purified
+    return replace(purified, source=loaded)
 
 
 def _require_labels(ds: Any, recipe: Recipe) -> None:

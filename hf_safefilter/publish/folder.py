@@ -18,6 +18,8 @@ from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.recorded_files import record_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.decide.additions import Additions
@@ -36,6 +38,7 @@ def write_folder(
     include_text: bool = False,
     kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict | None = None,
     additions: Additions | None = None,
+    recheck: Callable[[], None] | None = None,
 ) -> None:
     """Write kept rows, the list of dropped rows, card, provenance, Croissant record and plots to `out`.
 
@@ -49,6 +52,7 @@ def write_folder(
         include_text: Whether ``dropped.parquet`` holds the text of the dropped rows.
         additions: Rows that are added to the kept ones, those of `provenance`.
         kept: The kept rows; None: they are selected from `scored`. Necessary where `scored` does not hold the text.
+        recheck: Called when the rows are written: raises if their source was changed meanwhile.
 
     Raises:
         OptionError: `out` holds other files, or the text of the dropped rows is wanted and not available.
@@ -76,6 +80,8 @@ def write_folder(
                 require_source_rows(shards, part, is_safe, provenance.columns_added, own)
         write_dropped(folder, by_split(parts.dropped), is_safe, provenance, include_text)
         write_rulings(folder, is_safe)
+        if recheck is not None:
+            recheck()
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)
         published = read_published(folder)
         (folder / PROVENANCE).write_text(provenance.to_json(), encoding="utf-8")

@@ -67,8 +67,15 @@ def ordinary_rows(name: str | None) -> list[dict[str, Any]] | None:
 
 
 def rows_at(source: str) -> list[dict[str, Any]]:
-    """The rows of a file, folder or Hub data set, of all its splits."""
-    return [row for part in parts_of(load_rows(source).rows) for row in part]
+    """The rows of a file, folder or Hub data set, of all its splits.
+
+    Raises:
+        IntegrityError: It was changed while it was read.
+    """
+    loaded = load_rows(source)
+    rows = [row for part in parts_of(loaded.rows) for row in part]
+    loaded.require_unchanged()
+    return rows
 
 
 def require_same_reading(index: ReferenceIndex, embed: EmbedLayers) -> None:

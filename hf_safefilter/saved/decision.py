@@ -66,6 +66,7 @@ def write_decision(
     with atomic_folder(folder, marker=DECISION) as scratch:
         for name, part in (("kept", kept), ("dropped", parts.dropped)):
             part.save_to_disk(str(scratch / name), num_shards=files_for(part))
+        saved.require_unchanged()
         save_rows(
             saved.rows,
             scratch / SCORED,
@@ -73,6 +74,7 @@ def write_decision(
             name=saved.name,
             revision=saved.revision,
             trusted=saved.trusted,
+            recheck=saved.require_unchanged,
         )
         body = is_safe.to_json() | {"verdict": None if verdict is None else verdict.to_json(), "anyway": anyway}
         body |= {"selection": None if selection is None else dict(selection)}

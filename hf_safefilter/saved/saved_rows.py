@@ -9,7 +9,7 @@ columns that this machine did not fill are believed only if the user says so, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Saved:
         name: Hub id, or name of the file or folder, from which the rows came.
         revision: Hub commit or digest of the files.
         trusted: Whether a column was filled on another machine, and is believed because the user says so.
+        folder: The folder that the rows are read from; None: they are not from one.
     """
 
     rows: Dataset | DatasetDict
@@ -47,6 +48,16 @@ class Saved:
     name: str
     revision: str
     trusted: bool = False
+    folder: Path | None = None
+
+    def require_unchanged(self) -> None:
+        """Raise unless the folder that the rows are read from still holds what was recorded.
+
+        Raises:
+            IntegrityError: It was altered in the meantime.
+        """
+        if self.folder is not None:
+            require_recorded(self.folder, TRAIL, trust_vectors=True)  # whose record it is was asked before
 
     @property
     def mapping(self) -> dict[str, str] | None:
@@ -123,8 +134,15 @@ class Trail:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"{path} is damaged", fix="embed and score the rows again") from error
 
-    def save(self, rows: Dataset | DatasetDict, folder: Path) -> None:
-        """Write `rows` with `save_to_disk`, this trail and the record of both into one folder, all of it or nothing."""
+    def save(self, rows: Dataset | DatasetDict, folder: Path, recheck: Callable[[], None] | None = None) -> None:
+        """Write `rows` with `save_to_disk`, this trail and the record of both into one folder, all of it or nothing.
+
+        Args:
+            rows: The rows.
+            folder: The folder to write.
+            recheck: Called when they are written, because until then they are read from their source: raises if that
+                was changed meanwhile.
+        """
         body: dict[str, Any] = {"name": self.name, "revision": self.revision, "steps": self.steps}
         if self.shard is not None:
             body["shard"] = self.shard
@@ -132,6 +150,8 @@ class Trail:
             body["trusted"] = True
         with atomic_folder(folder, marker=TRAIL) as scratch:
             rows.save_to_disk(str(scratch), num_shards=files_for(rows))
+            if recheck is not None:
+                recheck()
             (scratch / TRAIL).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
             record_files(scratch, TRAIL)
 
@@ -151,9 +171,10 @@ def save_rows(
     name: str,
     revision: str,
     trusted: bool = False,
+    recheck: Callable[[], None] | None = None,
 ) -> None:
-    """Write `rows` with `save_to_disk` and their trail into one folder, all of it or nothing."""
-    Trail(name, revision, [step.record() for step in steps], trusted=trusted).save(rows, folder)
+    """Write `rows` with `save_to_disk` and their trail into one folder, all of it or nothing; see `Trail.save`."""
+    Trail(name, revision, [step.record() for step in steps], trusted=trusted).save(rows, folder, recheck)
 
 
 def load_rows_with_steps(folder: Path, *, trust_vectors: bool = False) -> Saved:
@@ -170,7 +191,7 @@ def load_rows_with_steps(folder: Path, *, trust_vectors: bool = False) -> Saved:
     """
     trail = Trail.verified(folder, trust_vectors=trust_vectors)
     steps = [step_from(record) for record in trail.steps]
-    return Saved(open_saved(folder), steps, trail.name, trail.revision, trail.trusted)
+    return Saved(open_saved(folder), steps, trail.name, trail.revision, trail.trusted, folder)
 
 
 def step_from(record: dict[str, Any]) -> Step:

@@ -103,9 +103,8 @@ def embed_shard(
         return folder, True
     require_replaceable(folder, TRAIL)
     rows = embed(shard.of(loaded.rows), step)
-    loaded.require_unchanged()
     try:
-        trail.save(rows, folder)
+        trail.save(rows, folder, loaded.require_unchanged)
     except OSError:
         if not _is_whole(folder, trail):  # otherwise another process made the same shard first
             raise

@@ -118,6 +118,10 @@ def keep(folder: Path, kind: str, version: int) -> str:
         with atomic_folder(stored, marker=MANIFEST) as scratch:
             for name in (*manifest.files, MANIFEST):
                 shutil.copyfile(Path(folder) / name, scratch / name)
+            if read(scratch, kind, version).digest != manifest.digest:
+                raise IntegrityError(
+                    f"{folder} was changed while it was read", fix="try again when nothing writes to it"
+                )
     return manifest.digest
 
 

@@ -110,15 +110,19 @@ def _benign(
 ) -> _Side:
     from hf_safefilter.data.load_rows import load_rows
 
-    origin = {}
+    origin, recheck = {}, None
     if isinstance(rows, (str, Path)):
         loaded = load_rows(rows)
         rows, source, origin = loaded.rows, source or loaded.name, {"revision": loaded.revision}
+        recheck = loaded.require_unchanged
     for name, value in (("license", license), ("source", source)):
         if not isinstance(value, str) or not value.strip():
             raise OptionError(f"benign rows need a {name}", found=repr(value), fix=f"pass `benign_{name}=...`")
         origin[name] = value.strip()
-    return _Side(UTILITY, [row for part in parts_of(rows) for row in as_conversations(part, columns)], origin)
+    read = [row for part in parts_of(rows) for row in as_conversations(part, columns)]
+    if recheck is not None:
+        recheck()
+    return _Side(UTILITY, read, origin)
 
 
 def _require_apart(unsafe: _Side, useful: _Side) -> None:
