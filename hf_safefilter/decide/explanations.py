@@ -91,7 +91,7 @@ def explain(rows: Dataset, column: str, steps: Sequence[Step], k: int = 2) -> li
     scores = batch.numbers(column)
     ids = batch.cells(ROW_ID) if ROW_ID in batch.names else [""] * batch.n
     unread = batch.cells(UNSCORABLE) if UNSCORABLE in batch.names else [""] * batch.n
-    deciding = _deciding(batch, column, steps)
+    deciding = deciding_scores(batch, column, steps)
     places = {step.METHOD: _Places.of(batch, step, k) for step in deciding}
     return [
         places[step.METHOD].explanation(row, ids[row], float(scores[row]), unread[row] or "", step)
@@ -99,7 +99,7 @@ def explain(rows: Dataset, column: str, steps: Sequence[Step], k: int = 2) -> li
     ]
 
 
-def _deciding(batch: Batch, column: str, steps: Sequence[Step]) -> list[Score]:
+def deciding_scores(batch: Batch, column: str, steps: Sequence[Step]) -> list[Score]:
     """The score that decided each row: of a combination, the one that ranks it highest, or the first."""
     by_column: dict[str, Score] = {name: step for step in steps for name in step.produces() if hasattr(step, "METHOD")}  # type: ignore[misc]
     step = by_column[column]
@@ -144,7 +144,7 @@ def _near(
     batch: Batch, step: Score, at: dict[int, int], k: int
 ) -> dict[int, tuple[tuple[Neighbour, ...], tuple[Neighbour, ...]]]:
     """The references nearest to a span of each row, at the layer that the score reads, or the middle one of several."""
-    read = _compared_at(step)
+    read = compared_at(step)
     if read is None or not at or embedding_column(read[1]) not in batch.names:
         return {}
     digest, layer = read
@@ -168,7 +168,7 @@ def _near(
     return dict(zip(rows, zip(*sides, strict=True), strict=True))
 
 
-def _compared_at(step: Score) -> tuple[str, Layer] | None:
+def compared_at(step: Score) -> tuple[str, Layer] | None:
     """Digest and layer of the references that a score of vectors compares with; None if there are none."""
     if isinstance(step, ReferenceScore):
         return step.references_digest, step.layer

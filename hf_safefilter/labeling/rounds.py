@@ -263,7 +263,7 @@ class LabelRounds:
 
     def _write(self, place: int, label: str, who: str | None, when: str | None, number: int) -> None:
         moment = when or datetime.now(UTC).isoformat(timespec="seconds")
-        self.log.append(Answer(self.ids[place], label, who or _user(), moment, number))
+        self.log.append(Answer(self.ids[place], label, who or user_name(), moment, number))
         self._scores = None
 
     def _labels(self, upto: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -306,7 +306,8 @@ class LabelRounds:
         return concatenate_datasets(parts).select(order)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Name of the user who runs this process; "unknown" where there is none."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # the user of a container may have no name
