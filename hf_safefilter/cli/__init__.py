@@ -82,8 +82,9 @@ class _Shown(logging.Handler):
 
 
 _COMMANDS = (
-    "plan", "embed", "merge", "reference", "score", "label", "seal", "compare", "evaluate", "select", "inspect", "run",
-    "demo", "locate", "freeze", "effect", "card", "push", "verify", "diff", "methods", "doctor", "cache",
+    "plan", "embed", "merge", "reference", "score", "label", "seal", "compare", "evaluate", "select", "inspect",
+    "review", "run", "demo", "locate", "freeze", "effect", "card", "push", "verify", "diff", "methods", "doctor",
+    "cache",
 )  # fmt: skip
 """Commands in the order of `--help`; each is a file in this folder, with a function or command group of that name."""
 

@@ -25,6 +25,7 @@ FLOORS = [
     {"locate", "decide"},
     {"recipe", "freeze", "engine", "saved", "publish"},
     {"compare", "effect", "labeling", "pipeline", "demo"},
+    {"review"},
     {"cli"},
 ]
 """From the ground up: a file may import from its own folder and from the floors below it, for typing too."""

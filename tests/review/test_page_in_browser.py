@@ -1,0 +1,225 @@
+"""The page in a real browser: what is seen, what a key does, what is asked of whom, and what a kill leaves."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_safefilter.engine.local import score_rows
+from hf_safefilter.review import server
+from hf_safefilter.review.review import Review
+from hf_safefilter.saved.saved_rows import save_rows
+from hf_safefilter.scores import make_score
+from review.scored_folder import HOSTILE, MARKUP, PLAIN
+
+pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'hf_safefilter[review]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: make browser installs it")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def shown(browser):
+    """Open the page of a review; gives it when all is drawn. Every request must go to this machine."""
+    closing, asked = [], []
+
+    def show(review, **context):
+        running = server.start(review, who="ada")
+        view = browser.new_context(viewport={"width": 1280, "height": 800}, **context)
+        closing.extend([view.close, running.close])
+        page = view.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: pytest.fail(f"the script failed: {error}"))
+        return opened(page, running.address)
+
+    yield show
+    for close in closing:
+        close()
+    assert asked and {urlsplit(address).hostname for address in asked} == {"127.0.0.1"}
+
+
+def opened(page, address):
+    page.goto(address)
+    page.wait_for_selector("body[data-complete]")
+    return page
+
+
+def open_by_search(page, review, place):
+    page.fill("#search", review.rows.ids[place])
+    page.wait_for_selector(f"#standing h2:text-is('Row {place}')")
+    page.locator("#search").blur()
+
+
+@contextmanager
+def saved_after(page):
+    with page.expect_response(lambda answer: "/decision" in answer.url) as answer:
+        yield
+    assert answer.value.status == 200
+
+
+def lines(review):
+    path = review.log.path
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_text_is_hidden_until_a_key_and_a_hostile_row_stays_text(review, shown):
+    page = shown(review)
+    open_by_search(page, review, HOSTILE)
+    assert "gnp.exe" not in page.content() and "**bold**" not in page.content()
+    page.keyboard.press("t")
+    page.wait_for_selector("#row pre >> nth=1")
+    assert page.locator("#row pre").nth(1).text_content() == PLAIN != MARKUP
+    assert page.title() == "Review: <b>rows</b>" and not page.locator("#row script, #row img, #row a, #what b").count()
+    page.keyboard.press("t")
+    page.wait_for_selector("#row .hidden-text")
+    assert "gnp.exe" not in page.content()
+
+
+def test_a_key_decides_and_opens_the_next_row(review, shown):
+    page = shown(review)
+    first = page.locator(".line[aria-current]").inner_text()
+    with saved_after(page):
+        page.keyboard.press("d")
+    page.wait_for_selector("#progress-text:has-text('1 of 60 decided, 1 by you')")
+    assert page.locator(".line[aria-current]").inner_text() != first
+    (line,) = lines(review)
+    assert (line["decision"], line["who"], line["threshold"]) == ("drop", "ada", review.is_safe.threshold)
+    with saved_after(page):
+        page.keyboard.press("z")
+    page.wait_for_selector("#progress-text:has-text('0 of 60 decided')")
+    assert [line["decision"] for line in lines(review)] == ["drop", "withdrawn"]
+    assert page.locator(".line[aria-current]").inner_text() == first
+
+
+def test_keys_for_keep_unsure_mask_and_note(review, shown):
+    page = shown(review)
+    for key in "kum":
+        with saved_after(page):
+            page.keyboard.press(key)
+    page.keyboard.press("n")
+    page.fill("#note", "<i>look</i> again")
+    with saved_after(page):
+        page.keyboard.press("Enter")
+    assert [line["decision"] for line in lines(review)] == ["keep", "unsure", "mask", "unsure"]
+    assert lines(review)[2]["turns"] and lines(review)[3]["note"] == "<i>look</i> again"
+    page.wait_for_selector("#facts .said:has-text('<i>look</i> again')")
+
+
+def test_the_threshold_is_dragged_and_the_counts_follow(review, shown):
+    page = shown(review)
+    box = page.locator("#histogram").bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 320, box["y"] + 60)
+    page.mouse.up()
+    threshold = float(page.locator("#histogram").get_attribute("aria-valuenow"))
+    scores = review.rows.scores[np.isfinite(review.rows.scores)]
+    counts = [int(text) for text in page.locator("#counts dd:not(.share)").all_inner_texts()]
+    assert 0.1 < threshold < 0.9
+    assert counts == [(scores < threshold).sum(), (scores >= threshold).sum(), 1]
+    page.click("#reset")
+    assert float(page.locator("#histogram").get_attribute("aria-valuenow")) == review.is_safe.threshold
+
+
+def test_filters_and_orders(review, shown):
+    page = shown(review)
+    page.select_option("#group", label="category: cooking (31)")
+    assert page.inner_text("#list-count") == "31 of 60 rows"
+    page.select_option("#state", "dropped")
+    page.select_option("#sort", "high")
+    numbers = [int(text) for text in page.locator(".line .number").all_inner_texts()]
+    scores = review.rows.scores
+    cooking = review.rows.groups["category"].codes == review.rows.groups["category"].names.index("cooking")
+    wanted = np.flatnonzero(cooking & (scores >= review.is_safe.threshold)).tolist()
+    assert sorted(numbers) == wanted and scores[numbers].tolist() == sorted(scores[wanted], reverse=True)
+
+
+def test_another_reviewer_by_name_and_nobody_without_one(review, shown):
+    page = shown(review)
+    page.fill("#who", "")
+    page.locator("#who").blur()
+    page.keyboard.press("k")
+    page.wait_for_selector("#alert:has-text('Write your name')")
+    page.fill("#who", "bob")
+    page.keyboard.press("Enter")
+    page.locator("#who").blur()
+    with saved_after(page):
+        page.keyboard.press("k")
+    assert [line["who"] for line in lines(review)] == ["bob"]
+
+
+def test_without_the_token_there_is_no_page(review, shown):
+    page = shown(review)
+    answer = page.goto(page.url.partition("?")[0] + "?review=wrong")
+    assert answer.status == 401 and "lacks the token" in page.content()
+
+
+def test_a_killed_server_has_lost_nothing(scored, browser, tmp_path):
+    log = tmp_path / "decisions.jsonl"
+    words = f"--format quiet review {scored[0]} --by probe_score --no-browser --decisions {log} --who ada"
+    command = [sys.executable, "-c", "from hf_safefilter.cli import main; main()", *words.split()]
+    view = browser.new_context()
+    page = view.new_page()
+    for round in (1, 2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        try:
+            opened(page, process.stdout.readline().strip())
+            page.wait_for_selector(f"#progress-text:has-text('{5 * (round - 1)} of 60 decided')")
+            page.select_option("#state", "open")
+            for _ in range(5):
+                with saved_after(page):
+                    page.keyboard.press("k")
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        assert len(log.read_text().splitlines()) == 5 * round
+        page.keyboard.press("k")
+        page.wait_for_selector("#alert:has-text('Not saved')")
+    view.close()
+
+
+def test_fifty_thousand_rows_are_few_requests_few_bytes_and_few_elements(browser, tmp_path):
+    count = 50_000
+    rows = Dataset.from_dict({
+        "prompt": [f"question {number}" for number in range(count)],
+        "response": ["a" * (number * 7919 % 997 + 1) for number in range(count)],
+        "category": ["cooking" if number % 3 else "travel" for number in range(count)],
+    })  # fmt: skip
+    step = make_score("length", {})
+    save_rows(score_rows(rows, step), tmp_path / "scored", [step], name="many", revision="none")
+    running = server.start(Review.of(tmp_path / "scored", tmp_path / "decisions.jsonl", by="length_score"), who="ada")
+    view = browser.new_context()
+    page = view.new_page()
+    answers = []
+    page.on("response", lambda answer: answers.append(answer))
+    opened(page, running.address)
+    page.wait_for_load_state("networkidle")
+    assert len(answers) <= 8  # page, numbers, map, verdict, the open row and its neighbours
+    assert sum(len(answer.body()) for answer in answers) < 1_500_000
+    assert page.locator("#rows-inner > *").count() < 60
+    answers.clear()
+    with saved_after(page):
+        page.keyboard.press("d")
+    page.wait_for_load_state("networkidle")
+    assert len(answers) <= 3 and sum(len(answer.body()) for answer in answers) < 10_000
+    view.close()
+    running.close()
