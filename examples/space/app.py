@@ -1,0 +1,21 @@
+"""A Space on which several people review scored rows: put a scored folder beside this file, and fill in the names."""
+
+import os
+from pathlib import Path
+
+from hf_safefilter.review.review import Review
+from hf_safefilter.review.server import serve
+
+SCORED = Path(os.environ.get("SCORED", "scored"))
+"""A folder written by `hf-safefilter score` or `select`; use a private Space for rows that are not public."""
+
+COLUMN = os.environ.get("COLUMN", "probe_score")
+"""The score column; leave it out for a folder written by `select`."""
+
+DECISIONS = Path(os.environ.get("DECISIONS", "/data/decisions.jsonl"))
+"""On the persistent storage of the Space, or they are lost when it restarts."""
+
+if __name__ == "__main__":
+    # it was written on your own machine, which is not this one: say that you trust it
+    review = Review.of(SCORED, DECISIONS, by=COLUMN, trust_vectors=True)
+    serve(review, token=os.environ.get("REVIEW_TOKEN"))  # a secret of the Space; without it see the log for the address
