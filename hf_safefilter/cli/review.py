@@ -83,7 +83,8 @@ def review(
 
 
 def _next(scored: Path, session: Any, decisions: Path) -> str:
-    from hf_safefilter.saved.decision import DECISION, SCORED
+    from hf_safefilter.saved.decision import DECISION
+    from hf_safefilter.saved.saved_rows import SCORED
 
     rows = scored / SCORED if (scored / DECISION).is_file() else scored
     rule = f"--by {session.is_safe.column} --threshold {session.is_safe.threshold:.6g}"
