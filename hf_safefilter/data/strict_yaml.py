@@ -11,6 +11,7 @@ from hf_safefilter.errors import OptionError
 
 _MOST_CHARACTERS = 1_000_000
 _MOST_DEEP = 16
+_BOOLEAN, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
 
 
 def load_yaml(text: str, name: str) -> Any:
@@ -65,7 +66,10 @@ def _require_plain(text: str, name: str) -> None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error; PyYAML silently uses the last one."""
+    """Safe YAML in which a repeated key is an error; PyYAML silently uses the last one.
+
+    A key is the word that is written: to PyYAML, which follows YAML 1.1, ``on: pair_shift`` has the key True.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -75,4 +79,6 @@ class _StrictLoader(yaml.SafeLoader):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
+            if key.tag == _BOOLEAN:
+                key.tag = _TEXT
         return super().construct_mapping(node, deep)

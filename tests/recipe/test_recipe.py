@@ -64,6 +64,19 @@ def test_yaml_that_is_broken_doubled_or_no_mapping_is_refused(tmp_path):
         Recipe.read(tmp_path / "none.yaml")
 
 
+def test_the_key_on_is_a_word_and_not_true():
+    """YAML 1.1 reads on, off, yes and no as truth values, keys too; values keep their meaning."""
+    text = "data: {license: mit, source: s}\nmodel: toy\nmethods: [larf]\n"
+    recipe = Recipe.parse(text + "select:\n  on: pair_shift\n  action: switch\n  drop_count: 1\n")
+    assert (recipe.select.on, recipe.decided_column) == ("pair_shift", "larf_pair_shift")
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+    options = "methods: {name: larf, options: {pairs: off, standardize: yes}}\nselect: {drop_count: 1}\n"
+    (method,) = Recipe.parse(text.replace("methods: [larf]\n", options)).methods
+    assert method.options == {"pairs": False, "standardize": True}
+    with pytest.raises(OptionError, match="given twice"):
+        Recipe.parse("on: 1\non: 2")
+
+
 def test_what_a_card_shows_holds_no_local_path(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     given = PLAIN | {
