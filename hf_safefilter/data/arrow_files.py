@@ -97,3 +97,8 @@ def _scratch(process: int) -> Path:
     folder = borrowed.enter_context(scratch_folder(root))
     atexit.register(lambda: borrowed.close() if os.getpid() == process else None)
     return folder
+
+
+def no_rows(schema: pa.Schema) -> pa.Table:
+    """A table without rows; `Schema.empty_table` knows no extension types, as which turns of unlike keys are held."""
+    return pa.table([pa.nulls(0, field.type) for field in schema], schema=schema)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -111,14 +112,24 @@ def masked(
         for turn in flagged[row]:
             weights[starts[row] + turn - shift] = 0
         left[row] = bool({*answers_in(conversation.messages)} - flagged[row])
-    return table.set_column(table.column_names.index(name), name, _with_weights(column, turns, weights)), left
+    weighted = _weighted_texts(turns, weights) if _is_json(turns.type) else _weighted_structs(turns, weights)
+    return table.set_column(table.column_names.index(name), name, _as_lists(column, weighted)), left
 
 
 def _holds_turns(kind: pa.DataType) -> bool:
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return pa.types.is_struct(kind.value_type) or _is_json(kind.value_type)
 
 
-def _weights(turns: pa.StructArray) -> list[float | int | None]:
+def _is_json(kind: pa.DataType) -> bool:
+    """Whether turns are JSON, as `datasets` holds those that do not all have the same keys."""
+    return isinstance(kind, pa.JsonType)
+
+
+def _weights(turns: pa.StructArray | pa.ExtensionArray) -> list[float | int | None]:
+    if _is_json(turns.type):
+        return [None] * len(turns)  # those that have one keep it
     at = turns.type.get_field_index(WEIGHT)
     if at < 0:
         return [None] * len(turns)
@@ -130,15 +141,27 @@ def _weights(turns: pa.StructArray) -> list[float | int | None]:
     return turns.field(WEIGHT).to_pylist()
 
 
-def _with_weights(column: pa.ListArray, turns: pa.StructArray, weights: list[float | int | None]) -> pa.ListArray:
+def _weighted_texts(turns: pa.ExtensionArray, weights: list[float | int | None]) -> pa.ExtensionArray:
+    texts = turns.storage.to_pylist()
+    for place, weight in enumerate(weights):
+        if weight is not None:
+            texts[place] = json.dumps({**json.loads(texts[place]), WEIGHT: weight}, ensure_ascii=False)
+    return pa.ExtensionArray.from_storage(turns.type, pa.array(texts, turns.type.storage_type))
+
+
+def _weighted_structs(turns: pa.StructArray, weights: list[float | int | None]) -> pa.StructArray:
     at = turns.type.get_field_index(WEIGHT)
     kind = turns.type.field(at).type if at >= 0 else pa.int64()
     fields = [field for field in turns.type if field.name != WEIGHT]
     arrays = [turns.field(field.name) for field in fields]
-    structs = pa.StructArray.from_arrays(
+    return pa.StructArray.from_arrays(
         [*arrays, pa.array(weights, kind)], fields=[*fields, pa.field(WEIGHT, kind)], mask=turns.is_null()
     )
+
+
+def _as_lists(column: pa.ListArray, turns: pa.Array) -> pa.ListArray:
+    """`turns` in lists as long as those of `column`."""
     counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    lists = pa.ListArray.from_arrays(offsets, structs, mask=column.is_null())
-    return lists if len(lists) else pa.array([], lists.type)
+    lists = pa.ListArray.from_arrays(offsets, turns, mask=column.is_null())
+    return lists if len(lists) else pa.nulls(0, lists.type)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hf_safefilter.checks import is_finite, require_choice
 from hf_safefilter.columns import EMBEDDING_PREFIX, PAIR_SHIFT, ROW_ID, SCORE_SUFFIX, SPANS, span_scores_column
-from hf_safefilter.data.arrow_files import arrow_file, new_file
+from hf_safefilter.data.arrow_files import arrow_file, new_file, no_rows
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
@@ -251,7 +251,7 @@ def _parts(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
 def _written(ds: Dataset, is_safe: IsSafe) -> tuple[Dataset, Dataset]:
     Batch({name: [] for name in ds.column_names}).require(is_safe.column, "score the rows first")
     schema = ds.features.arrow_schema
-    schemas = {True: is_safe.divide(schema.empty_table())[0].schema, False: schema}
+    schemas = {True: is_safe.divide(no_rows(schema))[0].schema, False: schema}
     paths = {keep: new_file("kept" if keep else "dropped") for keep in (True, False)}
     with ExitStack() as files:
         writers = {keep: files.enter_context(arrow_file(path, schemas[keep])) for keep, path in paths.items()}

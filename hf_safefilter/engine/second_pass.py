@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from hf_safefilter.columns import ROW_ID
+from hf_safefilter.data.arrow_files import no_rows
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
@@ -60,7 +61,7 @@ def _features_of_kept(features: Features, scored: Dataset, is_safe: IsSafe) -> F
     from datasets import Features
 
     schema = features.arrow_schema
-    changed = is_safe.divide(schema.empty_table(), scored.features.arrow_schema.empty_table())[0].schema
+    changed = is_safe.divide(no_rows(schema), no_rows(scored.features.arrow_schema))[0].schema
     return features if changed == schema else Features.from_arrow_schema(changed)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_safefilter.data.arrow_files import no_rows
 from hf_safefilter.errors import IntegrityError, PublishError
 from hf_safefilter.publish.drop_reasons import reasons_of, row_ids
 from hf_safefilter.publish.stream_writer import write_stream
@@ -112,7 +113,7 @@ def write_dropped(
         own = [name for name in part.column_names if name not in provenance.columns_added] if include_text else []
         keys = {"split": [split] * len(part), ROW_ID: row_ids(part)}
         columns = {name: pa.array(values, pa.string()) for name, values in keys.items()}
-        table = part.with_format("arrow")[:] if len(part) else part.features.arrow_schema.empty_table()
+        table = part.with_format("arrow")[:] if len(part) else no_rows(part.features.arrow_schema)
         columns |= {name: table[name] for name in scores}
         columns["reason"] = pa.array(reasons_of(part, is_safe), pa.string())
         columns |= {f"row_{name}": table[name] for name in own}

@@ -1,6 +1,9 @@
 """Dangerous pairs are switched, dangerous answers get weight 0, and dangerous tokens are not learned."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset
 
@@ -290,3 +293,37 @@ def test_a_recipe_masks_and_its_card_says_so(scored_turns, tmp_path):
     assert len(written) == done.counts.kept
     with pytest.raises(OptionError, match="streaming"):
         purify(None, recipe | {"data": FACTS | {"path": "rows.jsonl", "streaming": True}})
+
+
+@pytest.mark.parametrize("action", ["drop", "mask"])
+def test_turns_of_unlike_keys_which_are_held_as_json_are_decided_too(sorted_rows, tmp_path, action):
+    """As `datasets` loads conversations with tool calls: each turn is a text of JSON, and Arrow has no empty one."""
+    from hf_safefilter.data.load_rows import load_rows
+    from hf_safefilter.publish.folder import write_folder
+
+    good, bad = sorted_rows
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {}}}], "weight": 0}
+    said = [
+        turns(one) + [{"role": "user", "content": "And?"}, call, *turns(two)]
+        for one, two in zip(good, bad, strict=False)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in said))
+    rows = load_rows(tmp_path / "rows.jsonl").rows
+    assert isinstance(rows.data.schema.field("messages").type.value_type, pa.JsonType)
+    recipe = {"data": FACTS | {"path": str(tmp_path / "rows.jsonl")}, "model": "toy", "layer": 4, "methods": "larf",
+              "select": {"action": action, "drop_fraction": 0.3}}  # fmt: skip
+    done = purify(None, recipe, anyway=True)
+    write_folder(tmp_path / "out", done.scored, done.is_safe, done.provenance)
+    assert done.counts.rows == len(said) and bool(done.counts.changed) == (action == "mask")
+    flagged = {row for row, score in enumerate(done.scored["larf_score"]) if score >= done.is_safe.threshold}
+    kept = [[json.loads(turn) for turn in row] for row in done.kept.data.table["messages"].to_pylist()]
+    assert len(kept) == done.counts.kept
+    changed = 0
+    for row in kept:
+        at = next(place for place, other in enumerate(said) if other[0] == row[0])
+        plain = [{name: value for name, value in turn.items() if name != "weight"} for turn in row]
+        assert plain == [{name: value for name, value in turn.items() if name != "weight"} for turn in said[at]]
+        masked_turns = [place for place, turn in enumerate(row) if turn.get("weight") == 0]
+        assert 3 in masked_turns and (len(masked_turns) > 1) == (at in flagged)
+        changed += len(masked_turns) > 1
+    assert changed == done.counts.changed
