@@ -104,6 +104,14 @@ def test_answers_said_nearly_twice():
     assert check.severity == "warning" and check.sentence.startswith("4 of 224")
 
 
+@pytest.mark.parametrize(("more", "alike"), [(19, True), (21, False)])
+def test_four_fifths_of_the_runs_make_two_answers_alike(more, alike):
+    """80 runs of five characters in the one, 99 or 101 in the other, which begins with all of the one."""
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 84 + more))
+    rows = [{**UNSAFE[0], "prompt": str(size), "response": letters[:size]} for size in (84, 84 + more)]
+    assert (("alike", "unsafe") in found(unsafe=[*UNSAFE, *rows])) == alike
+
+
 @pytest.mark.parametrize(("kind", "rows"), [("safe", SAFE), ("benign", BENIGN)])
 def test_rows_on_both_sides(kind, rows):
     checks = found(**{kind: [*rows, *UNSAFE[:2], *said(UNSAFE[2:3], lambda text, _: f"{text.upper()} ")]})
