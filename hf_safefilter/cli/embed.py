@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_safefilter.checks import require_whole
 from hf_safefilter.cli.arguments import Column, Layers, Output, Rows, Split, layers_of, pairs_of, reads_a_model
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
@@ -30,7 +31,7 @@ def embed(
     split: Split = None,
     shard: Annotated[int | None, typer.Option(help="Embed only this part of the rows, counted from 0.")] = None,
     num_shards: Annotated[int | None, typer.Option(help="Number of parts that the rows are split into.")] = None,
-    num_proc: Annotated[int, typer.Option(min=1, help="Number of processes on this machine: one for each GPU.")] = 1,
+    num_proc: Annotated[int, typer.Option(help="Number of processes on this machine: one for each GPU.")] = 1,
 ) -> None:
     """Read chosen layers of a model for every row and write a `save_to_disk` folder.
 
@@ -47,6 +48,7 @@ def embed(
 
     if (shard is None) != (num_shards is None):
         raise OptionError("--shard and --num-shards are used together", fix="use e.g. --shard 0 --num-shards 8")
+    require_whole("num_proc", num_proc, least=1)
     layer_list, columns = layers_of(layers), pairs_of(column, "--column")
     part = Shard(shard, num_shards) if shard is not None and num_shards is not None else None
     if part is None:
