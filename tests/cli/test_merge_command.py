@@ -82,8 +82,9 @@ def test_an_output_that_would_be_refused_is_refused_before_the_work(call, rows, 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("years of work")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_safefilter.data.load_rows.load_rows", no_work)
+    # first what is imported for it: modules that are imported later would keep the function that does no work
     monkeypatch.setattr("hf_safefilter.pipeline.purify.purify", no_work)
+    monkeypatch.setattr("hf_safefilter.data.load_rows.load_rows", no_work)
     code, _, err = call(*words, "-o", "mine")
     assert code == 2 and "mine holds other files" in err
 
