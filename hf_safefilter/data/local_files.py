@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.card_files import require_relative, sets_in
-from hf_safefilter.data.json_depth import require_shallow
+from hf_safefilter.data.json_depth import require_parsable
 from hf_safefilter.data.plain_copies import as_utf8, plainly_named, uncompressed
 from hf_safefilter.data.shapes import SPOKEN
 from hf_safefilter.data.unpacked_size import require_modest
@@ -284,7 +284,7 @@ def _builder(split: str, path: Path) -> tuple[Path, str, DatasetBuilder]:
     if kind in ("json", "csv"):
         plain = as_utf8(plain)
     if kind == "json":
-        require_shallow(plain)
+        require_parsable(plain)
         # one chunk: columns are those of all its rows, and a column may hold values of several kinds
         options = {"chunksize": min(max(plain.stat().st_size, 1 << 20), _LARGEST_CHUNK), "parse_agent_traces": False}
     elif kind == "csv":

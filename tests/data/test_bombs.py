@@ -1,6 +1,7 @@
 """Small files that unpack to gigabytes are refused before the gigabytes are there; others read as they did."""
 
 import gzip
+import json
 import lzma
 import tracemalloc
 
@@ -82,3 +83,17 @@ def test_brackets_in_a_text_are_no_depth(tmp_path):
     text = '{"prompt": "' + '[{\\"' * 5000 + '", "list": [' + "[1], " * 500 + "[2]]}\n"
     (tmp_path / "a.jsonl").write_text(text)
     assert load_rows(tmp_path / "a.jsonl").rows[0]["list"][-1] == [2]
+
+
+@pytest.mark.parametrize(("text", "line"), [("null", 1), ("\n null \n", 2), ('{"a": 1}\nnull\n{"a": 2}', 2)])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_is_null_does_not_end_the_process(tmp_path, text, line, streaming):
+    """pyarrow is ended by SIGSEGV where a part of a file begins with one."""
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(DataError, match=f"line {line} is JSON but not an object"):
+        load_rows(tmp_path / "a.jsonl", streaming=streaming)
+
+
+def test_null_on_a_line_of_its_own_within_a_row(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "1?", "tools": [1, None]}], indent=1))
+    assert load_rows(tmp_path / "a.json").rows[0]["tools"] == [1, None]
