@@ -19,10 +19,34 @@ from hf_safefilter.cli.anywhere import FlagsAnywhere, flags_and_rest, requested_
 from hf_safefilter.cli.output import Format, Printer
 from hf_safefilter.cli.wording import in_recipe, in_shell
 from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
+from hf_safefilter.errors.redaction import shown
+
+
+class _Commands(FlagsAnywhere):
+    """All commands. What is wrong with a call is said without what could steer a terminal."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _printable():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):  # of a wrong call
+            error.message = shown(error.message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="hf-safefilter",
-    cls=FlagsAnywhere,
+    cls=_Commands,
     help="Find and remove the rows of a fine-tuning set that would break an aligned model's safety.",
     epilog="Start here: hf-safefilter demo. The options above may also stand after the command.",
     no_args_is_help=True,

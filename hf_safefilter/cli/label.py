@@ -128,13 +128,13 @@ def _labels(source: str, unsafe: str, saved: Saved) -> dict[str, str]:
 
 def _pairs_of_file(path: Path) -> list[tuple[str, Any]]:
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
             body = json.loads(line)
             pairs.append((str(body["row_id"]), body["label"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"line {number} of {path.name} has no row_id and label", fix="correct the line") from error
     return pairs
 

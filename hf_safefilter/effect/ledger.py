@@ -106,7 +106,7 @@ class Ledger:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         logger.warning("%s cannot be read and will be written again", path)
         return None
     return body if isinstance(body, dict) else None

@@ -47,7 +47,7 @@ class Journal:
             for line in lines[1:]:
                 by_row = self._verdicts.setdefault((tuple(line["blocks"]), line["by"]), {})
                 by_row |= zip(line["rows"], (_VERDICTS[letter] for letter in line["verdicts"]), strict=True)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(
                 f"{path} was not written by a search", fix="delete it to start anew, or name another folder"
             ) from error

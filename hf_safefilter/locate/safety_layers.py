@@ -179,6 +179,6 @@ class SafetyLayers:
             raise MissingError(f"{folder} holds no {FILE}", fix="run the search first: hf-safefilter locate --help")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{path} is not JSON", fix="run the search again") from error
         return cls.from_json(body)

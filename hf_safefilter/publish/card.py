@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_safefilter.errors import PublishError
+from hf_safefilter.errors import IntegrityError, PublishError
 from hf_safefilter.publish.data_files import Published, SplitSize
 from hf_safefilter.publish.provenance import Provenance
 
@@ -43,6 +43,7 @@ def render(
 
     Raises:
         PublishError: The metadata of the existing card are not YAML.
+        IntegrityError: The record is not one that this program has written.
     """
     metadata, text = _parsed(existing) if existing else ({}, None)
     ours = _body(provenance, text_included, repository)
@@ -155,22 +156,31 @@ def _size_category(rows: int) -> str:
 
 
 def _body(provenance: Provenance, text_included: bool, repository: str) -> str:
+    from jinja2 import TemplateError
+
     facts = _escaped(provenance.to_dict())
     counts = facts["counts"]
     titles = (("split", "by_split"), ("source", "by_source"), ("category", "by_category"))
-    text = _template().render(
-        facts,
-        begin=BEGIN,
-        end=END,
-        repository=_escape(repository),
-        tables=[(title, counts[key]) for title, key in titles if counts[key]],
-        labelled_rule="labelled rows" in provenance.selection.rule,
-        text_included=text_included,
-        own_model=provenance.written_by_its_own_model(),
-        number=_number,
-        percent=lambda share: f"{share['dropped'] / share['rows']:.1%}" if share["rows"] else "",
-        options=_options,
-    )
+    try:
+        text = _template().render(
+            facts,
+            begin=BEGIN,
+            end=END,
+            repository=_escape(repository),
+            tables=[(title, counts[key]) for title, key in titles if counts[key]],
+            labelled_rule="labelled rows" in provenance.selection.rule,
+            text_included=text_included,
+            own_model=provenance.written_by_its_own_model(),
+            number=_number,
+            percent=lambda share: f"{share['dropped'] / share['rows']:.1%}" if share["rows"] else "",
+            options=_options,
+        )
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # of a record from elsewhere
+        raise IntegrityError(
+            "provenance.json does not hold what a card states",
+            found=f"{type(error).__name__}: {error}"[:200],
+            fix="write the folder again",
+        ) from error
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 

@@ -179,7 +179,7 @@ class Provenance(_Facts):
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, name: str = "provenance.json") -> Provenance:
+    def from_json(cls, text: str | bytes, name: str = "provenance.json") -> Provenance:
         """The record that `to_json` has written.
 
         Raises:

@@ -196,7 +196,7 @@ def checked_folder(folder: str | Path, *, anyway: bool = False, trust_vectors: b
     _require_own_files(folder, [*paths, folder / PROVENANCE])
     ours = require_recorded(folder, PROVENANCE, trust_vectors=trust_vectors)
     require_described(folder)
-    text = (folder / PROVENANCE).read_text(encoding="utf-8")
+    text = (folder / PROVENANCE).read_bytes()
     provenance = Provenance.from_json(text).checked()
     if anyway:
         provenance = provenance.insisted()
@@ -204,7 +204,7 @@ def checked_folder(folder: str | Path, *, anyway: bool = False, trust_vectors: b
         provenance = provenance.model_copy(update={"trusted_vectors": True})
     provenance.require_trusted()
     as_it_is = ours and not anyway and everywhere(json.loads(text), shown) == json.loads(text)
-    record = (text if as_it_is else provenance.to_json()).encode()
+    record = text if as_it_is else provenance.to_json().encode()
     published = read_published(folder)
     text_included = any(name.startswith("row_") and name != "row_id" for name in _columns(folder / DROPPED))
     names = {path.relative_to(folder).as_posix(): path for path in paths}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_safefilter.checks import is_whole
 from hf_safefilter.data.saved_folders import open_saved
 from hf_safefilter.data.splits import parts_of
 from hf_safefilter.errors import IntegrityError, MissingError
@@ -128,7 +129,7 @@ class Trail:
             )
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-            shard = dict(body["shard"]) if "shard" in body else None
+            shard = _shard_in(body) if "shard" in body else None
             steps = [dict(record) for record in body["steps"]]
             return cls(str(body["name"]), str(body["revision"]), steps, shard, bool(body.get("trusted")))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -154,6 +155,18 @@ class Trail:
                 recheck()
             (scratch / TRAIL).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
             record_files(scratch, TRAIL)
+
+
+def _shard_in(body: dict[str, Any]) -> dict[str, Any]:
+    """What a trail says of its shard.
+
+    Raises:
+        TypeError, ValueError, KeyError: It says something else.
+    """
+    shard = dict(body["shard"])
+    if not all(is_whole(number) for number in (shard["index"], shard["count"], *dict(shard["rows"]).values())):
+        raise TypeError("these are no numbers of rows")
+    return shard
 
 
 def files_for(rows: Dataset | DatasetDict) -> dict[str, int | None] | int | None:

@@ -165,6 +165,9 @@ def merge(folders: Sequence[Path], output: Path, *, trust_vectors: bool = False)
     from datasets import concatenate_datasets
 
     trails = {shard: Trail.read(shard) for folder in folders for shard in _shards_in(Path(folder))}
+    for folder, trail in trails.items():
+        if trail.shard is None:
+            raise DataError(f"{folder} is no shard: it holds all rows of a run", fix="name the folders of shards")
     if Path(output).resolve() in {folder.resolve() for folder in trails}:
         raise OptionError(f"{output} is one of the shards", fix="choose another `output=...`")
     _require_one_whole_run(trails)
@@ -186,8 +189,6 @@ def merge(folders: Sequence[Path], output: Path, *, trust_vectors: bool = False)
 def _shards_in(folder: Path) -> list[Path]:
     """The folder itself if it is a shard, else the shards in it."""
     if (folder / TRAIL).is_file():
-        if Trail.read(folder).shard is None:
-            raise DataError(f"{folder} is no shard: it holds all rows of a run", fix="name the folders of shards")
         return [folder]
     if not (shards := _shard_folders(folder)):
         raise MissingError(

@@ -1,12 +1,15 @@
 """How much is tried: some hundred examples, the same each time; or FUZZ=5000 new ones of each kind (`make fuzz`)."""
 # ruff: noqa: E501
 
+import contextlib
 import json
 import os
 
 import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, settings
+
+from hf_safefilter.cli import main
 
 MANY = int(os.environ.get("FUZZ", "0"))
 
@@ -31,7 +34,19 @@ BROKEN = {
 }  # fmt: skip
 """Files that are not what their names say."""
 
-FOLDERS = ("no_state", "cut_rows", "no_model", "no_output", "no_references", "no_trail")
+FOLDERS = (
+    "no_state",
+    "cut_rows",
+    "no_model",
+    "no_output",
+    "no_references",
+    "no_trail",
+    "lied",
+    "no_decision",
+    "no_study",
+)
+FILLED = ("scored", "decided", "published")
+"""Folders that a user has written by `score`, `select` and `card`, of rows that are read in no time."""
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +69,24 @@ def places(tmp_path_factory):
     file.write_bytes(file.read_bytes()[:200])
     Dataset.from_list(rows).save_to_disk(root / "no_trail")
     (root / "no_trail" / "safefilter.json").write_text('{"name": 1, "revision": null, "steps": [{}]}')
+    (root / "lied" / "labels.jsonl").write_text('{"row_id": 1, "label": []}\n')
+    (root / "no_decision" / "decision.json").write_text('{"column": 1, "threshold": "nan", "selection": {"by": []}}')
+    (root / "no_study" / "effect.json").write_text('{"card": {"openings": 0, "verdict": null}}')
+    (root / "no_study" / "locate.json").write_text('{"method": "gap", "first_block": -1, "last_block": "x"}')
     (root / "no_model" / "config.json").write_text("[]")
     (root / "no_output" / "provenance.json").write_text("{}")
     (root / "no_references" / "manifest.json").write_text(
         '{"kind": "references", "version": 2, "facts": {}, "files": {}}'
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("HF_SAFEFILTER_CACHE", str(root / "store"))
+        for line in (
+            "score rows.jsonl --method length --output scored",
+            "select scored --by length_score --drop-count 3 --anyway --output decided",
+            "card decided --license mit --source me --anyway --output published",
+        ):
+            patch.setattr("sys.argv", ["hf-safefilter", *line.split()])
+            with contextlib.suppress(SystemExit):
+                main()
     return root

@@ -79,6 +79,7 @@ lines = st.lists(
                 b"[1]",
                 b"3",
                 b"null",
+                b" null ",
                 b'{"a": ' + b"[" * 5000,
                 b'{"prompt": NaN}',
                 b"\xff\xfe",

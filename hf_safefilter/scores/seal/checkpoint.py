@@ -117,7 +117,7 @@ class Checkpoints:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             return str(record["result"]) if record["run"] == self._run else None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             logger.warning("%s is damaged and is ignored", path)
             return None
 
