@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 
-.PHONY: install browser demo test fuzz check fix bench real-model
+.PHONY: install browser demo test fuzz torture check fix bench real-model
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ test: check
 
 fuzz: install
 	FUZZ=5000 $(VENV)/bin/python -m pytest -n auto --durations 10 tests/fuzz
+
+torture: install
+	TORTURE=100 $(VENV)/bin/python -m pytest -n auto --dist load --durations 10 tests/torture
 
 check: install
 	$(VENV)/bin/ruff check .
