@@ -161,6 +161,7 @@ def start(review: Review, *, who: str = "", port: int | None = None, token: str 
             pwa=False,
             run_history=False,
             enable_monitoring=False,
+            num_workers=0,  # other processes would serve files past the guard
             prevent_thread_lock=True,
             _frontend=False,  # Gradio would ask for its own page, which is not served
         )
