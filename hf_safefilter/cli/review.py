@@ -72,7 +72,7 @@ def review(
         return
     running = start(session, who=who or user_name(), port=port)
     context.obj.report(facts | {"address": running.address}, ids=[running.address], hint="stop with Ctrl-C; "
-                       f"then: {_next(scored, session, decisions)}")  # fmt: skip
+                       f"then: {session.command(f'{session.is_safe.threshold:.6g}')}")  # fmt: skip
     sys.stdout.flush()  # a pipe gets the address now, not when the command ends
     if browser:
         webbrowser.open(running.address)
@@ -80,12 +80,3 @@ def review(
         threading.Event().wait()
     except KeyboardInterrupt:
         running.close()
-
-
-def _next(scored: Path, session: Any, decisions: Path) -> str:
-    from hf_safefilter.saved.decision import DECISION
-    from hf_safefilter.saved.saved_rows import SCORED
-
-    rows = scored / SCORED if (scored / DECISION).is_file() else scored
-    rule = f"--by {session.is_safe.column} --threshold {session.is_safe.threshold:.6g}"
-    return f"hf-safefilter select {rows} {rule} --decisions {decisions} --output decided"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -47,20 +48,20 @@ class Review:
         saved: The scored rows.
         is_safe: The decision to start from.
         log: File of the decisions; it is made with the first of them, and read if it is there.
-        verdict: The verdict on the score, if it is known.
+        folder: Where the scored rows lie, for the command that takes the decisions over.
 
     Raises:
         DataError: There are no rows.
         IntegrityError: The log is damaged.
     """
 
-    def __init__(self, saved: Saved, is_safe: IsSafe, log: Path, verdict: Verdict | None = None) -> None:
+    def __init__(self, saved: Saved, is_safe: IsSafe, log: Path, folder: Path) -> None:
         if not count_rows(saved.rows):
             raise DataError("there are no rows to review", fix="name another folder")
         self.saved, self.is_safe = saved, is_safe
         self.rows = RowColumns(saved, is_safe.column)
         self.log = DecisionLog(log)
-        self._known_verdict = verdict
+        self._folder = folder
         self._by_row: dict[str, dict[str, RowDecision]] = {}
         for decision in self.log.current.values():
             self._by_row.setdefault(decision.row_id, {})[decision.who] = decision
@@ -95,6 +96,7 @@ class Review:
             IntegrityError: The folder or the log was altered.
         """
         from hf_safefilter.saved.decision import DECISION
+        from hf_safefilter.saved.saved_rows import SCORED
 
         if log.resolve().is_relative_to(folder.resolve()):
             raise OptionError(
@@ -102,10 +104,16 @@ class Review:
                 fix="name a file elsewhere: `decisions='decisions.jsonl'`",
             )
         ways = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold}
-        if by is not None and all(value is None for value in ways.values()) and not (folder / DECISION).is_file():
+        decided = (folder / DECISION).is_file()
+        if by is not None and all(value is None for value in ways.values()) and not decided:
             ways["drop_fraction"] = START
         saved, is_safe = decision_in(folder, by, ways, trust_vectors)
-        return cls(saved, is_safe, log)
+        return cls(saved, is_safe, log, folder / SCORED if decided else folder)
+
+    def command(self, threshold: str) -> str:
+        """The command that selects rows by a threshold and the decisions made here."""
+        words = ["hf-safefilter", "select", str(self._folder), "--by", self.rows.column, "--threshold", threshold]
+        return shlex.join([*words, "--decisions", str(self.log.path), "--output", "decided"])
 
     def overview(self) -> dict[str, Any]:
         """All that the page needs of all rows, but for the map: numbers as base64 of little-endian arrays."""
@@ -127,6 +135,7 @@ class Review:
             },
             "decisions": {str(place): self._plain_decisions(place) for place in self._decided()},
             "log": self.log.path.name,
+            "command": shown(self.command("THRESHOLD")),
             **self._state(),
         }
 
@@ -158,8 +167,6 @@ class Review:
 
     @cached_property
     def _verdict(self) -> Verdict | None:
-        if self._known_verdict is not None:
-            return self._known_verdict
         try:
             lengths = control_scores(self.saved.rows, self.saved.mapping)[score_column("length")]
             return verdict_without_labels(self.rows.column, self.rows.scores, lengths, self.saved.steps)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 import subprocess
 import sys
 
@@ -138,6 +139,16 @@ def test_a_decision_is_on_the_disk_and_counts_for_copies(review):
     assert body["place"] == COPY and review.row(COPY, text=False)["decisions"][0]["decision"] == "drop"
     review.decide(COPY, {"decision": "withdrawn", "who": "ada"})
     assert review.row(ORIGINAL, text=False)["decisions"] == [] and not review.log.current
+
+
+def test_the_command_takes_the_decisions_over(review, call, tmp_path):
+    review.decide(int(np.nanargmax(review.rows.scores)), {"decision": "keep", "who": "ada"})
+    words = shlex.split(review.overview()["command"].replace("THRESHOLD", repr(review.is_safe.threshold)))
+    words[words.index("decided")] = str(tmp_path / "decided")
+    code, out, _ = call("--format", "json", *words[1:])
+    assert code == 0 and json.loads(out)["dropped"] == 11  # 11 above the threshold and one unread, less the kept one
+    again = Review.of(tmp_path / "decided", review.log.path)
+    assert again.is_safe.threshold == review.is_safe.threshold and len(again.overview()["decisions"]) == 1
 
 
 def test_several_reviewers_and_their_agreement(review):

@@ -133,9 +133,7 @@ function showProgress() {
   for (const decisions of state.decisions.values()) own += decisions.some((decision) => decision.who === reviewer());
   const decided = [...state.decisions.values()].filter((decisions) => decisions.length).length;
   byId("progress-bar").value = decided / state.rows;
-  const { rows, agreed, alpha } = state.agreement;
-  const several = rows ? `; ${state.reviewers.length} reviewers agree on ${number(agreed)} of ${number(rows)} shared rows${alpha === null ? "" : ` (alpha ${alpha.toFixed(2)})`}` : "";
-  byId("progress-text").textContent = `${number(decided)} of ${number(state.rows)} decided, ${number(own)} by you${several}`;
+  byId("progress-text").textContent = `${number(decided)} of ${number(state.rows)} decided, ${number(own)} by you`;
 }
 
 function watchKeys() {

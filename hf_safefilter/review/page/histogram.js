@@ -159,7 +159,7 @@ const powers = (most) => Array.from({ length: 8 }, (_, at) => 10 ** (7 - at)).fi
 function ticks(low, high, count) {
   const raw = (high - low) / count;
   const size = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((factor) => factor * size).find((wide) => wide >= raw);
+  const step = [1, 2, 5, 10].map((factor) => factor * size).find((wide) => wide >= 0.7 * raw);
   const found = [];
   for (let at = Math.ceil(low / step); at * step <= high; at++) found.push(Number((at * step).toPrecision(12)));
   return found;
@@ -214,6 +214,7 @@ function showOutcome() {
     ...(unscored ? line("no score", unscored, "unscored") : []),
   );
   byId("threshold").value = score(state.threshold);
+  byId("command").textContent = state.command.replace("THRESHOLD", String(state.threshold));
   byId("reset").hidden = state.threshold === state.start;
   const canvas = byId("histogram");
   canvas.setAttribute("aria-valuemin", histogram.low);
@@ -221,7 +222,9 @@ function showOutcome() {
   canvas.setAttribute("aria-valuenow", state.threshold);
   canvas.setAttribute("aria-valuetext", `${score(state.threshold)}: ${number(kept)} kept, ${number(dropped)} dropped`);
   const changes = [[rescued, "kept"], [removed, "dropped"], [masked, "masked"]].filter(([count]) => count);
-  byId("people").textContent = changes.length
-    ? `By decisions: ${changes.map(([count, word]) => `${number(count)} ${word}`).join(", ")}.`
-    : "";
+  const { rows, agreed, alpha } = state.agreement;
+  byId("people").textContent = [
+    changes.length ? `By decisions: ${changes.map(([count, word]) => `${number(count)} ${word}`).join(", ")}.` : "",
+    rows ? `${state.reviewers.length} reviewers agree on ${number(agreed)} of ${number(rows)} shared rows${alpha === null ? "" : ` (alpha ${alpha.toFixed(2)})`}.` : "",
+  ].join(" ");
 }

@@ -59,7 +59,7 @@ const rowPanel = {
     this.facts(body);
     this.marks();
     const box = byId("row"), guilty = box.querySelector(".guilty");
-    if (guilty && guilty.offsetTop + 60 > box.clientHeight) box.scrollTop = guilty.offsetTop - box.clientHeight / 3;
+    if (guilty && box.scrollHeight > box.clientHeight && guilty.offsetTop + 60 > box.clientHeight) box.scrollTop = guilty.offsetTop - box.clientHeight / 3;
   },
 
   /** The line above the row: its number, its score, and on which side it stands. */

@@ -151,6 +151,7 @@ function watchList() {
   for (const id of ["sort", "group", "state"]) byId(id).addEventListener("change", () => { refreshList(); byId(id).blur(); });
   byId("rows").addEventListener("scroll", () => rowsList.draw());
   let waiting = 0;
+  byId("search").addEventListener("keydown", (event) => event.key === "Enter" && byId("search").blur());
   byId("search").addEventListener("input", (event) => {
     clearTimeout(waiting);
     waiting = setTimeout(() => search(event.target.value).catch((error) => alertUser(error.message)), 250);

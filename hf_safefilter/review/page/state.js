@@ -110,6 +110,7 @@ function takeOverview(body) {
   state.threshold = state.start = body.threshold;
   state.column = body.column;
   state.log = body.log;
+  state.command = body.command;
   for (const [row, decisions] of Object.entries(body.decisions)) state.decisions.set(Number(row), decisions);
   takeState(body);
 }
