@@ -22,6 +22,7 @@ from review.scored_folder import HOSTILE, MARKUP, PLAIN
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'hf_safefilter[review]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 
+PRESS = "const press = (key) => document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -59,6 +60,7 @@ def shown(browser):
 def opened(page, address):
     page.goto(address)
     page.wait_for_selector("body[data-complete]")
+    page.wait_for_selector("#row[aria-busy=false]")
     return page
 
 
@@ -73,6 +75,15 @@ def saved_after(page):
     with page.expect_response(lambda answer: "/decision" in answer.url) as answer:
         yield
     assert answer.value.status == 200
+
+
+def press_and_go_on(page, key):
+    """Press a key that decides, and wait until the next row is seen."""
+    page.wait_for_selector("#row[aria-busy=false]")
+    shown = page.inner_text("#standing h2")
+    with saved_after(page):
+        page.keyboard.press(key)
+    page.wait_for_selector(f"#standing h2:not(:text-is('{shown}'))")
 
 
 def lines(review):
@@ -96,8 +107,7 @@ def test_text_is_hidden_until_a_key_and_a_hostile_row_stays_text(review, shown):
 def test_a_key_decides_and_opens_the_next_row(review, shown):
     page = shown(review)
     first = page.locator(".line[aria-current]").inner_text()
-    with saved_after(page):
-        page.keyboard.press("d")
+    press_and_go_on(page, "d")
     page.wait_for_selector("#progress-text:has-text('1 of 60 decided, 1 by you')")
     assert page.locator(".line[aria-current]").inner_text() != first
     (line,) = lines(review)
@@ -106,14 +116,23 @@ def test_a_key_decides_and_opens_the_next_row(review, shown):
         page.keyboard.press("z")
     page.wait_for_selector("#progress-text:has-text('0 of 60 decided')")
     assert [line["decision"] for line in lines(review)] == ["drop", "withdrawn"]
+    page.wait_for_selector(f"#standing h2:text-is('Row {first.split()[0]}')")
     assert page.locator(".line[aria-current]").inner_text() == first
+
+
+def test_a_key_that_is_pressed_ahead_decides_no_row_that_was_not_seen(review, shown):
+    page = shown(review)
+    with saved_after(page):
+        page.evaluate(PRESS + "for (const key of 'kkdd') press(key)")
+    page.wait_for_selector("#progress-text:has-text('1 of 60 decided')")
+    press_and_go_on(page, "u")  # what was sent before is written before
+    assert [line["decision"] for line in lines(review)] == ["keep", "unsure"]
 
 
 def test_keys_for_keep_unsure_mask_and_note(review, shown):
     page = shown(review)
     for key in "kum":
-        with saved_after(page):
-            page.keyboard.press(key)
+        press_and_go_on(page, key)
     page.keyboard.press("n")
     page.fill("#note", "<i>look</i> again")
     with saved_after(page):
@@ -182,11 +201,10 @@ def test_a_killed_server_has_lost_nothing(scored, browser, tmp_path):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         try:
             opened(page, process.stdout.readline().strip())
-            page.wait_for_selector(f"#progress-text:has-text('{5 * (round - 1)} of 60 decided')")
+            assert page.inner_text("#progress-text").startswith(f"{5 * (round - 1)} of 60 decided")
             page.select_option("#state", "open")
             for _ in range(5):
-                with saved_after(page):
-                    page.keyboard.press("k")
+                press_and_go_on(page, "k")
         finally:
             process.kill()
             process.wait()

@@ -2,6 +2,7 @@
 
 const done = []; // what was decided here: the row, and my decision before, for undo
 let sending = Promise.resolve();
+let deciding = false;
 
 const KEYS = [
   ["k", "Keep", () => decide(KEEP)],
@@ -42,15 +43,20 @@ function send(row, values) {
   return sending;
 }
 
-/** Decide on the open row, and open the next one. */
+/** Decide on the open row, and open the next one. A key that comes before that row is seen does nothing. */
 async function decide(decision, { turns = [], note = mine(state.open)?.note || "", next = true } = {}) {
   const row = state.open;
-  if (row < 0) return;
-  const before = mine(row);
-  if (!(await send(row, { decision, turns, note }))) return;
-  done.push({ row, before });
-  afterDecision(row);
-  if (next && state.open === row) step(1);
+  if (deciding || rowPanel.body?.place !== row) return;
+  deciding = true;
+  try {
+    const before = mine(row);
+    if (!(await send(row, { decision, turns, note }))) return;
+    done.push({ row, before });
+    afterDecision(row);
+    if (next && state.open === row) await step(1);
+  } finally {
+    deciding = false;
+  }
 }
 
 function afterDecision(row) {
@@ -89,10 +95,10 @@ function toggleTurn(turn) {
   else decide(WITHDRAWN, { note: "", next: false });
 }
 
-function step(by) {
+async function step(by) {
   const at = state.shown.indexOf(state.open);
   const next = at < 0 ? 0 : at + by;
-  if (next >= 0 && next < state.shown.length) openRow(state.shown[next]);
+  if (next >= 0 && next < state.shown.length) await openRow(state.shown[next]);
 }
 
 function toggleText() {

@@ -18,7 +18,7 @@ function fetchRow(row, text) {
 /** Open a row, and fetch its neighbours in the list beforehand. */
 async function openRow(row) {
   state.open = row;
-  rowPanel.note = false;
+  byId("row").setAttribute("aria-busy", "true");
   histogram.draw();
   scatter.draw();
   rowsList.reveal();
@@ -39,7 +39,6 @@ async function openRow(row) {
 
 const rowPanel = {
   body: null,
-  note: false,
 
   show(body) {
     this.body = body;
@@ -54,6 +53,7 @@ const rowPanel = {
       body.tools ? el("section", { class: "turn" }, el("header", {}, el("b", {}, "tools")), el("pre", { dir: "auto" }, body.tools)) : "",
       ...turns.filter(Boolean),
     );
+    byId("row").setAttribute("aria-busy", "false");
     byId("row").scrollTop = 0;
     this.standing();
     this.facts(body);
