@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 
-.PHONY: install browser demo test fuzz torture check fix bench real-model
+.PHONY: install browser demo test fuzz torture check fix docs docs-errors bench real-model
 
 install: $(VENV)/.installed
 
@@ -40,9 +40,16 @@ check: install
 	$(VENV)/bin/typos
 	$(VENV)/bin/python -m pytest --quiet tests/core/test_architecture.py
 
-fix: install
+fix: install docs-errors
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: install
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict  # written to site/
+
+docs-errors: install
+	$(VENV)/bin/python docs/write_errors.py
 
 bench: install
 	$(VENV)/bin/python -m benchmarks
