@@ -17,7 +17,7 @@ import typer
 
 from hf_safefilter.cli.anywhere import FlagsAnywhere, flags_and_rest, requested_format
 from hf_safefilter.cli.output import Format, Printer
-from hf_safefilter.cli.wording import in_recipe, in_shell
+from hf_safefilter.cli.wording import in_recipe, in_shell, program
 from hf_safefilter.errors import OptionError, SafefilterError, is_disk_full, is_out_of_memory
 from hf_safefilter.errors.redaction import shown
 
@@ -137,7 +137,7 @@ def main() -> None:
     printer = Printer(requested_format(sys.argv[1:]))
     try:
         with _tidy_at_sigterm():
-            app(prog_name="hf-safefilter")
+            app(prog_name=program())
     except SafefilterError as error:
         printer.error(error, _translation())
         sys.exit(2 if isinstance(error, OptionError) else 1)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hf_safefilter.cli.wording import as_called
 from hf_safefilter.errors import OptionError, SafefilterError
 from hf_safefilter.errors.redaction import everywhere, redacted, shown
 
@@ -49,11 +50,11 @@ class Printer:
     def message(self, text: str) -> None:
         """Print a message, such as progress, for a person only."""
         if self.format is Format.HUMAN:
-            self._stderr.print(escape(shown(text)))
+            self._stderr.print(escape(as_called(shown(text))))
 
     def note(self, text: str, *, warning: bool = False) -> None:
         """Print what happens beside the work to stderr, in any format."""
-        text = shown(text)
+        text = as_called(shown(text))
         if self.format is Format.HUMAN:
             self._stderr.print(f"[yellow]{escape(text)}[/yellow]" if warning else escape(text), soft_wrap=True)
         else:
@@ -110,7 +111,7 @@ class Printer:
                 if isinstance(value, (str, int, float, bool)):
                     self._stdout.print(f"[bold]{escape(shown(name))}[/bold]: {escape(_text_of(value))}", soft_wrap=True)
             if hint:
-                self._stderr.print(f"[dim]next: {escape(shown(hint))}[/dim]", soft_wrap=True)
+                self._stderr.print(f"[dim]next: {escape(as_called(shown(hint)))}[/dim]", soft_wrap=True)
 
     def judged(
         self,
@@ -151,14 +152,18 @@ class Printer:
 
     def error(self, error: Exception, translate: Callable[[str], str] = str) -> None:
         """Print an error to stderr; `translate` turns options in its text into flags or keys of a recipe."""
+
+        def said(text: str) -> str:
+            return as_called(translate(text))
+
         if self.format is Format.JSON:
-            parts: dict[str, Any] = {"error": type(error).__name__, "message": translate(shown(str(error)))}
+            parts: dict[str, Any] = {"error": type(error).__name__, "message": said(shown(str(error)))}
             if isinstance(error, SafefilterError):
                 texts = {"message": error.fact, "found": error.found, "fix": error.fix}
-                parts |= {name: text and translate(text) for name, text in texts.items()}
+                parts |= {name: text and said(text) for name, text in texts.items()}
             sys.stderr.write(json.dumps(parts) + "\n")
         else:
-            self._stderr.print(f"[red]error:[/red] {escape(translate(shown(str(error))))}", soft_wrap=True)
+            self._stderr.print(f"[red]error:[/red] {escape(said(shown(str(error))))}", soft_wrap=True)
 
 
 def _text_of(value: Any) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 _OPTION = re.compile(r"`(\w+)=([^`]*)`")
@@ -17,6 +19,19 @@ _SINGULAR = {"columns": "column"}
 
 _RANGES = ("freeze", "blocks", "initial")
 """Options whose flag takes a range of blocks, e.g. ``--freeze 2-4``."""
+
+PROGRAM = "hf-safefilter"
+"""The name of the program in messages, and of the script that `hf` looks for in a package of extensions."""
+
+
+def program() -> str:
+    """How the program was called: `hf` runs the script of an extension by its path in a folder of its own."""
+    return "hf safefilter" if f"/extensions/{PROGRAM}/" in Path(sys.argv[0]).as_posix() else PROGRAM
+
+
+def as_called(text: str) -> str:
+    """`text` with commands as they were called: as an extension of `hf`, the program is not on the path."""
+    return re.sub(rf"\b{PROGRAM}\b(?= [\w-])", program(), text)
 
 
 def in_shell(text: str, flags: Mapping[str, str]) -> str:
