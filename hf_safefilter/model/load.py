@@ -40,6 +40,7 @@ from hf_safefilter.model.source import (
     location,
     quiet_load_report,
     resolve_revision,
+    unchanged,
 )
 from hf_safefilter.model.tokenizer_rules import require_modest_tokenizer
 
@@ -257,10 +258,8 @@ def model_config(key: ModelKey) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    with explained(key.model, key.revision):
-        config = ruled(AutoConfig.from_pretrained(**location(key), trust_remote_code=False), key.model)
-    location(key)
-    return config
+    with explained(key.model, key.revision), unchanged(key) as place:
+        return ruled(AutoConfig.from_pretrained(**place, trust_remote_code=False), key.model)
 
 
 @lru_cache(maxsize=8)
@@ -273,10 +272,8 @@ def tokenizer(key: ModelKey) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     require_modest_tokenizer(key)
-    with explained(key.model, key.revision):
-        found = AutoTokenizer.from_pretrained(**location(key), trust_remote_code=False)
-    location(key)
-    return found
+    with explained(key.model, key.revision), unchanged(key) as place:
+        return AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
 
 
 def max_tokens(key: ModelKey) -> int | None:

@@ -253,6 +253,17 @@ def location(key: ModelKey) -> Location:
     return found | {"gguf_file": name} if name else found
 
 
+@contextmanager
+def unchanged(key: ModelKey) -> Iterator[Location]:
+    """`location`, and the same check again after the block, for what is read in it.
+
+    Raises:
+        IntegrityError: A local folder has changed since the key was made.
+    """
+    yield location(key)
+    location(key)
+
+
 def file_on_hub(key: ModelKey, name: str, *, gguf_too: bool = False) -> Path | None:
     """A file of a pinned model on the Hub, from the local cache where it is there; None if it has no such file.
 

@@ -76,7 +76,7 @@ def test_quick_needs_nothing_but_a_score(call, scored, tmp_path, monkeypatch):
     ("words", "code", "says"),
     [
         ((), 2, "--by larf_score"),
-        (("--by", "larf_score"), 2, "drop_fraction"),
+        (("--by", "larf_score"), 2, "--drop-fraction"),
         (("--by", "cheese_score", "--drop-count", "3"), 1, "cheese_score"),
         (("--by", "larf_score", "--drop-count", "3", "--arms", "most"), 2, "most"),
         (("--by", "larf_score", "--drop-count", "3", "--freeze", "two"), 2, "--freeze 6-12"),

@@ -207,4 +207,4 @@ def test_a_kept_row_may_reach_the_threshold_by_rounding_and_by_no_more():
     for threshold, agrees in ((4.995, True), (4.98, False)):
         scoring = _Scoring([LengthScore()], "length_score", threshold, False, ("length_score",), np.array([0.01]))
         with nullcontext() if agrees else pytest.raises(IntegrityError, match="a row was kept that has the scores"):
-            scoring.require_alike(["id"], rows, {"id": None})
+            scoring.require_alike(["id"], rows, {"id": None}, [False])

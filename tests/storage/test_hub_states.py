@@ -5,16 +5,16 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from hf_safefilter.cli.verify import _fetched
 from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.errors import MissingError
+from hf_safefilter.pipeline.published import open_published
 from hf_safefilter.references.open import open_references
 from hf_safefilter.storage.hub_states import hub_state
 
 ASKED = {
     "rows": lambda name, folder: load_rows(name),
     "references": lambda name, folder: open_references(name),
-    "a published set": lambda name, folder: _fetched(name, None, folder),
+    "a published set": lambda name, folder: open_published(name, None, folder),
 }
 
 
@@ -56,7 +56,7 @@ def test_a_revision_that_is_not_there_is_named(hub):
 
 def test_what_can_be_no_repository_is_said_to_be_none(tmp_path):
     with pytest.raises(MissingError, match="no name of a repository"):
-        _fetched("a set of mine", None, tmp_path)
+        open_published("a set of mine", None, tmp_path)
 
 
 def test_a_gated_repository_says_where_its_terms_are():
