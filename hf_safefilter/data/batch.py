@@ -57,10 +57,19 @@ class Batch:
             raise missing_column(name, self.names, fix)
 
     def cells(self, name: str) -> list[Any]:
-        """The column as a list of `n` plain Python values (text, messages; not for embeddings)."""
+        """The column as a list of `n` plain Python values (text, messages; not for embeddings).
+
+        Raises:
+            DataError: A text in it is not UTF-8, as a damaged or hostile file may hold.
+        """
         arrow = self._arrow(name)
         if arrow is not None:
-            return arrow.to_pylist()
+            try:
+                return arrow.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"column {name!r} holds text that is not UTF-8", found=error.reason, fix="make the file again"
+                ) from error
         value = self._data[name]
         return [plain(value)] if self.is_row else column_cells(value)
 

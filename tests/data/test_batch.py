@@ -2,11 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value
 from stand_in import safe_rows, unsafe_rows
 
 from hf_safefilter.data.batch import Batch, arrow_vectors
+from hf_safefilter.data.load_rows import load_rows
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.spans import SPAN
 from hf_safefilter.decide.select import IsSafe
@@ -354,3 +356,12 @@ def test_a_view_of_some_rows_is_scored_as_they_are(scored):
     order = [5, 0, 3, 3]
     found = embedded.select(order).map(score, batched=True)
     assert found["larf_score"][:] == [expected["larf_score"][at] for at in order]
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    offsets, letters = pa.array([b"good", b"b\x80d"], pa.binary()).buffers()[1:]
+    table = pa.table({"prompt": pa.StringArray.from_buffers(2, offsets, letters), "response": ["Hi."] * 2})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = load_rows(tmp_path / "a.parquet").rows
+    with pytest.raises(DataError, match="column 'prompt' holds text that is not UTF-8"):
+        Batch(rows.with_format("arrow")[:]).cells("prompt")

@@ -113,7 +113,7 @@ def test_files(tmp_path_factory, lines, name, streaming):
 
 @given(cut=st.floats(0, 1), flips=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=3),
        kind=st.sampled_from(["parquet", "arrow", "saved"]))  # fmt: skip
-def test_damaged_files(tmp_path_factory, cut, flips, kind):
+def test_damaged_files(embed, tmp_path_factory, cut, flips, kind):
     folder = tmp_path_factory.mktemp("rows")
     ds = Dataset.from_list([{"prompt": f"Hello {n}", "response": "Hi."} for n in range(20)])
     if kind == "parquet":
@@ -128,6 +128,6 @@ def test_damaged_files(tmp_path_factory, cut, flips, kind):
     path.write_bytes(content[: int(cut * len(content))] if not flips else content)
     try:
         loaded = load_rows(path if kind != "saved" else folder / "set")
-        loaded.rows[0]
+        embed(loaded.rows.with_format("arrow")[:])
     except SafefilterError as error:
         assert error.fix
