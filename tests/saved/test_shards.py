@@ -155,7 +155,11 @@ def test_the_slower_of_two_may_find_the_place_taken(source, step, tmp_path, monk
 
     monkeypatch.setattr(trail.Trail, "save", taken)
     assert embed_shard(load_rows(source), step, tmp_path, Shard(0, 2), embed_rows) == (at(tmp_path, 0, 2), True)
-    monkeypatch.setattr(trail.Trail, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trail.Trail, "save", full)
     with pytest.raises(OSError, match="No space"):
         embed_shard(load_rows(source), step, tmp_path, Shard(1, 2), embed_rows)
 
