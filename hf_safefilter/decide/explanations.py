@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from hf_safefilter.step import Step
 
 
+_SPANS = 4  # of one reference may stand among the nearest before another is missed
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """A reference that a span is near to: its number on its side, from 1, and their cosine in standard coordinates."""
@@ -157,15 +160,21 @@ def _near(
     index = references(digest)
     sides = []
     for side in SIDES:
-        cosines, places = search(neighbours_index(digest, layer, side, True), queries, min(k, index.counts[side]))
-        numbers = np.array([*(index.owners(side) + 1), 0])[places]
-        sides.append(
-            [
-                tuple(Neighbour(int(number), float(cosine)) for number, cosine in zip(*pair, strict=True) if number)
-                for pair in zip(numbers, cosines, strict=True)
-            ]
+        cosines, places = search(
+            neighbours_index(digest, layer, side, True), queries, min(k * _SPANS, index.counts[side])
         )
+        numbers = np.array([*(index.owners(side) + 1), 0])[places]
+        sides.append([_distinct(*pair, k) for pair in zip(numbers, cosines, strict=True)])
     return dict(zip(rows, zip(*sides, strict=True), strict=True))
+
+
+def _distinct(numbers: np.ndarray, cosines: np.ndarray, k: int) -> tuple[Neighbour, ...]:
+    """The first `k` references, each by its nearest span; a number of 0 stands for none."""
+    nearest: dict[int, float] = {}
+    for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True):
+        if number:
+            nearest.setdefault(number, cosine)
+    return tuple(Neighbour(number, cosine) for number, cosine in nearest.items())[:k]
 
 
 def compared_at(step: Score) -> tuple[str, Layer] | None:

@@ -65,7 +65,7 @@ def test_record_and_card_say_how_the_score_was_overruled(made, scored):
     assert counts.by_reason == {REACHED: dangerous - 1, BY_PEOPLE: 2}
     assert counts.kept == 60 - (dangerous - 1) - 2 and counts.changed == 0
     card = (made / "README.md").read_text()
-    assert "on 5 rows by 3 people, 3 of them against the score: 1 were kept, 2 dropped" in card
+    assert "on 5 rows by 3 people, 3 of them against the score: kept 1, dropped 2" in card
     assert "on 1 alike" in card and "ann" not in card
 
 
