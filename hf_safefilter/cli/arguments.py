@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from hf_safefilter.cli import completion
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import OptionError
@@ -49,6 +50,13 @@ Anyway = Annotated[
 TrustVectors = Annotated[
     bool,
     typer.Option("--trust-vectors", help="Believe a folder that was not written here by you; the card says so."),
+]
+ScoreColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Score column or method to decide by; not for a folder written by select.",
+        autocompletion=completion.scores,
+    ),
 ]
 Source = Annotated[str, typer.Option(help="Where the rows come from: a Hub id, a URL or a sentence.")]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_safefilter.cli import completion
 from hf_safefilter.cli.arguments import Column, Output, Rows, Split, layers_of, pairs_of, reads_a_model, values_of
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ReadingOptions
@@ -40,7 +41,9 @@ def compare(
     layer: Annotated[
         str, typer.Option(help="Layer to read; auto: for each method the best one on the references alone.")
     ] = "auto",
-    label: Annotated[str | None, typer.Option(help="Column of labels to measure against.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column of labels to measure against.", autocompletion=completion.columns)
+    ] = None,
     unsafe: Annotated[str, typer.Option(help="Label that means unsafe.")] = "unsafe",
     option: Annotated[
         list[str] | None,

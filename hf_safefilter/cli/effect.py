@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from hf_safefilter.cli.arguments import Column, Folder, TrustVectors, blocks_of, pairs_of, reads_a_model
+from hf_safefilter.cli.arguments import Column, Folder, ScoreColumn, TrustVectors, blocks_of, pairs_of, reads_a_model
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.pipeline.stored_decision import decision_in
@@ -35,9 +35,7 @@ def effect(
     scored: Folder,
     options: ModelOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an earlier study in it is resumed.")],
-    by: Annotated[
-        str | None, typer.Option(help="Score column or method to decide by; not for a folder written by select.")
-    ] = None,
+    by: ScoreColumn = None,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,

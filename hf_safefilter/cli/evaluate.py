@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hf_safefilter.cli import completion
 from hf_safefilter.cli.arguments import Folder, TrustVectors
 
 EXAMPLE = "hf-safefilter evaluate scored --label label"
@@ -15,7 +16,7 @@ EXAMPLE = "hf-safefilter evaluate scored --label label"
 def evaluate(
     context: typer.Context,
     scored: Folder,
-    label: Annotated[str, typer.Option(help="Column of labels.")],
+    label: Annotated[str, typer.Option(help="Column of labels.", autocompletion=completion.columns)],
     unsafe: Annotated[str, typer.Option(help="Value that means unsafe.")] = "unsafe",
     trust_vectors: TrustVectors = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.arguments import Folder, TrustVectors
+from hf_safefilter.cli.arguments import Folder, ScoreColumn, TrustVectors
 from hf_safefilter.data.splits import splits_of
 from hf_safefilter.errors import DataError
 from hf_safefilter.errors.redaction import shown as printable
@@ -25,7 +25,7 @@ _LONGEST = 400  # characters of a cell in the terminal
 def inspect(
     context: typer.Context,
     scored: Folder,
-    by: Annotated[str | None, typer.Option(help="Score column or method; not for a folder written by select.")] = None,
+    by: ScoreColumn = None,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_safefilter.cli.arguments import Folder, TrustVectors
+from hf_safefilter.cli.arguments import Folder, ScoreColumn, TrustVectors
 
 EXAMPLE = "hf-safefilter review scored --by larf_score --drop-fraction 0.1"
 
@@ -18,7 +18,7 @@ EXAMPLE = "hf-safefilter review scored --by larf_score --drop-fraction 0.1"
 def review(
     context: typer.Context,
     scored: Folder,
-    by: Annotated[str | None, typer.Option(help="Score column; not for a folder written by select.")] = None,
+    by: ScoreColumn = None,
     drop_fraction: Annotated[
         float | None,
         typer.Option(help="Start with this share of the scored rows above the threshold; 0.1 if left out."),

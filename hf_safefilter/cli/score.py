@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_safefilter.cli import completion
 from hf_safefilter.cli.arguments import Output, TrustVectors, layers_of, values_of
 from hf_safefilter.errors import OptionError
 from hf_safefilter.scores import METHODS, make_score, takes
@@ -27,12 +28,15 @@ def score(
         Path, typer.Argument(help="Folder written by an earlier command; or any rows, for guard, length and random.")
     ],
     method: Annotated[
-        str, typer.Option(help=f"{', '.join(SCORES[:-1])} or {SCORES[-1]}.", autocompletion=lambda: list(SCORES))
+        str, typer.Option(help=f"{', '.join(SCORES[:-1])} or {SCORES[-1]}.", autocompletion=completion.methods)
     ],
     output: Output,
     layer: Annotated[
         str | None,
-        typer.Option(help="Embedded layer to use, the only one if left out; for probe several, all if left out."),
+        typer.Option(
+            help="Embedded layer to use, the only one if left out; for probe several, all if left out.",
+            autocompletion=completion.layers,
+        ),
     ] = None,
     references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,

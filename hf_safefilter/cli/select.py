@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_safefilter.cli import completion
 from hf_safefilter.cli.arguments import Anyway, Folder, Output, TrustVectors
 from hf_safefilter.errors import MissingError, OptionError
 
@@ -24,14 +25,22 @@ EXAMPLE = "hf-safefilter select scored --by larf_score --drop-fraction 0.02 --ou
 def select(
     context: typer.Context,
     scored: Folder,
-    by: Annotated[str, typer.Option(help="Score column or method to decide by, or a column of pair shifts.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Score column or method to decide by, or a column of pair shifts.", autocompletion=completion.scores
+        ),
+    ],
     output: Output,
     drop_fraction: Annotated[float | None, typer.Option(help="Drop this share of the scored rows.")] = None,
     drop_count: Annotated[int | None, typer.Option(help="Drop this many rows.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop rows that score this or more.")] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="Column of labels: the verdict is by them; and the threshold, if no other is given."),
+        typer.Option(
+            help="Column of labels: the verdict is by them; and the threshold, if no other is given.",
+            autocompletion=completion.columns,
+        ),
     ] = None,
     unsafe: Annotated[str, typer.Option(help="Label that means unsafe.")] = "unsafe",
     rule: Annotated[str | None, typer.Option(help="best_f1 or tpr_at_fpr.")] = None,
