@@ -57,19 +57,10 @@ class Batch:
             raise missing_column(name, self.names, fix)
 
     def cells(self, name: str) -> list[Any]:
-        """The column as a list of `n` plain Python values (text, messages; not for embeddings).
-
-        Raises:
-            DataError: A text in it is not UTF-8, as a damaged or hostile file may hold.
-        """
+        """The column as a list of `n` plain Python values (text, messages; not for embeddings)."""
         arrow = self._arrow(name)
         if arrow is not None:
-            try:
-                return arrow.to_pylist()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"column {name!r} holds text that is not UTF-8", found=error.reason, fix="make the file again"
-                ) from error
+            return arrow.to_pylist()
         value = self._data[name]
         return [plain(value)] if self.is_row else column_cells(value)
 
@@ -126,10 +117,16 @@ class Batch:
 
     def _arrow(self, name: str) -> pa.ChunkedArray | None:
         if self._host == "table":
-            return self._data[name]
-        if self._host in ("lazy_batch", "lazy_row") and name in self._data.keys_to_format:
-            return self._data.pa_table[name]
-        return None
+            column = self._data[name]
+        elif self._host in ("lazy_batch", "lazy_row") and name in self._data.keys_to_format:
+            column = self._data.pa_table[name]
+        else:
+            return None
+        try:
+            column.validate(full=True)  # a damaged or hostile file may name buffers that are longer than they are
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"column {name!r} is damaged", found=str(error)[:200], fix="make the file again") from error
+        return column
 
     def emit(self, columns: Mapping[str, Column]) -> Any:
         """Hand `columns` (each with `n` as its first dimension) back in the form the host keeps exactly.

@@ -286,7 +286,7 @@ def test_a_column_of_the_users_is_never_written_over(recipe, rows, tmp_path):
     for streaming in (False, True):  # a stream of JSON does not say what columns it has
         data = {"path": str(tmp_path / "rows.jsonl"), "streaming": streaming, **FACTS}
         with pytest.raises(DataError, match="already have a column 'row_id'"):
-            purify(None, recipe | {"data": data}, engine=sf.RayEngine())
+            purify(None, recipe | {"data": data, "evaluate": None}, engine=sf.RayEngine())
 
 
 def test_a_method_fitted_to_the_rows_gets_their_vectors_and_cannot_stream(recipe, rows):

@@ -45,13 +45,16 @@ LINES = [
     "merge no_trail lied --trust-vectors --output merged", "freeze toy --found no_study", "freeze toy --blocks 0-1 --lora",
     "reference audit --unsafe cut.jsonl --safe rows.jsonl --benign none", "reference push no_references loopback/refs --yes",
     "reference starter --model no_model --layers 3 --output refs", "score rows.jsonl --method random --option seed=3 --output scored2",
+    "diff decided published", "diff no_decision decided --trust-vectors",
+    "review no_decision --by length_score --drop-count 2 --no-browser --export-atlas new.parquet",
+    "select scored --by length_score --drop-count 2 --decisions lied --add-refusals 2 --preview --output cut",
     "verify no_output --every", "effect no_decision --trust-vectors --model no_model --output effect",
     "locate no_model --method scaling --over-refusal rows.jsonl --scales 0.8,1.2 --max-new-tokens 1 --output found",
 ]  # fmt: skip
 """One line or more of every command; those that would compute for minutes are wrong from the start."""
 
 
-HEAVY = ("run", "effect", "locate", "compare", "seal", "reference")
+HEAVY = ("run", "effect", "locate", "compare", "seal", "reference", "review")
 READABLE = {"toy", "saved", "rows.jsonl", "starter", "no_trail", *FILLED}
 
 
