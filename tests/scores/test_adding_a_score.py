@@ -94,9 +94,8 @@ def test_compare_scores_by_it(added, tmp_path):
     assert np.isfinite(found.scored["farthest_score"]).all()
 
 
-def test_the_readme_lists_every_score_as_its_class_describes_it():
+def test_the_readme_names_every_method_once():
+    """What each measures stands in the guide, which `tests/docs` compares with the classes."""
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
-    expected = [(name, kind.__name__, kind.MEASURES, kind.REQUIRES, kind.SOURCE)
-                for name, kind in ((name, method(name)) for name in METHODS)]  # fmt: skip
-    assert rows == expected
+    table = text[text.index("| reads | methods") : text.index("Layer k is the output")]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(METHODS)
