@@ -77,6 +77,7 @@ def select(
     from hf_safefilter.decide.additions import RefusalsToAdd
     from hf_safefilter.decide.row_decisions import RowDecisions
     from hf_safefilter.decide.select import IsSafe
+    from hf_safefilter.pipeline.by_people import choose_additions
     from hf_safefilter.pipeline.decision_rule import decide_threshold, options_of
     from hf_safefilter.pipeline.stored_decision import deciding_column
     from hf_safefilter.publish.drop_reasons import by_split
@@ -116,7 +117,7 @@ def select(
         return
     verdict = _verdict(saved, by, label, unsafe)
     parts = write_decision(output, saved, is_safe, verdict, selection=options_of(selection), anyway=anyway,
-                           refusals=to_add)  # fmt: skip
+                           additions=choose_additions(to_add, saved.rows, is_safe, saved.steps))  # fmt: skip
     facts = {"kept": parts.n_kept, "dropped": parts.n_dropped, "threshold": is_safe.threshold, "rule": is_safe.rule}
     if to_add is not None:
         facts["added"] = to_add.count

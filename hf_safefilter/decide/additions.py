@@ -33,12 +33,14 @@ class RefusalsToAdd:
         rows: Rows with prompt and response to choose from.
         source: Where these come from.
         license: Their licence.
+        ours: Whether they ship with this package; rows of others must pass the score before they are added.
     """
 
     count: int
     rows: tuple[Mapping[str, Any], ...]
     source: str
     license: str
+    ours: bool = False
 
     @classmethod
     def of(cls, count: int, path: str | None = None, license: str | None = None) -> RefusalsToAdd:
@@ -51,7 +53,7 @@ class RefusalsToAdd:
         from hf_safefilter.starter import LICENSE, SOURCE, starter_rows
 
         if path is None:
-            return cls(count, tuple(starter_rows("safe")), SOURCE, LICENSE)
+            return cls(count, tuple(starter_rows("safe")), SOURCE, LICENSE, ours=True)
         if not (license or "").strip():
             raise DataError(f"the licence of the refusals in {path} is missing", fix="name it: `refusals_license=...`")
         loaded = load_rows(path)

@@ -24,8 +24,9 @@ class MaskTokens(Step):
     """Adds ``input_ids`` and ``labels``, int32 lists, which TRL's trainers and collators take as they are.
 
     Labels are the ids of the answers, and -100 for context and for each span, or window of one, whose score reaches
-    the threshold: the rest of a good row is still learned. A row that could not be scored has no labels, as nothing
-    of it is known to be safe; what was cut off (``too_long="cut"``) is not there.
+    the threshold: the rest of a good row is still learned. Of a row on which people decided, the turns that they mask
+    are not learned, or nothing of it if they drop it. A row that could not be scored, and that nobody keeps, has no
+    labels, as nothing of it is known to be safe; what was cut off (``too_long="cut"``) is not there.
 
     Args:
         embed: How the rows were read; the tokens are those of its model and template.
@@ -52,8 +53,8 @@ class MaskTokens(Step):
         """int32 lists of one length a row."""
         rows = self.embed.tokens(conversations(batch, self.embed.mapping)) if batch.n else []
         ids, labels = [], []
-        scored = np.isfinite(batch.numbers(self.is_safe.column))
-        for tokens, masked, known in zip(rows, masked_tokens(batch, self.is_safe), scored, strict=True):
+        decided = np.isfinite(batch.numbers(self.is_safe.column)) | (self.is_safe.rulings(batch) != "")
+        for tokens, masked, known in zip(rows, masked_tokens(batch, self.is_safe), decided, strict=True):
             tokens.masked = masked
             ids.append(tokens.ids)
             labels.append(np.where(tokens.labelled() & known, tokens.ids, IGNORED).astype(np.int32))
@@ -62,12 +63,12 @@ class MaskTokens(Step):
 
 
 def masked_tokens(batch: Batch, is_safe: IsSafe) -> list[tuple[tuple[int, int], ...]]:
-    """The stretches [start:stop] of each row whose score reaches the threshold, among its own tokens.
+    """The stretches [start:stop] of each row that are not to be learned, among its own tokens.
 
     Raises:
         MissingError: The rows have no scores of spans.
     """
     return [
         tuple(zip(spans["start"].tolist(), spans["stop"].tolist(), strict=True))
-        for spans in is_safe.dangerous_spans(batch)
+        for spans in is_safe.masked_spans(batch)
     ]

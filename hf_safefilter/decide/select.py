@@ -20,7 +20,7 @@ from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.splits import joined, splits_of
 from hf_safefilter.decide.actions import Action, masked, switched
-from hf_safefilter.decide.decision_log import KEEP, MASK
+from hf_safefilter.decide.decision_log import DROP, KEEP, MASK
 from hf_safefilter.decide.row_decisions import RowDecisions
 from hf_safefilter.errors import OptionError
 
@@ -187,6 +187,24 @@ class IsSafe:
         assert spans is not None  # required above
         dangerous = spans.where((batch.ragged(name).values >= self.threshold) & ~spans.values["rejected"])
         return [dangerous.row(index) for index in range(len(dangerous))]
+
+    def masked_spans(self, batch: Batch) -> list[np.ndarray]:
+        """The spans of each row that are not to be learned, `SPAN`: the dangerous ones, or what people decided.
+
+        Raises:
+            MissingError: The rows have no scores of spans.
+        """
+        masked = self.dangerous_spans(batch)
+        spans, ruled = batch.spans(), self.rulings(batch)
+        assert spans is not None  # `dangerous_spans` requires them
+        if not isinstance(self.decisions, RowDecisions):
+            return masked
+        ids = self._ids(batch)
+        for row in np.flatnonzero(ruled != "").tolist():
+            own = spans.row(row)
+            turns = sorted(self.decisions.masked_turns(ids[row]))
+            masked[row] = own if ruled[row] == DROP else own[np.isin(own["turn"], turns)]
+        return masked
 
     def to_json(self) -> dict[str, Any]:
         """Plain values from which `from_json` makes the same decision."""

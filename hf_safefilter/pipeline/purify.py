@@ -32,7 +32,7 @@ from hf_safefilter.engine.local import (
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.choose_reading import PROBE, ReadingChoice, choose_reading, goes_by_references, middle_layers
 from hf_safefilter.pipeline.auto_layer import layer_method_of, search_layers
-from hf_safefilter.pipeline.by_people import ByPeople
+from hf_safefilter.pipeline.by_people import ByPeople, choose_additions
 from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.recipe import MethodChoice, Recipe
 from hf_safefilter.references import ReferenceIndex
@@ -282,7 +282,7 @@ def _decide(
     columns = with_ignored(recipe.data.columns, recipe.model.ignored) if changes else None
     is_safe = IsSafe(column, threshold, action=recipe.select.action, columns=columns, decisions=by_people.decisions)
     parts = split(scored, is_safe)
-    additions = by_people.additions(parts, steps)
+    additions = choose_additions(by_people.refusals, scored, is_safe, steps)
     evaluation = verdict = None
     mapping = next((step.mapping for step in steps if isinstance(step, EmbedLayers)), None)
     if recipe.evaluate is not None:

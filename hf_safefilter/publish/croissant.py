@@ -159,7 +159,7 @@ def _records(split: str, published: Published, shards: list[Path], folder: Path)
         "@type": "cr:RecordSet",
         "@id": split,
         "name": split,
-        "description": f"{published.splits[split].rows} kept rows in {len(own)} files",
+        "description": f"{published.splits[split].rows} rows in {len(own)} files",
         "field": fields,
     }
 

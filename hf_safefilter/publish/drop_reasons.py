@@ -34,7 +34,7 @@ def reasons_of(part: Dataset, is_safe: IsSafe) -> list[str]:
     column = next((name for name in (own, UNSCORABLE) if name in columns), None)
     unread = view.cells(column) if column else [""] * view.n
     finite = np.isfinite(view.numbers(is_safe.column))
-    overruled = (is_safe.mask_by_score(view) & (is_safe.rulings(view) != "")).tolist()
+    overruled = is_safe.mask_by_score(view).tolist()  # such a row is dropped by people alone
     reached = [_reached_by(by) for by in view.cells(decided)] if decided in columns else [REACHED] * view.n
     reasons = [
         f"unscorable: {reason}" if reason else sentence if scored else NO_NUMBER

@@ -88,6 +88,8 @@ class Review(_Facts):
     """Number of rows on which somebody has decided."""
     kept: int
     """Rows that were kept although their score reaches the threshold, or they could not be scored."""
+    unscored: int
+    """Of these, rows that could not be scored."""
     dropped: int
     """Rows that were dropped although their score is below the threshold."""
     masked: int

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.decide.decision_log import DROP, KEEP, MASK
 from hf_safefilter.decide.row_decisions import RowDecisions
@@ -36,12 +38,14 @@ def review_of(parts: Mapping[str, Dataset], is_safe: IsSafe, *, name_reviewers: 
     decisions = is_safe.decisions
     if not isinstance(decisions, RowDecisions):
         return None
-    rows = dict.fromkeys(("decided", "kept", "dropped", "masked"), 0)
+    rows = dict.fromkeys(("decided", "kept", "unscored", "dropped", "masked"), 0)
     for part in parts.values():
         batch = decision_batch(part, is_safe)
         ruled, by_score = is_safe.rulings(batch), is_safe.mask_by_score(batch)
         rows["decided"] += int((ruled != "").sum())
         rows["kept"] += int(((ruled == KEEP) & ~by_score).sum())
+        unscored = ~np.isfinite(batch.numbers(is_safe.column))
+        rows["unscored"] += int(((ruled == KEEP) & unscored).sum())
         rows["dropped"] += int(((ruled == DROP) & by_score).sum())
         rows["masked"] += int((ruled == MASK).sum())
     if not rows["decided"]:

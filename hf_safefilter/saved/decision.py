@@ -20,7 +20,6 @@ from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.recorded_files import record_files, require_recorded
 
 if TYPE_CHECKING:
-    from hf_safefilter.decide.additions import RefusalsToAdd
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
 
@@ -43,7 +42,7 @@ def write_decision(
     *,
     selection: Mapping[str, Any] | None = None,
     anyway: bool = False,
-    refusals: RefusalsToAdd | None = None,
+    additions: Additions | None = None,
 ) -> Decided:
     """Write kept/, dropped/ and scored/ (`save_to_disk` folders) and ``decision.json``, all of it or nothing.
 
@@ -54,15 +53,12 @@ def write_decision(
         verdict: What is known of the deciding score.
         selection: The options of `threshold_for` that gave the threshold.
         anyway: Whether the user insists on the decision in spite of a bad verdict.
-        refusals: Refusals to add to the kept rows.
+        additions: Rows that are added to the kept ones.
     """
     from hf_safefilter.decide.select import split
 
     parts = split(saved.rows, is_safe)
-    kept, additions = parts.kept, None
-    if refusals is not None:
-        additions = Additions.choose(refusals, kept, parts.dropped, saved.own_columns, saved.mapping)
-        kept = joined(additions.appended_to(splits_of(kept)))
+    kept = parts.kept if additions is None else joined(additions.appended_to(splits_of(parts.kept)))
     with atomic_folder(folder, marker=DECISION) as scratch:
         for name, part in (("kept", kept), ("dropped", parts.dropped)):
             part.save_to_disk(str(scratch / name), num_shards=files_for(part))

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_safefilter import EmbedLayers, LengthScore, ReferenceIndex
-from hf_safefilter.decide.explanations import explain
+from hf_safefilter.decide.explanations import _distinct, explain
 from hf_safefilter.decide.suspects import suspects
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.saved.saved_rows import save_rows
@@ -63,6 +63,11 @@ def test_an_explanation_names_what_a_search_by_hand_finds(scored):
         nearest = [cosines[index.owners("unsafe") + 1 == item.number].max() for item in found[row].unsafe]
         np.testing.assert_allclose([item.cosine for item in found[row].unsafe], nearest, atol=2e-3)
         assert found[row].turn == 1 and found[row].stop > found[row].start
+
+
+def test_a_reference_with_several_near_spans_is_named_once_by_the_nearest():
+    near = _distinct(np.array([4, 7, 4, 0, 7, 2]), np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), 3)
+    assert [(item.number, item.cosine) for item in near] == [(4, 0.9), (7, 0.8), (2, 0.4)]
 
 
 def test_the_shell_shows_reasons_and_no_text_unless_asked(scored, call, tmp_path):

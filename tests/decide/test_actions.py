@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 
 from hf_safefilter import EmbedLayers, IsSafe, LarfScore, MaskTokens, ReferenceIndex, purify, split
 from hf_safefilter.decide.actions import masked, switched
+from hf_safefilter.decide.row_decisions import RowDecisions
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.recipe import SelectionRule
 from hf_safefilter.toy.corpus import mixed_rows
@@ -234,6 +235,30 @@ def test_masked_tokens_are_those_of_the_flagged_spans(scored_turns, step):
         hidden += row["labels"] != whole["labels"]
     assert hidden
     assert "decision" in mask.record()
+
+
+def test_what_people_decided_goes_before_the_scores_of_spans(scored_turns, step):
+    """Nothing of a kept row is hidden, all of a dropped one, and of a masked one the turns that are named."""
+    turns = [sorted({span["turn"] for span in row}) for row in scored_turns["spans"]]
+    several = next(at for at, own in enumerate(turns) if len(own) > 1)
+    keep, drop = (at for at in range(3) if at != several)
+    ids = scored_turns["row_id"]
+    rulings = [(ids[keep], "keep", ()), (ids[drop], "drop", ()), (ids[several], "mask", (turns[several][0],))]
+    everything = IsSafe("larf_score", -9.0, decisions=RowDecisions(tuple(rulings)))
+    scores = np.array(scored_turns["larf_score"], np.float32)
+    scores[keep] = np.nan  # a person may keep what could not be scored
+    judged = scored_turns.remove_columns("larf_score").add_column("larf_score", scores)
+    rows = judged.map(MaskTokens(step, everything), batched=True).to_list()
+    plain = scored_turns.map(MaskTokens(step, IsSafe("larf_score", 9.0)), batched=True).to_list()
+    assert rows[keep]["labels"] == plain[keep]["labels"]
+    assert set(rows[drop]["labels"]) == {-100}
+    expected = list(plain[several]["labels"])
+    for span in rows[several]["spans"]:
+        if span["turn"] == turns[several][0]:
+            expected[span["start"] : span["stop"]] = [-100] * (span["stop"] - span["start"])
+    assert rows[several]["labels"] == expected != plain[several]["labels"]
+    others = [row for at, row in enumerate(rows) if at not in (keep, drop, several)]
+    assert all(set(row["labels"]) <= {-100} for row in others)
 
 
 def test_trl_takes_the_tokens_as_they_are(scored_turns, step):

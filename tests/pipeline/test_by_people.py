@@ -1,12 +1,14 @@
 """A recipe that names what people decided: the rows follow it, streamed or not, and the card says so."""
 
+import json
+
 import pytest
 from datasets import Dataset
 
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.decide.decision_log import DecisionLog, RowDecision
-from hf_safefilter.errors import MissingError, OptionError
+from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.pipeline.purify import purify
 
 WHEN = "2026-01-02T03:04:05+00:00"
@@ -64,3 +66,24 @@ def test_refusals_follow_the_kept_rows(rows, log):
     assert done.counts.kept == 17 and len(done.additions.rows) == 3
     with pytest.raises(OptionError, match="refusals belongs to add_refusals"):
         purify(rows, recipe(log, refusals="x.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("word " * 40, "1 of 4 refusals could not be scored, or score like dropped rows"),
+        ("", "a prompt and a response in each row"),
+    ],
+)
+def test_refusals_of_others_must_pass_the_score(rows, log, tmp_path, bad, says):
+    """What a file calls refusals is not believed: it is read like any row."""
+    own = tmp_path / "refusals.jsonl"
+    said = [{"prompt": f"harm {n}?", "response": f"No {n}."} for n in range(4)]
+    own.write_text("".join(json.dumps(row) + "\n" for row in said))
+    wanted = {"add_refusals": 4, "refusals": str(own), "refusals_license": "mit"}
+    done = purify(rows, recipe(log, **wanted), anyway=True)
+    assert done.kept["response"][-4:] == [row["response"] for row in said]
+    said[2]["response"] = bad
+    own.write_text("".join(json.dumps(row) + "\n" for row in said))
+    with pytest.raises(DataError, match=says):
+        purify(rows, recipe(log, **wanted), anyway=True)

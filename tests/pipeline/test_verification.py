@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from altered_folders import described
 from datasets import Dataset
 
 from hf_safefilter.data.batch import Batch
@@ -19,7 +20,6 @@ from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.saved.saved_rows import step_from
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage import fitted
-from hf_safefilter.storage.artifacts import file_sha256
 from hf_safefilter.toy.corpus import mixed_rows, reference_rows
 
 FACTS = {"license": "cc0-1.0", "source": "a test"}
@@ -55,14 +55,6 @@ def folder(made, tmp_path):
 
 def results(folder, source, **options):
     return {line.check: line.result for line in Verification(folder, source, **options).lines()}
-
-
-def described(folder):
-    """The digests that the files have now, as whoever altered them would write them."""
-    record = json.loads((folder / "croissant.json").read_text())
-    for entry in record["distribution"]:
-        entry["sha256"] = file_sha256(folder / entry["name"])
-    (folder / "croissant.json").write_text(json.dumps(record))
 
 
 def changed(folder, file, change):

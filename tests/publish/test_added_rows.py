@@ -6,6 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from altered_folders import described
 from datasets import DatasetDict, load_dataset
 
 from hf_safefilter.decide.additions import Additions, RefusalsToAdd
@@ -16,7 +17,6 @@ from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.source_rows import require_source_rows
-from hf_safefilter.storage.artifacts import file_sha256
 
 FACTS = {"license": "cc0-1.0", "source": "a test", "anyway": True}
 OWN = ["prompt", "response", "category", "likes"]
@@ -62,7 +62,7 @@ def test_the_rows_are_at_the_end_and_marked(made, scored, is_safe, source):
     assert (provenance.counts.kept, provenance.added.rows, provenance.added.split) == (50, 4, "train")
     card = (made / "README.md").read_text()
     assert "**Added:** 4 refusals after the rows of `train`, from my refusals (licence mit)" in card
-    assert "num_examples: 54" in card
+    assert "num_examples: 54" in card and '"54 rows in 1 files"' in (made / "croissant.json").read_text()
 
 
 def test_a_stranger_tells_them_from_the_source(made, source):
@@ -71,10 +71,7 @@ def test_a_stranger_tells_them_from_the_source(made, source):
 
 def changed(folder, change):
     pq.write_table(change(pq.read_table(folder / SHARD)), folder / SHARD)
-    record = json.loads((folder / "croissant.json").read_text())
-    for entry in record["distribution"]:
-        entry["sha256"] = file_sha256(folder / entry["name"])
-    (folder / "croissant.json").write_text(json.dumps(record))
+    described(folder)
 
 
 def marked_at(place, mark):
@@ -106,6 +103,10 @@ def test_every_split_has_the_column(scored, is_safe, steps, tmp_path):
     assert rows["test"]["added"][:] == [None] * 20
     sources = DatasetDict({name: part.select_columns(OWN) for name, part in both.items()})
     assert set(results(tmp_path / "out", sources).values()) == {"pass"}
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    record["added"]["split"] = "test"
+    (tmp_path / "out" / "provenance.json").write_text(json.dumps(record))
+    assert results(tmp_path / "out", sources)["decision"] == "fail"
 
 
 def test_what_was_added_must_be_stated(scored, is_safe, steps, tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from altered_folders import described
 from datasets import Dataset
 
 from hf_safefilter.decide.decision_log import DecisionLog, RowDecision
@@ -11,11 +12,11 @@ from hf_safefilter.decide.row_decisions import RowDecisions
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import DataError, PublishError
 from hf_safefilter.pipeline.verification import Verification
+from hf_safefilter.publish.card import render
 from hf_safefilter.publish.drop_reasons import BY_PEOPLE, REACHED, row_ids
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.provenance import Provenance
-from hf_safefilter.storage.artifacts import file_sha256
 
 WHEN = "2026-01-02T03:04:05+00:00"
 FACTS = {"license": "cc0-1.0", "source": "a test"}
@@ -78,14 +79,6 @@ def test_names_and_notes_are_not_published_unless_asked_for(made, scored, log, s
 
 def test_a_stranger_finds_the_folder_as_it_was_made(folder, source):
     assert set(results(folder, source).values()) == {"pass"}
-
-
-def described(folder):
-    record = json.loads((folder / "croissant.json").read_text())
-    for entry in record["distribution"]:
-        entry["sha256"] = file_sha256(folder / entry["name"])
-        entry["contentSize"] = f"{(folder / entry['name']).stat().st_size} B"
-    (folder / "croissant.json").write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize("change", ["altered", "shortened", "removed"])
@@ -158,3 +151,22 @@ def test_an_effect_of_other_decisions_is_not_published(scored, log, steps):
     effect = {"column": "length_score", "threshold_hex": (200.0).hex(), "rows": 60, "decisions": None}
     with pytest.raises(PublishError, match="its decisions differ"):
         gather(scored, IsSafe("length_score", 200.0, decisions=log), steps=steps, effect=effect, **FACTS)
+
+
+def test_a_row_that_could_not_be_scored_is_kept_by_people_alone_and_the_card_says_so(steps, tmp_path):
+    rows = Dataset.from_list([{"prompt": f"{n}?", "response": "a" * n} for n in range(9)])  # one without an answer
+    for step in steps:
+        rows = rows.map(step, batched=True)
+    ids = row_ids(rows)
+    log = DecisionLog(tmp_path / "log")
+    for at, word in ((0, "keep"), (8, "keep"), (1, "keep")):
+        log.append(RowDecision(ids[at], word, "ann", WHEN))
+    decision = IsSafe("length_score", float(rows["length_score"][7]), decisions=log.path)
+    provenance = gather(rows, decision, steps=steps, anyway=True, **FACTS)
+    assert (provenance.review.kept, provenance.review.unscored, provenance.counts.kept) == (2, 1, 8)
+    card = render(provenance, None)
+    assert (
+        "was not kept, but for 1 rows that people kept." in card and "kept 2 (1 of which could not be scored)" in card
+    )
+    plain = gather(rows, IsSafe("length_score", decision.threshold), steps=steps, anyway=True, **FACTS)
+    assert "What could not be scored was not kept." in render(plain, None)
