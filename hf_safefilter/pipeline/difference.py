@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_safefilter.decide.thresholds import numbers_of
-from hf_safefilter.errors import MissingError
+from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.publish.croissant import require_described
 from hf_safefilter.publish.data_files import DROPPED
 from hf_safefilter.publish.drop_reasons import by_split, reasons_of, row_ids
 from hf_safefilter.publish.folder import PROVENANCE
@@ -58,7 +60,7 @@ class Selection:
 
         Raises:
             MissingError: It is neither.
-            IntegrityError: It was altered, or select has written it elsewhere and it is not trusted.
+            IntegrityError: A file was altered or is missing, or select has written it elsewhere and it is not trusted.
         """
         if (folder / DECISION).is_file():
             decision = read_decision(folder, trust_vectors=trust_vectors)
@@ -73,7 +75,14 @@ class Selection:
         provenance = Provenance.from_json((folder / PROVENANCE).read_text(encoding="utf-8"))
         review = None if provenance.review is None else provenance.review.sha256
         facts = _decided(provenance.selection.model_dump() | {"decisions": review}) | _read(provenance.steps)
-        return cls(dict(_published(folder, provenance)), facts | {"source": provenance.source.name})
+        require_described(folder)
+        try:
+            fates = dict(_published(folder, provenance))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise IntegrityError(
+                f"{folder} does not hold what its record states", found=str(error)[:200], fix="write the folder again"
+            ) from error
+        return cls(fates, facts | {"source": provenance.source.name})
 
 
 def _published(folder: Path, provenance: Provenance) -> Iterator[tuple[tuple[str, str], Fate]]:

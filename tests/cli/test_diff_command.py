@@ -144,3 +144,25 @@ def test_refusals_without_a_number_are_refused(scored, call, tmp_path):
     words = ("--by", "length_score", "--drop-count", 4, "--refusals", "x.jsonl", "--output", tmp_path / "x")
     code, _, err = call("select", scored, *words)
     assert code == 2 and "no number of refusals" in err and "--add-refusals" in err
+
+
+@pytest.mark.parametrize("file", ["dropped.parquet", "provenance.json", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"words")])
+def test_a_published_folder_that_was_altered_is_not_compared(scored, call, tmp_path, file, change):
+    select(call, scored, tmp_path / "one", "--drop-count", 2)
+    code, _, err = call("card", tmp_path / "one", *CARD, "--output", tmp_path / "out")
+    assert code == 0, err
+    change(tmp_path / "out" / file)
+    code, _, err = call("diff", tmp_path / "one", tmp_path / "out")
+    assert code == 1 and any(
+        words in err for words in ("is not the file that", "not a provenance", "holds no selection")
+    )
+
+
+def test_a_record_of_another_score_is_not_compared(scored, call, tmp_path):
+    select(call, scored, tmp_path / "one", "--drop-count", 2)
+    call("card", tmp_path / "one", *CARD, "--output", tmp_path / "out")
+    record = tmp_path / "out" / "provenance.json"
+    record.write_text(record.read_text().replace('"column": "length_score"', '"column": "other_score"'))
+    code, _, err = call("diff", tmp_path / "one", tmp_path / "out")
+    assert code == 1 and "does not hold what its record states" in err
