@@ -118,8 +118,8 @@ class Guard:
 
 def _headers(scope: Scope) -> Mapping[str, str]:
     """Headers by name; one that is given twice is worth nothing."""
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()
-        found[key] = "" if key in found else value.decode("latin-1")
-    return found
+        headers[key] = "" if key in headers else value.decode("latin-1")
+    return headers

@@ -141,11 +141,11 @@ class Review:
 
     def map(self) -> dict[str, Any]:
         """The map of the rows; {} if they have no vectors."""
-        found = self.row_map
-        if found is None:
+        drawn = self.row_map
+        if drawn is None:
             return {}
-        points = {name: _packed(getattr(found, name), np.float32) for name in ("rows", "unsafe", "safe")}
-        return {**points, "share": found.share, "column": found.column}
+        points = {name: _packed(getattr(drawn, name), np.float32) for name in ("rows", "unsafe", "safe")}
+        return {**points, "share": drawn.share, "column": drawn.column}
 
     @cached_property
     def _map(self) -> RowMap | None:
@@ -160,10 +160,11 @@ class Review:
     def verdict(self) -> dict[str, Any]:
         """What is known of the score that decides, and whether it is good."""
         with self._slow:
-            found = self._verdict
-        if found is None:
+            verdict = self._verdict
+        if verdict is None:
             return {"sentence": "the verdict on this score is not known on this machine", "finding": "not known"}
-        return {"sentence": found.sentence, "finding": found.finding, "trusted": found.trusted, "bad": found.bad}
+        facts = {"sentence": verdict.sentence, "finding": verdict.finding}
+        return facts | {"trusted": verdict.trusted, "bad": verdict.bad}
 
     @cached_property
     def _verdict(self) -> Verdict | None:
@@ -184,8 +185,8 @@ class Review:
 
     def search(self, words: str) -> dict[str, Any]:
         """The rows in which some words stand."""
-        found = rows_with(self.rows.parts, words) if words.strip() else np.arange(len(self.rows))
-        return {"rows": _packed(found, np.int32), "count": len(found)}
+        places = rows_with(self.rows.parts, words) if words.strip() else np.arange(len(self.rows))
+        return {"rows": _packed(places, np.int32), "count": len(places)}
 
     def decide(self, place: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write a decision to the log; it is on the disk when this returns.
