@@ -38,14 +38,14 @@ from hf_safefilter.data.spans import SPAN
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_digest import reading_digest
 from hf_safefilter.model.reading_options import WINDOW, ReadingOptions, checked_reading
-from hf_safefilter.step import Step, fields_of
+from hf_safefilter.step import ROWS_PER_CALL, Step, fields_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from datasets import Dataset
 
-    from hf_safefilter.model.reading_options import Attention, Dtype, Spans, TooLong
+    from hf_safefilter.model.reading_options import Attention, Dtype, Spans, StreamBlocks, TooLong
     from hf_safefilter.model.source import ModelKey
     from hf_safefilter.model.tokens import Tokens
     from hf_safefilter.model.windows import RowReads
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _warned: set[str] = set()
+_CALLS_AT_ONCE = 4  # times as many rows as other steps get: their vectors must have room in memory
 _TOKENISED_AT_ONCE = 256  # rows: they are tokenised while the rows before them are read
 
 Part = TypeVar("Part")
@@ -96,6 +97,8 @@ class EmbedLayers(ReadingOptions, Step):
         attn: "auto" packs rows without padding where the model supports it (on a GPU with torch's own variable-length
             flash attention). The name of an implementation of transformers pads rows: "sdpa", "eager",
             "flash_attention_2", "flash_attention_3" or "flex_attention". It decides the speed, not the vectors.
+        stream_blocks: "auto" loads one block of the model at a time, for all rows of a call, where not all of them fit
+            in memory; "always" does so in any case, "never" not. It decides speed and memory, not the vectors.
 
     Raises:
         OptionError: A layer, number format, position or length that makes no sense.
@@ -126,6 +129,7 @@ class EmbedLayers(ReadingOptions, Step):
             too_long: TooLong = "windows",
             ignore: Sequence[str] = (),
             attn: Attention = "auto",
+            stream_blocks: StreamBlocks = "auto",
             columns: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         ) -> None: ...
 
@@ -215,6 +219,11 @@ class EmbedLayers(ReadingOptions, Step):
         }
         return columns | {embedding_column(key): read.of(key) for key in self.keys}
 
+    @property
+    def rows_per_call(self) -> int:
+        """More rows where each block of the model is loaded once a call."""
+        return _CALLS_AT_ONCE * ROWS_PER_CALL if self._streams(self.layers, None) else ROWS_PER_CALL
+
     def vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
         """The same vectors for rows in memory, such as references, in float32, and the rows as conversations."""
         parsed = as_conversations(rows, self.mapping)
@@ -281,7 +290,8 @@ class EmbedLayers(ReadingOptions, Step):
         # Unreadable rows are not cached: their ids do not tell the reasons (the number 5 and the text "5" share an id).
         target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()))
         space = _space(self, pick_device(self.device, rank).type)
-        found = cache.recall(space, target, ids, [row.size for row in rows], read)
+        sizes = [row.size for row in rows]
+        found = cache.recall(space, target, ids, sizes, read, lambda: self._streams(self.layers, rank))
         found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
         return found
 
@@ -296,9 +306,9 @@ class EmbedLayers(ReadingOptions, Step):
         found: dict[Layer, list[np.ndarray]] = {name: [np.empty((0, self._width()), np.float32)] for name, *_ in names}
         reads: list[RowReads] = []
         if rows:
-            depth = load.depth_for(load.model_config(key).get_text_config().num_hidden_layers, tuple(layers))
-            trunk = load.trunk(key, depth, load.pick_device(self.device, rank), attn=self.attn)
-        step = _TOKENISED_AT_ONCE
+            depth, device = self._depth(layers), load.pick_device(self.device, rank)
+            trunk = load.trunk(key, depth, device, attn=self.attn, stream_blocks=self.stream_blocks)
+        step = len(rows) if rows and trunk.left_out is not None else _TOKENISED_AT_ONCE
         for part in _ahead([rows[start : start + step] for start in range(0, len(rows), step)], self.reads):
             sequences = [one for row in part for one in row.sequences]
             vectors = read_layers(trunk, sequences, tuple(layers))
@@ -313,6 +323,18 @@ class EmbedLayers(ReadingOptions, Step):
             np.array([row.truncated for row in reads], dtype=bool),
             np.array([row.reason for row in reads], dtype=object),
         )
+
+    def _depth(self, layers: Sequence[Layer]) -> int:
+        from hf_safefilter.model import load
+
+        return load.depth_for(load.model_config(self._key()).get_text_config().num_hidden_layers, tuple(layers))
+
+    def _streams(self, layers: Sequence[Layer], rank: int | None) -> bool:
+        """Whether the blocks of the model are loaded one at a time."""
+        from hf_safefilter.model import load
+
+        device = load.pick_device(self.device, rank)
+        return load.leaves_out(self._key(), self._depth(layers), device, self.stream_blocks)
 
     def _halved(self, read: RowVectors) -> RowVectors:
         read.vectors = {layer: _half(layer, values) for layer, values in read.vectors.items()}

@@ -62,6 +62,11 @@ class Step:
         layer = getattr(self, "layer", None)
         return () if layer is None else (embedding_column(layer),)
 
+    @property
+    def rows_per_call(self) -> int:
+        """Rows that an engine in this process passes to it at once."""
+        return ROWS_PER_CALL
+
     def record(self) -> dict[str, Any]:
         """Class name and every field, as plain JSON values: what the card states and what is needed to run it again."""
         values = {option.name: getattr(self, option.name) for option in fields_of(self)}

@@ -21,7 +21,14 @@ from hf_safefilter.data.ragged import Ragged
 Read = Callable[[list[int], list[Layer]], RowVectors]
 
 
-def recall(space: Space, target: Gathering, ids: Sequence[str], sizes: Sequence[int], read: Read) -> RowVectors:
+def recall(
+    space: Space,
+    target: Gathering,
+    ids: Sequence[str],
+    sizes: Sequence[int],
+    read: Read,
+    at_once: Callable[[], bool] = lambda: False,
+) -> RowVectors:
     """The vectors of all rows: each distinct row without a reason is looked up in the cache, or read once.
 
     Args:
@@ -30,6 +37,7 @@ def recall(space: Space, target: Gathering, ids: Sequence[str], sizes: Sequence[
         ids: `row_id` of each row.
         sizes: How long each row is, in any unit.
         read: Reads the rows at these positions, in these layers.
+        at_once: Whether all rows must be read in one piece.
 
     Raises:
         SafefilterError: What `read` raises, or the disk is full. All pieces that were read before are cached.
@@ -45,7 +53,8 @@ def recall(space: Space, target: Gathering, ids: Sequence[str], sizes: Sequence[
     incomplete = {layer: store for layer, store in stores.items() if not known[layer].all()}
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))
     _found.update(rows=len(rows), recalled=len(rows) - len(missing))
-    for piece in _pace(space).pieces(np.asarray(sizes)[rows[missing]]):
+    whole = len(missing) and at_once()
+    for piece in [np.arange(len(missing))] if whole else _pace(space).pieces(np.asarray(sizes)[rows[missing]]):
         at = missing[piece]
         began = time.monotonic()
         fresh = read(rows[at].tolist(), list(incomplete))

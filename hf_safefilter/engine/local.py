@@ -14,7 +14,7 @@ from hf_safefilter.columns import EMBEDDING_PREFIX, READ_AS, SPANS, TRUNCATED
 from hf_safefilter.data.arrow_files import materialise, new_file
 from hf_safefilter.data.reasons import listed, reasons_in
 from hf_safefilter.data.splits import count_rows, each_split, parts_of, require_free
-from hf_safefilter.step import ROWS_PER_CALL, Step
+from hf_safefilter.step import Step
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -62,7 +62,7 @@ def _with_columns(
         beside = [name for name in (READ_AS, SPANS) if name in part.column_names]
         read = [*step.needs(), *beside] if step.needs() else [name for name in part.column_names if name not in vectors]
         options = {
-            "batched": True, "batch_size": ROWS_PER_CALL, "num_proc": num_proc, "with_rank": True, "desc": desc,
+            "batched": True, "batch_size": step.rows_per_call, "num_proc": num_proc, "with_rank": True, "desc": desc,
             # not beside the rows, where a file that came with them could stand in for the result
             "cache_file_name": str(new_file("cache")), "load_from_cache_file": False,
         }  # fmt: skip
@@ -86,7 +86,7 @@ def score_stream_locally(
     require_free(rows, [name for step in steps for name in step.produces()])
     rows = rows.with_format("arrow")  # among Python values, a null does not show the type of its column
     for step in steps:
-        rows = rows.map(step, batched=True, batch_size=ROWS_PER_CALL)
+        rows = rows.map(step, batched=True, batch_size=step.rows_per_call)
     vectors = [name for name in embed.produces() if name.startswith(EMBEDDING_PREFIX)]
     with _resumed():
         return materialise(rows.remove_columns(vectors))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
 from hf_safefilter.model import budget
 from hf_safefilter.model import prefix_tree as tree
+from hf_safefilter.model.block_by_block import Laid, rows_of_passes, through_blocks, try_ways
 from hf_safefilter.model.load import Trunk, depth_for
-from hf_safefilter.model.packed import can_pack, read_packed
-from hf_safefilter.model.padded import can_pad, read_padded, words_of
+from hf_safefilter.model.packed import can_pack, lay_packed, read_packed
+from hf_safefilter.model.padded import can_pad, lay_padded, read_padded, words_of
 from hf_safefilter.model.threads import pick_threads, threads
 
 if TYPE_CHECKING:
+    from hf_safefilter.model.hooks import Forward, Reads
+    from hf_safefilter.model.left_out import LeftOut
     from hf_safefilter.model.windows import Read, TokenSequence
 
 _WAITING = 2**26  # bytes of vectors that wait on the device: fetching each batch's would make the device wait
@@ -63,8 +67,11 @@ def read_layers(
     most = torch.get_num_threads()
     count = pick_threads(trunk.hidden_size, most) if trunk.device.type == "cpu" else most
     with trunk.busy, threads(count):
+        if trunk.left_out is not None and first:
+            try_ways(trunk, trunk.left_out)
         way = _way(trunk, [sequences[row].ids for row in first])
-        batches = _batches_that_fit(trunk, sequences, first, tuple(layers), way, token_budget)
+        in_batches = _batches_that_fit if trunk.left_out is None else _batches_of_passes
+        batches = in_batches(trunk, sequences, first, tuple(layers), way, token_budget)
         for numbers, found in _fetched(batches, 0 if trunk.device.type == "cpu" else _WAITING):
             places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in numbers])
             for layer in layers:
@@ -107,12 +114,14 @@ class Way:
         sort: An order of the sequences in which neighbours are cheap to read together.
         held: Tokens that a batch holds, from the lengths of its sequences.
         read: One forward.
+        lay: Makes a batch ready for several: where it is read, and how it goes through the model.
         alike: Whether all sequences of a batch must have one length.
     """
 
     sort: Callable[[Sequence[np.ndarray]], list[int]]
     held: Callable[[Sequence[int]], int]
     read: Callable[[Trunk, Sequence[TokenSequence], Sequence[Layer]], dict[Layer, torch.Tensor]]
+    lay: Callable[[Trunk, Sequence[TokenSequence]], tuple[Reads, Forward]]
     alike: bool = False
 
     def leading(self, lengths: Sequence[int], most: int) -> int:
@@ -129,8 +138,9 @@ PADDED = Way(
     sort=lambda rows: sorted(range(len(rows)), key=lambda row: -len(rows[row])),
     held=lambda lengths: max(lengths) * len(lengths),
     read=read_padded,
+    lay=lay_padded,
 )
-PACKED = Way(sort=tree.order, held=sum, read=read_packed)
+PACKED = Way(sort=tree.order, held=sum, read=read_packed, lay=lay_packed)
 ALIKE = replace(PADDED, alike=True)
 
 
@@ -154,18 +164,76 @@ def _batches_that_fit(
             found = way.read(trunk, [sequences[row] for row in batch], layers)
         except torch.OutOfMemoryError as error:
             if count == 1:
-                raise ModelError(
-                    f"a single row of {held} tokens does not fit in the memory of {trunk.device}",
-                    fix="pass a smaller max_length, dtype='bfloat16', or device='cpu'",
-                ) from error
+                raise _too_long(trunk, held) from error
             most = budget.lower(trunk, held)
             found = None
         if found is None:  # outside the handler, where the failed forward's tensors are no longer held by its traceback
-            if trunk.device.type == "cuda":
-                torch.cuda.empty_cache()
+            _empty_cache(trunk)
             continue
         yield batch, found
         done += count
+
+
+def _batches_of_passes(
+    trunk: Trunk,
+    sequences: Sequence[TokenSequence],
+    rows: list[int],
+    layers: tuple[Layer, ...],
+    way: Way,
+    token_budget: int | None,
+) -> Iterator[Batch]:
+    """The same through a model whose blocks are loaded one at a time; on running out of memory a pass begins again."""
+    left_out, depth = cast("LeftOut", trunk.left_out), depth_for(trunk.n_blocks, layers)
+    rows = [rows[at] for at in way.sort([sequences[row].ids for row in rows])]
+    bytes_each = trunk.hidden_size * trunk.model.dtype.itemsize
+    for part in rows_of_passes([len(sequences[row].ids) for row in rows], bytes_each):
+        digest = _digest([sequences[rows[at]] for at in part])
+        most = token_budget or budget.token_budget(trunk, way is PACKED)
+        found = None
+        while found is None:
+            batches = _laid(trunk, sequences, [rows[at] for at in part], way, most)
+            try:
+                found = through_blocks(trunk, left_out, batches, layers, depth, digest)
+            except torch.OutOfMemoryError as error:
+                held = max(batch.tokens for batch in batches)
+                if all(len(batch.rows) == 1 for batch in batches):
+                    raise _too_long(trunk, held) from error
+                most = budget.lower(trunk, min(held, most))
+            if found is None:
+                _empty_cache(trunk)
+        for place, batch in enumerate(batches):
+            yield batch.rows, {layer: parts[place] for layer, parts in found.items()}
+
+
+def _laid(trunk: Trunk, sequences: Sequence[TokenSequence], rows: list[int], way: Way, most: int) -> list[Laid]:
+    lengths = [max(1, len(sequences[row].ids)) for row in rows]
+    batches, done = list[Laid](), 0
+    while done < len(rows):
+        count = way.leading(lengths[done:], most)
+        batch = rows[done : done + count]
+        held = way.held(lengths[done : done + count])
+        batches.append(Laid(batch, held, *way.lay(trunk, [sequences[row] for row in batch])))
+        done += count
+    return batches
+
+
+def _digest(sequences: Sequence[TokenSequence]) -> str:
+    total = hashlib.sha256()
+    for one in sequences:
+        total.update(f"{len(one.ids)} {one.reads};".encode() + one.ids.tobytes())
+    return total.hexdigest()
+
+
+def _too_long(trunk: Trunk, held: int) -> ModelError:
+    return ModelError(
+        f"a single row of {held} tokens does not fit in the memory of {trunk.device}",
+        fix="pass a smaller max_length, dtype='bfloat16', or device='cpu'",
+    )
+
+
+def _empty_cache(trunk: Trunk) -> None:
+    if trunk.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _fetched(batches: Iterator[Batch], most: int) -> Iterator[tuple[list[int], dict[Layer, np.ndarray]]]:

@@ -1,10 +1,13 @@
-"""Keeping freed memory for the next forward pass, instead of returning it to the kernel after each block.
+"""Keeping freed memory for the next forward pass, instead of returning it to the kernel after each block; or not.
 
 A block's widest states are tens of megabytes, which glibc returns to the kernel as soon as they are freed; the next
 block then faults every page in again. On virtual machines this takes a tenth of a forward pass.
 """
 
 from __future__ import annotations
+
+import ctypes
+import os
 
 import torch
 
@@ -19,3 +22,13 @@ def keep_freed_memory() -> None:
     mallopt, stay as they are; other allocators are not affected.
     """
     torch.empty(_LARGEST, dtype=torch.uint8)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return what is free in its heap: where blocks are loaded in turn, each would find its holes too small.
+
+    Other C libraries are left alone.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

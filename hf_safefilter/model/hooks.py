@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from hf_safefilter.model.blocks import Stack
 
 
-class _Read(Exception):
-    """The deepest wanted layer has been read: nothing further down the model need run."""
+class Enough(Exception):
+    """What was wanted has been read: nothing further down the model need run."""
+
+
+Forward = Callable[[], object]
+"""One pass of a batch through a model."""
 
 
 @dataclass(slots=True)
@@ -56,12 +60,10 @@ class Reads:
         return nn.functional.embedding_bag(index, states, self._offsets, mode="mean")  # gathers and adds in one go
 
 
-def read(
-    stack: Stack, layers: Sequence[Layer], reads: Reads, forward: Callable[[], object]
-) -> dict[Layer, torch.Tensor]:
+def read(stack: Stack, layers: Sequence[Layer], reads: Reads, forward: Forward) -> dict[Layer, torch.Tensor]:
     """Run `forward` as far as the deepest of `layers`: float32 `(n, hidden_size)` for each, on the states' device."""
     reader = _Reader(reads, stack, layers)
-    with torch.inference_mode(), reader.hooked(), suppress(_Read):
+    with torch.inference_mode(), reader.hooked(), suppress(Enough):
         forward()
     return reader.vectors
 
@@ -77,10 +79,10 @@ class _Reader:
     def keep(self, layer: Layer, vectors: torch.Tensor) -> None:
         self.vectors[layer] = vectors
         if len(self.vectors) == len(self.layers):
-            raise _Read
+            raise Enough
 
     def before(self, layer: Layer) -> Callable:
-        return lambda _, args, kwargs: self.keep(layer, self.reads.mean(_input(args, kwargs)))
+        return lambda _, args, kwargs: self.keep(layer, self.reads.mean(input_of(args, kwargs)))
 
     def after(self, layer: Layer) -> Callable:
         return lambda _, args, out: self.keep(layer, self.reads.mean(out[0] if isinstance(out, tuple) else out))
@@ -91,7 +93,7 @@ class _Reader:
         there = Reads([np.searchsorted(asked, places) for places in self.reads.places], self.reads.device)
 
         def read_places(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            states, rotary = _input(args, kwargs)[0], kwargs["position_embeddings"]
+            states, rotary = input_of(args, kwargs)[0], kwargs["position_embeddings"]
             packed = cast("Packed", self.reads.packed)
             if "norm" in wanted or there.one_each:
                 states = at_positions(block, states, rotary, packed, asked)
@@ -140,5 +142,6 @@ class _Reader:
         return self.reads.device.type == "cpu" or self.reads.one_each
 
 
-def _input(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+def input_of(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The states that a block is called with."""
     return args[0] if args else kwargs["hidden_states"]

@@ -12,20 +12,24 @@ import os
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from hf_safefilter.checks import is_finite, is_whole, require_choice
+from hf_safefilter.checks import is_finite, is_whole
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.adapter import merged
 from hf_safefilter.model.blocks import Stack, find_blocks
 from hf_safefilter.model.config_rules import no_fetched_code, ruled
+from hf_safefilter.model.left_out import LeftOut, blocks_left_out
+from hf_safefilter.model.memory_available import memory_available
 from hf_safefilter.model.model_files import INDEX, require_plain_names
+from hf_safefilter.model.picks import DTYPES, pick_attn, pick_device, pick_dtype
 from hf_safefilter.model.quantised import forget_quantisation, refuse_lost_scales
-from hf_safefilter.model.reading_options import ATTENTIONS
+from hf_safefilter.model.reading_options import StreamBlocks
 from hf_safefilter.model.source import (
     ADAPTER,
     CONVERT,
@@ -55,6 +59,7 @@ __all__ = [
     "causal_lm",
     "depth_for",
     "fresh_causal_lm",
+    "leaves_out",
     "max_tokens",
     "model_config",
     "moved",
@@ -70,9 +75,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", "float16")
 _HELD = 2  # models kept in a process at the same time: one that is read, and one to compare it with
-_trunks: OrderedDict[tuple[ModelKey, str, bool, str], Trunk] = OrderedDict()
+_WEIGHTS = 0.9  # share of the free memory; the rest is for states
+_LARGER = 4  # times as large as its files a model may be in memory
+_trunks: OrderedDict[tuple[ModelKey, str, bool, str, bool], Trunk] = OrderedDict()
 _forked_with_torch = False
 
 
@@ -90,6 +96,7 @@ class Trunk:
         token_budget: Largest number of tokens that a batch may hold; None until it was measured or memory ran out.
         packs: Whether it reads packed rows correctly; None until it was tried.
         pads: Whether it reads padded rows correctly; None until it was tried.
+        left_out: The weights of its blocks, where they are loaded one block at a time.
         busy: Held while rows are read: hooks and the choice of attention act on the whole model.
     """
 
@@ -102,10 +109,19 @@ class Trunk:
     token_budget: int | None = None
     packs: bool | None = None
     pads: bool | None = None
+    left_out: LeftOut | None = None
     busy: threading.RLock = field(default_factory=threading.RLock)
 
 
-def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = False, attn: str = "auto") -> Trunk:
+def trunk(
+    key: ModelKey,
+    depth: int,
+    device: torch.device,
+    *,
+    plain: bool = False,
+    attn: str = "auto",
+    stream_blocks: StreamBlocks = "never",
+) -> Trunk:
     """The first `depth` blocks of a model on `device`, from this process's table or from disk.
 
     A deeper trunk in the table is used as well: a forward pass stops after the deepest requested layer.
@@ -117,6 +133,7 @@ def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = Fals
         plain: Keep transformers' own linear layers, for callers that read or change weights; otherwise they may be
             replaced by faster ones whose weights are not accessible.
         attn: One of `ATTENTIONS`.
+        stream_blocks: "auto" leaves the weights of the blocks in their files if they do not fit in memory.
 
     Raises:
         ModelError: The model cannot be loaded, or its files are incomplete.
@@ -125,20 +142,25 @@ def trunk(key: ModelKey, depth: int, device: torch.device, *, plain: bool = Fals
     from hf_safefilter.model.linears import prepack_if_faster
 
     single_thread_after_fork()
-    slot = (key, str(device), plain, attn)
+    resident = (key, str(device), plain, attn, False)
+    held = _trunks.get(resident)
+    leave_out = stream_blocks == "always"
+    if held is None or held.depth < depth:
+        leave_out = leaves_out(key, depth, device, stream_blocks)
+    slot = (*resident[:-1], leave_out)
     existing = _trunks.get(slot)
     if existing is None or existing.depth < depth:
         _trunks.pop(slot, None)
         while len(_trunks) >= _HELD:
             _trunks.popitem(last=False)
-        _trunks[slot] = _load_trunk(key, depth, device, attn)
-        if not plain:
+        _trunks[slot] = _load_trunk(key, depth, device, attn, leave_out)
+        if not plain and not leave_out:
             prepack_if_faster(_trunks[slot].model)
     _trunks.move_to_end(slot)
     return _trunks[slot]
 
 
-def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str) -> Trunk:
+def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leave_out: bool = False) -> Trunk:
     whole = model_config(key)
     text = whole.get_text_config()
     n_blocks = text.num_hidden_layers
@@ -146,16 +168,63 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str) -> T
     # A text model inside a multimodal one has the same weights as a model of its own, under longer names.
     key_mapping = {r"^(model\.)?(language_model|text_model)\.(model\.)?": ""} if text is not whole else None
     attention = {"attn_implementation": attn} if attn != "auto" else {}
+    if leave_out:
+        if base_and_adapter(key.model)[1] is not None:
+            raise ModelError(
+                f"{key.model} cannot be read block by block: an adapter is merged into the whole model",
+                fix="merge it first: PeftModel.merge_and_unload(), then save_pretrained",
+            )
+        with blocks_left_out(key) as found:
+            model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
+        trunk = _trunk_of(model, n_blocks, device, attention)
+        trunk.left_out = found[0]
+        return trunk
     if base_and_adapter(key.model)[1] is not None:  # it names the weights of the model with its head
         whole_model = _load("AutoModelForCausalLM", key, config=config, key_mapping=key_mapping, **attention)
         model = cast("PreTrainedModel", whole_model.base_model)  # declared as any module
     else:
         model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
+    return _trunk_of(model, n_blocks, device, attention)
+
+
+def _trunk_of(model: PreTrainedModel, n_blocks: int, device: torch.device, attention: Mapping[str, str]) -> Trunk:
     if hasattr(model, "pooler"):
         model.pooler = None  # type: ignore[assignment]  # torch accepts None for a module, its stubs do not
-    stack, packs = find_blocks(model), False if attention else None
-    depth = config.num_hidden_layers
-    return Trunk(moved(model, device), stack, depth, n_blocks, config.hidden_size, device, packs=packs)
+    stack, text = find_blocks(model), model.config.get_text_config()
+    # blocks may be left out, which `to` refuses
+    model._apply(lambda held: held if held.device.type == "meta" else held.to(device))  # type: ignore[no-untyped-call]
+    packs = False if attention else None
+    return Trunk(model, stack, text.num_hidden_layers, n_blocks, text.hidden_size, device, packs=packs)
+
+
+@lru_cache(maxsize=32)
+def leaves_out(key: ModelKey, depth: int, device: torch.device, stream_blocks: StreamBlocks) -> bool:
+    """Whether the blocks of a model are loaded one at a time; decided once a process."""
+    return stream_blocks == "always" or (stream_blocks == "auto" and not _fits(key, depth, device))
+
+
+def _fits(key: ModelKey, depth: int, device: torch.device) -> bool:
+    """Whether the device holds the first `depth` blocks; true as well where nobody knows, or they are held anyway."""
+    import torch
+    from transformers import AutoModel
+
+    base, adapter = base_and_adapter(key.model)
+    text, free = model_config(key).get_text_config(), memory_available(device)
+    if free is None or adapter is not None or gguf_file(base) or getattr(text, "quantization_config", None) is not None:
+        return True
+    folder = local_folder(base)
+    if folder is not None and _LARGER * sum(path.stat().st_size for path in folder.glob("*.safetensors")) < free:
+        return True
+    with torch.device("meta"), explained(key.model):
+        model = AutoModel.from_config(_cut(text, max(1, depth)))  # type: ignore[no-untyped-call]
+    needed = sum(weight.numel() for weight in model.parameters()) * getattr(torch, key.dtype).itemsize
+    if needed <= _WEIGHTS * free:
+        return True
+    logger.warning(
+        "%d blocks of %s take %.1f GB and %.1f GB are free on %s: each is read from disk once for many rows",
+        depth, key.model, needed / 1e9, free / 1e9, device,
+    )  # fmt: skip
+    return False
 
 
 def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
@@ -301,77 +370,6 @@ def depth_for(n_blocks: int, layers: tuple[Layer, ...]) -> int:
                 fix=f"choose from 0 to {n_blocks}, or 'norm' for the state after the final norm",
             )
     return max(n_blocks if isinstance(layer, str) else layer for layer in layers)
-
-
-def pick_device(device: str | None, rank: int | None) -> torch.device:
-    """The device to compute on: the requested one, else CUDA, else Apple's, else the CPU.
-
-    Args:
-        device: None, "cpu", "mps", "cuda" or "cuda:1".
-        rank: Number of the worker process (`with_rank=True`); worker r gets GPU r modulo the number of GPUs.
-
-    Raises:
-        OptionError: The device is not known, or not available on this machine.
-        ModelError: The process was forked after CUDA had been used.
-    """
-    import torch
-
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise OptionError(f"`device={device!r}` is not known", fix='use "cpu", "cuda", "cuda:1" or "mps"') from error
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise OptionError('`device="mps"` is not available here', fix='use `device="cpu"`, or leave it out')
-    if chosen.type != "cuda":
-        return chosen
-    if torch.cuda._is_in_bad_fork():
-        raise ModelError(
-            "this worker was forked after CUDA had been used, which CUDA does not support",
-            fix='call multiprocess.set_start_method("spawn", force=True) before map(num_proc=...)',
-        )
-    count = torch.cuda.device_count()
-    if (chosen.index or 0) >= count:
-        raise OptionError(f"`device={device!r}` is not available here", found=f"{count} GPUs", fix='use `device="cpu"`')
-    return chosen if chosen.index is not None else torch.device("cuda", (rank or 0) % count)
-
-
-def pick_dtype(dtype: str, device: torch.device, checkpoint: torch.dtype | None = None) -> str:
-    """The number format to compute in: "auto" is float32, or on CUDA the checkpoint's own 16-bit format.
-
-    Raises:
-        OptionError: `dtype` is not known.
-    """
-    if dtype == "auto":
-        stored = str(checkpoint).removeprefix("torch.")
-        return stored if device.type == "cuda" and stored in DTYPES else "float32"
-    require_choice("dtype", dtype, ("auto", *DTYPES))
-    return dtype
-
-
-def pick_attn(attn: str, dtype: str, device: torch.device) -> None:
-    """Check that an implementation of attention is known, installed and suited to the device.
-
-    transformers would download a missing one from the Hub where possible, and run code that the user did not choose.
-
-    Raises:
-        OptionError: It is not known, not installed, or not for this device and number format.
-    """
-    from transformers.utils import import_utils
-
-    require_choice("attn", attn, ATTENTIONS)
-    is_installed = {
-        "flash_attention_2": import_utils.is_flash_attn_2_available,
-        "flash_attention_3": import_utils.is_flash_attn_3_available,
-        "flex_attention": import_utils.is_torch_flex_attn_available,
-    }
-    if attn.startswith("flash") and (device.type != "cuda" or dtype == "float32"):
-        raise OptionError(
-            f"`attn={attn!r}` is for GPUs, in 16 bits", found=f"{dtype} on {device.type}", fix='use `attn="auto"`'
-        )
-    if attn in is_installed and not is_installed[attn]():
-        raise OptionError(f"`attn={attn!r}` is not installed here", fix='install it, or use `attn="auto"`')
 
 
 def _mark_fork() -> None:

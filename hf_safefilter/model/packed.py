@@ -16,7 +16,7 @@ import torch
 from hf_safefilter.columns import Layer
 from hf_safefilter.model import attention
 from hf_safefilter.model.attention import Packed, Unfit, attending, on
-from hf_safefilter.model.hooks import Reads, read
+from hf_safefilter.model.hooks import Forward, Reads, read
 from hf_safefilter.model.padded import CLOSE, CLOSE_IN_16_BITS, read_padded, words_of
 from hf_safefilter.model.prefix_tree import Layout
 
@@ -49,14 +49,22 @@ def read_packed(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequen
     Raises:
         Unfit: Its attention asks for what packed rows cannot give.
     """
+    return read(trunk.stack, layers, *lay_packed(trunk, sequences))
+
+
+def lay_packed(trunk: Trunk, sequences: Sequence[TokenSequence]) -> tuple[Reads, Forward]:
+    """A packed batch: where it is read, and how it goes through the model."""
     layout = Layout.of([one.ids for one in sequences])
     rows = Packed(layout, trunk.device)
     paths = [layout.paths[end] for end in layout.ends]
     places = [path[start:stop] for path, one in zip(paths, sequences, strict=True) for start, stop in one.reads]
     ids, positions = (on(trunk.device, values)[None] for values in (layout.ids, layout.positions))
-    with attending(trunk.model, rows):
-        reads = Reads(places, trunk.device, rows)
-        return read(trunk.stack, layers, reads, lambda: trunk.model(input_ids=ids, position_ids=positions))
+
+    def forward() -> object:
+        with attending(trunk.model, rows):
+            return trunk.model(input_ids=ids, position_ids=positions)
+
+    return Reads(places, trunk.device, rows), forward
 
 
 def _possible(trunk: Trunk) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.model.attention import on
-from hf_safefilter.model.hooks import Reads, read
+from hf_safefilter.model.hooks import Forward, Reads, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +34,11 @@ _TRIED = (40, 23, 7, 2)  # tokens of the rows of the trial
 
 def read_padded(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
     """One forward over a padded batch, the plain way: float32 `(reads, hidden_size)` a layer, on the trunk's device."""
+    return read(trunk.stack, layers, *lay_padded(trunk, sequences))
+
+
+def lay_padded(trunk: Trunk, sequences: Sequence[TokenSequence]) -> tuple[Reads, Forward]:
+    """A padded batch: where it is read, and how it goes through the model."""
     ids, mask = _pad([one.ids for one in sequences])
     longest = ids.shape[1]
     places = [np.arange(*read) + n * longest for n, one in enumerate(sequences) for read in one.reads]
@@ -41,7 +46,7 @@ def read_padded(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequen
     # What is right of a token is out of sight for causal attention, which is faster without a mask.
     seen = None if trunk.stack.causal else on(trunk.device, mask)
     inputs = on(trunk.device, ids)
-    return read(trunk.stack, layers, reads, lambda: trunk.model(input_ids=inputs, attention_mask=seen))
+    return reads, lambda: trunk.model(input_ids=inputs, attention_mask=seen)
 
 
 def can_pad(trunk: Trunk) -> bool:

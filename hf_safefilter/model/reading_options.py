@@ -19,6 +19,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Spans = Literal["trained", "all"]
 TooLong = Literal["windows", "drop", "cut"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+StreamBlocks = Literal["auto", "always", "never"]
 
 MEAN = "mean"
 """The position that is no single token: the mean over all tokens of a span, or of a window of it."""
@@ -124,6 +125,12 @@ class ReadingOptions(ModelOptions):
             "flash_attention_3 or flex_attention, rows padded."
         ),
     )
+    stream_blocks: StreamBlocks = field(
+        default="auto",
+        metadata=_described(
+            "auto loads one block of the model at a time, for many rows, where not all fit in memory; always; never."
+        ),
+    )
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -166,6 +173,7 @@ def checked_reading(options: ReadingOptions) -> dict[str, Any]:
     positions = positions_in(options.position)
     require_choice("dtype", options.dtype, get_args(Dtype))
     require_choice("attn", options.attn, ATTENTIONS)
+    require_choice("stream_blocks", options.stream_blocks, get_args(StreamBlocks))
     require_choice("spans", options.spans, get_args(Spans))
     require_choice("too_long", options.too_long, get_args(TooLong))
     if options.max_length is not None:

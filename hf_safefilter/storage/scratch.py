@@ -42,7 +42,7 @@ def scratch_file(folder: Path, name: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _release(lock)
+        release(lock)
         path.unlink(missing_ok=True)
 
 
@@ -60,7 +60,7 @@ def scratch_folder(folder: Path | None = None, name: str = _SHARED) -> Iterator[
     try:
         yield path
     finally:
-        _release(lock)
+        release(lock)
         _remove(path)
 
 
@@ -82,13 +82,13 @@ def abandoned(folder: Path, name: str | None = None) -> Iterator[Path]:
     except OSError:  # there is no such folder, or it cannot be read
         return
     for path in paths:
-        lock = _locked(path, wait=False)
+        lock = locked(path, wait=False)
         if lock is None:
             continue
         try:
             yield path
         finally:
-            _release(lock)
+            release(lock)
 
 
 def _remove(path: Path) -> None:
@@ -113,14 +113,14 @@ def _own(make: Callable[[], Path]) -> tuple[Path, int | None]:
         path = make()
         if not _LOCKS:
             return path, None
-        lock = _locked(path, wait=True)
+        lock = locked(path, wait=True)
         if lock is not None:
             return path, lock
         if path.exists():  # this file system has no locks
             return path, None
 
 
-def _locked(path: Path, *, wait: bool) -> int | None:
+def locked(path: Path, *, wait: bool) -> int | None:
     """A handle that holds the lock of what is at `path`; None if another process holds it or it is gone."""
     if not _LOCKS:
         return None
@@ -136,6 +136,7 @@ def _locked(path: Path, *, wait: bool) -> int | None:
     return None
 
 
-def _release(lock: int | None) -> None:
+def release(lock: int | None) -> None:
+    """Give up what `locked` returned."""
     if lock is not None:
         os.close(lock)

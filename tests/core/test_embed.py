@@ -404,7 +404,7 @@ def test_a_named_attention_reads_the_same_and_pads(llama, attn):
     expected = EmbedLayers(str(llama), layers=[2]).vectors(CHAT)[0].vectors[2]
     step = EmbedLayers(str(llama), layers=[2], attn=attn)
     np.testing.assert_allclose(step.vectors(CHAT)[0].vectors[2], expected, rtol=1e-4, atol=1e-5)
-    held = next(trunk for (_, _, _, named), trunk in load._trunks.items() if named == attn)
+    held = next(trunk for (_, _, _, named, _), trunk in load._trunks.items() if named == attn)
     assert held.model.config._attn_implementation == attn and held.packs is False
     assert step.record()["attn"] == attn
 

@@ -66,7 +66,7 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
 
 def test_scratch_that_another_took_for_abandoned_is_made_again(tmp_path, monkeypatch):
     """Between making and locking, another process may remove it."""
-    real, made = scratch._locked, []
+    real, made = scratch.locked, []
 
     def late(path, *, wait):
         if wait and not made:
@@ -74,7 +74,7 @@ def test_scratch_that_another_took_for_abandoned_is_made_again(tmp_path, monkeyp
             path.rmdir()
         return real(path, wait=wait)
 
-    monkeypatch.setattr(scratch, "_locked", late)
+    monkeypatch.setattr(scratch, "locked", late)
     folder(tmp_path / "out", "new")
     assert made and (tmp_path / "out" / "m").read_text() == "new"
 

@@ -1,0 +1,47 @@
+"""Folders of interrupted work: kept when it fails, so that the same work goes on there, and removed when it is done."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hf_safefilter.storage.scratch import SCRATCH, locked, release, scratch_folder
+
+ABANDONED = 7 * 24 * 3600
+"""Seconds after which work that nobody continued is removed."""
+
+
+@contextmanager
+def kept_folder(root: Path, name: str) -> Iterator[Path]:
+    """The folder `name` in `root`, with what an interrupted block left there; removed after a block that succeeds.
+
+    While another process uses it, or where the file system has no locks, an empty one that is removed in any case.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(root)
+    folder = root / name
+    folder.mkdir(exist_ok=True, mode=0o700)
+    lock = locked(folder, wait=False)
+    if lock is None:
+        with scratch_folder(root) as own:
+            yield own
+        return
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        release(lock)
+
+
+def _remove_abandoned(root: Path) -> None:
+    for folder in root.iterdir():
+        with suppress(OSError):
+            if folder.name.endswith(SCRATCH) or time.time() - folder.stat().st_mtime < ABANDONED:
+                continue
+            lock = locked(folder, wait=False)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                release(lock)
