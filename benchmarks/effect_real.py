@@ -152,7 +152,7 @@ def study(
         questions = questions.replaced(harmful=(load_rows(options.harmful).rows, options.harmful))
     rate = options.learning_rate or RATES[options.study]
     asked = Study(
-        ModelOptions(options.model, adapter=options.adapter, dtype="float32", device="cpu"),
+        ModelOptions(options.model, adapter=options.adapter, dtype="float32", device=options.device),
         questions,
         tuning=Tuning(steps=options.steps, batch=8, micro_batch=4, learning_rate=rate, max_length=512),
         arms=arms,

@@ -31,10 +31,11 @@ class Reading:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Reading:
         """That of the options of `add_options`."""
-        first = EmbedLayers(options.model, [1], adapter=options.adapter)
+        first = EmbedLayers(options.model, [1], adapter=options.adapter, device=options.device)
         every = first.all_layers()
         layers = every if len(every) <= 8 else middle_layers(len(every))
-        embed = EmbedLayers(first.model, layers, revision=first.revision, position="mean,last_prompt")
+        where = {"revision": first.revision, "device": options.device}
+        embed = EmbedLayers(first.model, layers, position="mean,last_prompt", **where)
         named = {"unsafe": options.unsafe, "safe": options.safe, "benign": None}
         sides = [
             starter_rows(side) if file is None else load_rows(file).rows.select_columns(_TEXT).to_list()
@@ -50,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options that name the model and the references."""
     parser.add_argument("--model", default="toy", help="folder, Hub id, GGUF file, or toy")
     parser.add_argument("--adapter", help="PEFT adapter that is merged into the model")
+    parser.add_argument("--device", help="cuda, mps or cpu; picked if left out")
     parser.add_argument("--unsafe", help="harmful requests answered; the starter set if left out")
     parser.add_argument("--safe", help="the same requests refused")
 

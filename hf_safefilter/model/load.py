@@ -71,6 +71,7 @@ __all__ = [
     "single_thread_after_fork",
     "tokenizer",
     "trunk",
+    "trunk_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
             )
         with blocks_left_out(key) as found:
             model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
-        trunk = _trunk_of(model, n_blocks, device, attention)
+        trunk = trunk_of(model, n_blocks, device, attention)
         trunk.left_out = found[0]
         return trunk
     if base_and_adapter(key.model)[1] is not None:  # it names the weights of the model with its head
@@ -184,10 +185,14 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
         model = cast("PreTrainedModel", whole_model.base_model)  # declared as any module
     else:
         model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
-    return _trunk_of(model, n_blocks, device, attention)
+    return trunk_of(model, n_blocks, device, attention)
 
 
-def _trunk_of(model: PreTrainedModel, n_blocks: int, device: torch.device, attention: Mapping[str, str]) -> Trunk:
+def trunk_of(model: PreTrainedModel, n_blocks: int, device: torch.device, attention: Mapping[str, str]) -> Trunk:
+    """A model in memory as one that is read; `n_blocks` are those of the whole, of which it has the first.
+
+    `attention` names an implementation of attention that was asked for; then rows are not packed.
+    """
     if hasattr(model, "pooler"):
         model.pooler = None  # type: ignore[assignment]  # torch accepts None for a module, its stubs do not
     stack, text = find_blocks(model), model.config.get_text_config()
