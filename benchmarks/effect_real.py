@@ -61,6 +61,7 @@ def main() -> None:
     ask.add_argument("--freeze", help="first and last safety layer, e.g. 5-9, for arms with these frozen")
     ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     ask.add_argument("--steps", type=int, default=20)
+    ask.add_argument("--micro-batch", type=int, default=4, help="rows at a time, of the 8 of a step")
     ask.add_argument("--learning-rate", type=float, help="4e-4 for thirds, else 1e-4")
     ask.add_argument("--output", type=Path, required=True)
     options = parsed(ask)
@@ -154,7 +155,7 @@ def study(
     asked = Study(
         ModelOptions(options.model, adapter=options.adapter, dtype="float32", device=options.device),
         questions,
-        tuning=Tuning(steps=options.steps, batch=8, micro_batch=4, learning_rate=rate, max_length=512),
+        tuning=Tuning(steps=options.steps, batch=8, micro_batch=options.micro_batch, learning_rate=rate, max_length=512),
         arms=arms,
         seeds=options.seeds,
         freeze=blocks_of(options.freeze, "--freeze") if options.freeze else None,
