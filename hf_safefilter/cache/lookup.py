@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -27,7 +27,9 @@ def recall(
     ids: Sequence[str],
     sizes: Sequence[int],
     read: Read,
-    at_once: Callable[[], bool] = lambda: False,
+    *,
+    passing: Collection[str] = (),
+    at_once: int = 0,
 ) -> RowVectors:
     """The vectors of all rows: each distinct row without a reason is looked up in the cache, or read once.
 
@@ -37,7 +39,8 @@ def recall(
         ids: `row_id` of each row.
         sizes: How long each row is, in any unit.
         read: Reads the rows at these positions, in these layers.
-        at_once: Whether all rows must be read in one piece.
+        passing: Reasons that may not hold the next time; rows that have one of them are not cached.
+        at_once: Number of rows that are read at once, where there are so many, however long it takes.
 
     Raises:
         SafefilterError: What `read` raises, or the disk is full. All pieces that were read before are cached.
@@ -53,8 +56,7 @@ def recall(
     incomplete = {layer: store for layer, store in stores.items() if not known[layer].all()}
     missing = np.flatnonzero(~np.all(list(known.values()), axis=0))
     _found.update(rows=len(rows), recalled=len(rows) - len(missing))
-    whole = len(missing) and at_once()
-    for piece in [np.arange(len(missing))] if whole else _pace(space).pieces(np.asarray(sizes)[rows[missing]]):
+    for piece in _pace(space).pieces(np.asarray(sizes)[rows[missing]], at_once):
         at = missing[piece]
         began = time.monotonic()
         fresh = read(rows[at].tolist(), list(incomplete))
@@ -68,7 +70,8 @@ def recall(
                 own = spans
             rest = StoredRows(keys[at][new], own, vectors, fresh.truncated[new], fresh.reasons[new])
             target.put(rows[at][new], layer, vectors, own, rest.truncated, rest.reasons)
-            store.add(rest, began)
+            lasting = np.flatnonzero([reason not in passing for reason in rest.reasons])
+            store.add(rest if len(lasting) == len(new) else rest.take(lasting), began)
             store.write_if_due()
     for store in incomplete.values():
         store.write_if_due(call_ends=True)

@@ -17,8 +17,10 @@ class Pace:
         self._seconds = seconds
         self._rate = 0.0  # size processed a second
 
-    def pieces(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    def pieces(self, sizes: np.ndarray, at_once: int = 0) -> Iterator[np.ndarray]:
         """Positions of rows in `sizes` (work of each row in any unit, `(n,)`), piece by piece, in ascending order.
+
+        A piece has at least `at_once` rows, where there are so many.
 
         The largest rows come first, so that the rows of a piece are of similar size. The time until the next piece is
         asked for is taken as the time of its work.
@@ -28,7 +30,7 @@ class Pace:
         start, processed = 0, 0.0
         while start < len(order):
             stop = int(np.searchsorted(total, processed + self._rate * self._seconds, side="right"))
-            stop = min(max(stop, start + _LEAST), len(order))
+            stop = min(max(stop, start + max(_LEAST, at_once)), len(order))
             began = time.perf_counter()
             yield np.sort(order[start:stop])
             self._rate = (total[stop - 1] - processed) / max(time.perf_counter() - began, 1e-6)

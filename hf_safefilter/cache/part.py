@@ -68,6 +68,12 @@ class StoredRows:
             np.concatenate([part.reasons for part in parts]),
         )
 
+    def take(self, rows: np.ndarray) -> StoredRows:
+        """The rows at these places, int `(m,)`."""
+        return StoredRows(
+            self.ids[rows], self.spans.take(rows), self.vectors.take(rows), self.truncated[rows], self.reasons[rows]
+        )
+
 
 def write(folder: Path, mark: str, rows: StoredRows) -> Path:
     """Write `rows` into `folder`; returns the new part.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from hf_safefilter.cache.lookup import recall
 from hf_safefilter.cache.row_vectors import Gathering, RowVectors
 from hf_safefilter.cache.space import Space
+from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.data.row_ids import row_id
 
@@ -17,7 +18,12 @@ SCORE = "score"
 
 
 def recall_scores(
-    space: Space, rows: Sequence[Conversation], score: Callable[[list[Conversation]], RowVectors]
+    space: Space,
+    rows: Sequence[Conversation],
+    score: Callable[[list[Conversation]], RowVectors],
+    *,
+    passing: Collection[str] = (),
+    at_once: int = 0,
 ) -> RowVectors:
     """Scores that were computed before, and the others from `score`, piece by piece; equal rows are scored once.
 
@@ -25,10 +31,16 @@ def recall_scores(
         space: Everything that decides a score, except the row.
         rows: The rows; one that has a reason is not scored.
         score: Scores rows without a reason: the one layer `SCORE`, float32 `(scores, 1)`.
+        passing: Reasons for want of a score that may not hold the next time; such rows are not stored.
+        at_once: Number of rows that are scored at once, where there are so many.
     """
     target = Gathering([row.reason for row in rows], {SCORE: 1}, np.float32)
     ids, sizes = [row_id(row) for row in rows], [row.size for row in rows]
-    return recall(space, target, ids, sizes, lambda missing, _: score([rows[index] for index in missing]))
+
+    def read(missing: list[int], _: list[Layer]) -> RowVectors:
+        return score([rows[index] for index in missing])
+
+    return recall(space, target, ids, sizes, read, passing=passing, at_once=at_once)
 
 
 def one_score_each(scores: np.ndarray, reasons: Sequence[str], truncated: np.ndarray | None = None) -> RowVectors:

@@ -305,6 +305,19 @@ def test_a_model_slower_than_that_still_gets_pieces_worth_a_batch(monkeypatch):
         lengths.append(len(piece))
         now[0] += 60.0
     assert lengths == [16] * 6 + [4]
+    assert [len(piece) for piece in Pace(4.0).pieces(np.full(100, 10), at_once=64)][0] == 64
+
+
+@pytest.mark.parametrize(("passing", "again"), [(("busy", "too_long"), {0, 10, 20}), (("busy",), set()), ((), set())])
+def test_a_reason_that_may_pass_is_not_kept(store, passing, again):
+    rows = list(range(30))
+    ids = [name(row) for row in rows]
+    first = cache.recall(SPACE, gathering([""] * 30), ids, [1] * 30, Model(rows), passing=passing)
+    same_as_the_model(first, rows)
+    another_process()
+    second, asked = recall(rows)
+    same_as_the_model(second, rows)
+    assert {row for row, _ in asked} == again
 
 
 @pytest.mark.parametrize("said", ["off", "0", "no", "False"])
