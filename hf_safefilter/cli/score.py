@@ -80,7 +80,7 @@ def score(
     )  # fmt: skip
     column = step.produces()[0]
     context.obj.report(
-        {"output": str(output), "column": column},
+        {"output": str(output), "column": column, **step.spent()},
         ids=[str(output)],
         hint=f"hf-safefilter select {output} --by {column} --drop-fraction 0.02 --output decided",
     )

@@ -22,7 +22,7 @@ from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.decide.decision_log import DROP, KEEP
-from hf_safefilter.errors import IntegrityError, MissingError, SafefilterError
+from hf_safefilter.errors import IntegrityError, MissingError, PublishError, SafefilterError
 from hf_safefilter.publish.card import stated_in
 from hf_safefilter.publish.croissant import RECORD, croissant, require_described
 from hf_safefilter.publish.data_files import DROPPED, read_published
@@ -270,12 +270,21 @@ class _Scoring:
 
     @classmethod
     def of(cls, provenance: Provenance) -> _Scoring:
+        # A record of a stranger does not choose where the rows of the source are sent.
+        asked = [record["endpoint"] for record in provenance.steps if record.get("endpoint")]
         try:
-            steps = [step_from(record) for record in provenance.steps]
+            steps = [step_from(record) for record in provenance.steps if not record.get("endpoint")]
         except SafefilterError as error:
             raise _CannotSay(f"a step cannot be made here: {error.fact}") from error
         selection = provenance.selection
-        deciding, read = step_of(selection.column, steps), read_columns(selection.column, steps)
+        try:
+            deciding, read = step_of(selection.column, steps), read_columns(selection.column, steps)
+        except PublishError:
+            if not asked:
+                raise
+            raise _CannotSay(
+                f"it was decided by a model at {asked[0]}, whose weights nobody can pin, and which is not asked"
+            ) from None
         tolerances = np.array([provenance.check.tolerance])
         if isinstance(deciding, RankScore):
             if read != deciding.needs():

@@ -176,6 +176,9 @@ class Recipe(Part):
             value = body.get(part, {}).get(key)
             if value is not None:
                 body[part][key] = JOINED.join(_last_part(name) for name in value.split(JOINED))
+        for method in body.get("methods", ()):
+            options = method.get("options", {})
+            options |= {key: _last_part(value) for key, value in options.items() if isinstance(value, str)}
         return body
 
     @classmethod

@@ -107,6 +107,8 @@ class Trail:
         """
         trail = cls.read(folder)
         ours = require_recorded(folder, TRAIL, trust_vectors=trust_vectors)
+        if not ours:
+            _refuse_endpoints(folder, trail)
         return replace(trail, trusted=trail.trusted or not ours)
 
     @classmethod
@@ -205,6 +207,21 @@ def load_rows_with_steps(folder: Path, *, trust_vectors: bool = False) -> Saved:
     trail = Trail.verified(folder, trust_vectors=trust_vectors)
     steps = [step_from(record) for record in trail.steps]
     return Saved(open_saved(folder), steps, trail.name, trail.revision, trail.trusted, folder)
+
+
+def _refuse_endpoints(folder: Path, trail: Trail) -> None:
+    """Raise if later commands would send rows to a machine that nobody here has named.
+
+    Raises:
+        IntegrityError: They would.
+    """
+    for record in trail.steps:
+        if record.get("endpoint"):
+            raise IntegrityError(
+                f"{folder} was scored elsewhere, by a model at an endpoint, which is asked only where it was named",
+                found=str(record["endpoint"]),
+                fix="score the rows here, or share the key of the machine that has: HF_SAFEFILTER_KEY",
+            )
 
 
 def step_from(record: dict[str, Any]) -> Step:

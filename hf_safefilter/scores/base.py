@@ -82,6 +82,10 @@ class Score(Step):
     FITTING: ClassVar[Fitting | None] = None
     """How it is fitted before it can be made; None if it is not fitted."""
 
+    def spent(self) -> dict[str, int]:
+        """What scoring has cost in this process beside its time, such as tokens that were paid for; mostly nothing."""
+        return {}
+
     def produces(self) -> tuple[str, ...]:
         """The score column."""
         return (score_column(self.METHOD),)

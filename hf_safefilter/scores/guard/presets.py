@@ -23,6 +23,8 @@ class Preset:
         guidelines: Policies for a template that takes one as `guideline`, one forward pass each; the largest score
             counts.
         template: Chat template for guards whose tokenizer has none.
+        variables: JSON of variables that the guard's template takes, "" where it needs none.
+        names: What the name of such a guard has in it, in lower case without - and _; the preset's own if empty.
     """
 
     unsafe: tuple[str, ...]
@@ -30,7 +32,12 @@ class Preset:
     leads: tuple[str, ...] = ("",)
     guidelines: tuple[str, ...] = ()
     template: str | None = None
+    variables: str = ""
+    names: tuple[str, ...] = ()
 
+
+POLICY = "policy"
+"""Name of the preset for models that judge by a policy in the user's own words."""
 
 CLASSIFIER = "classifier"
 """Name of the preset for models with a classification head."""
@@ -68,6 +75,20 @@ PRESETS: dict[str, Preset] = {
     ),
     # "Controversial" counts as unsafe, as in the authors' strict mode: in doubt a filter should drop a row.
     "qwen3guard": Preset(("Unsafe", "Controversial"), ("Safe",), ("Safety: ",)),
+    "granite_guardian_3_3": Preset(
+        ("yes",),
+        ("no",),
+        ("<score> ",),
+        variables='{"guardian_config": {"criteria_id": "harm"}}',
+        names=("graniteguardian3.3", "granite3.3guardian"),
+    ),
+    "granite_guardian": Preset(
+        ("Yes",),
+        ("No",),
+        variables='{"guardian_config": {"risk_name": "harm"}}',
+        names=("graniteguardian3.0", "graniteguardian3.1", "graniteguardian3.2", "granite3guardian"),
+    ),
+    POLICY: Preset(("unsafe",), ("safe",), names=("gptosssafeguard",)),
     CLASSIFIER: Preset(
         ("unsafe", "harmful", "harm", "toxic", "malicious", "jailbreak", "injection", "offensive", "hate")
     ),
@@ -79,6 +100,8 @@ _MARKS = (
     ("llama_guard_3", ("UNSAFE CONTENT CATEGORIES", "<|start_header_id|>")),
     ("shieldgemma", ("guideline", "<start_of_turn>")),
     ("qwen3guard", ("Safety", "Controversial")),
+    ("granite_guardian_3_3", ("guardian_config", "criteria_bank")),
+    ("granite_guardian", ("guardian_config", "risk_name")),
 )
 """Preset -> texts that together occur only in the chat templates of that family."""
 
@@ -95,8 +118,8 @@ def recognise(name: str, architectures: Sequence[str], template: str | None) -> 
         if template is not None and all(mark in template for mark in marks):
             return preset
     plain = name.lower().replace("-", "").replace("_", "")
-    for preset in PRESETS:
-        if preset.replace("_", "") in plain:
+    for preset, form in PRESETS.items():
+        if any(known in plain for known in form.names or (preset.replace("_", ""),)):
             return preset
     raise OptionError(
         f"{name} is not a known guard",
@@ -105,3 +128,48 @@ def recognise(name: str, architectures: Sequence[str], template: str | None) -> 
         fix=f"set `preset=...` to one of {', '.join(PRESETS)}, if necessary with `unsafe=...`, `safe=...` and "
         "`leads=...`",
     )
+
+
+def checked_words(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """The words that an option of a guard lists.
+
+    Raises:
+        OptionError: They are no texts, or one stands twice.
+    """
+    words = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+        fix = f'use for example `{name}=["no"]`'
+        raise OptionError(f"`{name}={value!r}` is not a list of different texts", fix=fix)
+    return words
+
+
+def all_words(
+    unsafe: Sequence[str], safe: Sequence[str], leads: Sequence[str], *, loosely: bool = False
+) -> tuple[str, ...]:
+    """All words of a verdict, those that mean unsafe first.
+
+    Args:
+        unsafe: Words that mean unsafe.
+        safe: Words that mean safe.
+        leads: What stands before each answer.
+        loosely: Whether verdicts are read without regard to case and white space.
+
+    Raises:
+        OptionError: There are none for one of these, or a word means both.
+    """
+    if not (unsafe and safe and leads):
+        raise OptionError(
+            "a guard needs words for unsafe, words for safe, and the text before them",
+            fix="pass `unsafe=...`, `safe=...` and `leads=...`",
+        )
+    words = (*unsafe, *safe)
+    if len({bare(word) for word in words} - {""} if loosely else set(words)) < len(words):
+        raise OptionError(
+            "a word cannot mean both unsafe and safe", found=", ".join(words), fix="remove it from one of them"
+        )
+    return words
+
+
+def bare(text: str) -> str:
+    """Text without white space and case: servers give tokens without the space before, and models vary the case."""
+    return "".join(text.split()).casefold()

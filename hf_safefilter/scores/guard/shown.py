@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+from hf_safefilter import cache
+from hf_safefilter.cache import RowVectors
 from hf_safefilter.data.conversations import TEXT, Conversation, answers_in
 from hf_safefilter.data.messages import Message, strings_in
+from hf_safefilter.data.ragged import offsets_of
+from hf_safefilter.data.spans import SPAN
+
+NON_FINITE = "non_finite"
+"""Reason of a row for which the guard's probability is not finite."""
+
+Judged = tuple[np.ndarray, list[str]]
+"""P(unsafe) of each conversation, float64 (n,), and why it has none, or ""."""
 
 
 def shown(row: Conversation) -> list[tuple[int, Conversation]]:
@@ -33,3 +45,21 @@ def _joined(messages: tuple[Message, ...]) -> Iterator[Message]:
         role = speaker
         texts += filter(None, (said.content, *(strings_in(said.extras()) if speaker == "assistant" else ())))
     yield Message(role, "\n".join(texts))
+
+
+def each_answer(rows: Sequence[Conversation], judge: Callable[[list[Conversation]], Judged]) -> RowVectors:
+    """A score for each answer of each row that can be judged whole."""
+    asked = [[] if row.reason else shown(row) for row in rows]
+    scores, faults = judge([said for answers in asked for _, said in answers])
+    offsets = offsets_of(np.array([len(answers) for answers in asked], dtype=np.int64))
+    spans = np.zeros(len(scores), SPAN)
+    spans["turn"] = [turn for answers in asked for turn, _ in answers]
+    reasons = np.empty(len(rows), dtype=object)
+    for index, row in enumerate(rows):
+        own = slice(int(offsets[index]), int(offsets[index + 1]))
+        unjudged = NON_FINITE if not np.isfinite(scores[own]).all() else ""
+        reasons[index] = row.reason or next(filter(None, faults[own]), unjudged)
+    found = RowVectors(
+        offsets, spans, {cache.SCORE: scores.astype(np.float32)[:, None]}, np.zeros(len(rows), bool), reasons
+    )
+    return found.without(reasons != "", reasons)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.data.conversations import Conversation
 from hf_safefilter.data.messages import Message
@@ -57,6 +57,7 @@ def plan(
     leads: Sequence[str],
     guidelines: Sequence[str],
     chat_template: str | None,
+    variables: str = "",
 ) -> Questions:
     """Find out how a guard is asked.
 
@@ -66,11 +67,12 @@ def plan(
         leads: What the guard writes before each answer.
         guidelines: Policies for a template that takes one.
         chat_template: Chat template for a guard that has none.
+        variables: JSON of further variables for the template, or "".
 
     Raises:
         ModelError: There is no template, it leaves out the row, or words start with the same token.
     """
-    base = _base(tokenizer, chat_template)
+    base = _base(tokenizer, chat_template, json.loads(variables or "{}"))
     leads = [_unless_rendered(tokenizer, base, leads[0]), *leads[1:]]
     questions: list[Question] = []
     tokens: tuple[tuple[int, ...], ...] = ()
@@ -108,12 +110,13 @@ def read_whole(
     return [Tokens.unread("too_long") if max_length and len(row.ids) > max_length else row for row in tokens]
 
 
-def _base(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
+def _base(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, variables: Mapping[str, Any]) -> str:
     """The guard's template, changed to end where the guard would answer."""
     source = template_source(tokenizer, chat_template)
     if source is None:
         raise ModelError("this guard has no chat template", fix="pass the one from its model card: `chat_template=...`")
-    source = "{%- set add_generation_prompt = true %}" + source
+    given = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in variables.items())
+    source = f"{{%- set add_generation_prompt = true %}}{given}{source}"
     if not renderer(tokenizer, source).render(_SAMPLE).reason:
         return source
     raise ModelError(

@@ -123,3 +123,45 @@ def sizes(words: int) -> dict:
         "max_position_embeddings": 2048,
         "pad_token_id": 0,
     }
+
+
+GRANITE = (
+    "{% set risk_bank = {'harm': 'content that harms'} %}{# risk_name #}"
+    "{% if guardian_config is not defined %}{{ raise_exception('no risk is named') }}{% endif %}"
+    "<|start|>user\nSay Yes if this is {{ risk_bank[guardian_config['risk_name']] }}, else No.\n\n"
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}<|end|>\n"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+SHORT = (  # so that it is learned in a second
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>{% endif %}"
+)
+
+
+def save_taught_guard(folder, unsafe_rows, safe_rows, template: str = SHORT, lead="\n\n", words=("unsafe", "safe"),
+                      frame=lambda row: [("user", row["prompt"]), ("assistant", row["response"])],
+                      steps=60, **variables) -> str:  # fmt: skip
+    """A causal guard that has learned, in a few seconds, to write `lead` and its verdict on such rows."""
+    tokenizer = tokenizer_of(template)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(5)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes(len(tokenizer))))
+    fed, learned = [], []
+    for rows, word in ((unsafe_rows, words[0]), (safe_rows, words[1])):
+        for row in rows:
+            turns = [{"role": role, "content": content} for role, content in frame(row)]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables)
+            asked = tokenizer(text, add_special_tokens=False)["input_ids"]
+            answer = tokenizer(lead + word, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            fed.append(torch.tensor(asked + answer))
+            learned.append(torch.tensor([-100] * len(asked) + answer))
+    ids = torch.nn.utils.rnn.pad_sequence(fed, batch_first=True, padding_value=0)
+    labels = torch.nn.utils.rnn.pad_sequence(learned, batch_first=True, padding_value=-100)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in fed])).long()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimiser.step()
+    model.save_pretrained(folder)
+    return str(folder)
