@@ -155,7 +155,9 @@ def study(
     asked = Study(
         ModelOptions(options.model, adapter=options.adapter, dtype="float32", device=options.device),
         questions,
-        tuning=Tuning(steps=options.steps, batch=8, micro_batch=options.micro_batch, learning_rate=rate, max_length=512),
+        tuning=Tuning(
+            steps=options.steps, batch=8, micro_batch=options.micro_batch, learning_rate=rate, max_length=512
+        ),
         arms=arms,
         seeds=options.seeds,
         freeze=blocks_of(options.freeze, "--freeze") if options.freeze else None,

@@ -290,9 +290,8 @@ class EmbedLayers(ReadingOptions, Step):
         # Unreadable rows are not cached: their ids do not tell the reasons (the number 5 and the text "5" share an id).
         target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()))
         space = _space(self, pick_device(self.device, rank).type)
-        sizes = [row.size for row in rows]
         at_once = len(rows) if self._streams(self.layers, rank) else 0
-        found = cache.recall(space, target, ids, sizes, read, at_once=at_once)
+        found = cache.recall(space, target, ids, [row.size for row in rows], read, at_once=at_once)
         found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
         return found
 
