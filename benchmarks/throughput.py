@@ -36,7 +36,7 @@ def main() -> None:
     device = pick_device(options.device, None)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     rows = random_rows(options)
-    opened = trunk_of(random_model(options, device, dtype), options.blocks, device, {})
+    opened = trunk_of(random_model(options, device, dtype), options.blocks, device)
     layer = options.blocks
     peak = matrix_multiply_peak(device, dtype)
     read_layers(opened, rows[:8], [layer])  # settles how rows are read and how many fit

@@ -252,15 +252,21 @@ class EmbedLayers(ReadingOptions, Step):
         return list(range(1, model_config(self._key()).get_text_config().num_hidden_layers + 1))
 
     def describe(self) -> dict[str, Any]:
-        """`record()` and what else a reader must know: digest of the chat template, hidden size, number of blocks."""
+        """`record()` and what else a reader must know: digest of the chat template, hidden size, number of blocks.
+
+        "weights" says in which format quantised weights are stored and how they are read; plain ones have no such key.
+        """
         from hf_safefilter.model.chat_template import template_digest
         from hf_safefilter.model.load import model_config, tokenizer
+        from hf_safefilter.model.quantised import weights_format
 
         config = model_config(self._key()).get_text_config()
+        weights = weights_format(self.model, config)
         return self.record() | {
             "chat_template_digest": template_digest(tokenizer(self._key()), self.chat_template),
             "hidden_size": config.hidden_size,
             "blocks": config.num_hidden_layers,
+            **({"weights": weights} if weights else {}),
         }
 
     def _key(self) -> ModelKey:
@@ -397,4 +403,5 @@ def _space(step: EmbedLayers, device: str) -> cache.Space:
     names = ("revision", "dtype", "spans", "window", "too_long", "ignore", "chat_template_digest", "algorithm")
     limit = step.max_length or max_tokens(step._key())
     facts = {name: description[name] for name in names} | {"max_length": limit, "device": device}
+    facts |= {"weights": description["weights"]} if "weights" in description else {}
     return cache.Space.of(facts, step.model)

@@ -6,6 +6,7 @@ would fetch from the Hub and run, a format of weights that does so, or sizes tha
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.checks import is_whole
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model.quantised import keep_code_out
+from hf_safefilter.model.quantised import carry_to_text, keep_code_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -37,7 +38,7 @@ _MAY_BE_ZERO = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def ruled(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
-    """`config` itself, in which nothing is left that chooses code.
+    """`config` itself, in which nothing is left that chooses code, and each part says how its weights are stored.
 
     Args:
         config: As transformers has read it; changed in place.
@@ -47,6 +48,7 @@ def ruled(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
         ModelError: A size is no whole number within reason, or the weights are in a format that needs code from the
             Hub.
     """
+    carry_to_text(config)
     for part in _with_parts(config):
         part._attn_implementation_internal = part._experts_implementation_internal = None
         for attribute in ("auto_map", "transformers_weights"):
@@ -84,6 +86,22 @@ def _require_sizes(config: PreTrainedConfig, name: str) -> None:
                     found=f"{attribute} is {str(number)[:40]}, not a whole number from {least} to {most}",
                     fix=_CHECK,
                 )
+
+
+def cut_to(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
+    """A copy of `config` with `depth` blocks; lists with one entry per block, such as `layer_types`, are cut too."""
+    n_blocks = config.num_hidden_layers
+    cut = copy.deepcopy(config)
+    cut.use_cache = False
+    if cut.pad_token_id is not None and not 0 <= cut.pad_token_id < cut.vocab_size:
+        cut.pad_token_id = None  # some files name a token that has no embedding, which torch refuses
+    if depth >= n_blocks:
+        return cut
+    for name, value in vars(config).items():
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == n_blocks:
+            setattr(cut, name, value[:depth])
+    cut.num_hidden_layers = depth
+    return cut
 
 
 _patched = threading.RLock()  # two loads at a time would take each other's changes for the original

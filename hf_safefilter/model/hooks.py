@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_safefilter.columns import Layer
+from hf_safefilter.errors import ModelError
 from hf_safefilter.model.attention import Packed, on
 from hf_safefilter.model.last_block import at_positions, can_read_positions
 
@@ -61,10 +62,18 @@ class Reads:
 
 
 def read(stack: Stack, layers: Sequence[Layer], reads: Reads, forward: Forward) -> dict[Layer, torch.Tensor]:
-    """Run `forward` as far as the deepest of `layers`: float32 `(n, hidden_size)` for each, on the states' device."""
+    """Run `forward` as far as the deepest of `layers`: float32 `(n, hidden_size)` for each, on the states' device.
+
+    Raises:
+        ModelError: A block did not run: some read images alone.
+    """
     reader = _Reader(reads, stack, layers)
     with torch.inference_mode(), reader.hooked(), suppress(Enough):
         forward()
+    if skipped := [layer for layer in layers if layer not in reader.vectors]:
+        raise ModelError(
+            f"layer {skipped[0]} is not computed for rows of text", fix="choose another layer: its block reads images"
+        )
     return reader.vectors
 
 

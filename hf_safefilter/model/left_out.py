@@ -23,7 +23,7 @@ from hf_safefilter.errors import ModelError
 from hf_safefilter.model.blocks import Stack, find_blocks
 from hf_safefilter.model.freed_memory import return_freed_memory
 from hf_safefilter.model.linears import prepack_if_faster
-from hf_safefilter.model.quantised import refuse_lost_scales
+from hf_safefilter.model.loaded_weights import require_all
 from hf_safefilter.model.source import ModelKey, location
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class LeftOut:
                 found=f"no {missing[0]} in its files" if missing else str([*info.conversion_errors])[:200],
                 fix="download the model again: its files are incomplete or of another architecture",
             )
-        refuse_lost_scales(self.key.model, self.model, info.unexpected_keys)
+        report = {"missing_keys": (), "unexpected_keys": info.unexpected_keys}
+        require_all(self.key.model, self.model, report, {}, "")
         for module in block.modules():
             for key, weight in module._parameters.items():
                 if weight is not None and weight.device.type == "cpu":  # mapped from a file that may be replaced

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import nn
 
 from hf_safefilter.model.machine_memo import remembered
+from hf_safefilter.model.quantised import is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class PrepackedLinear(nn.Module):
 
 def prepack_if_faster(model: nn.Module) -> bool:
     """Replace the linear layers of `model` if a short measurement shows a gain; returns whether it did."""
-    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    linears = [module for module in model.modules() if _is_plain_linear(module)]
     largest = max(linears, key=lambda linear: linear.weight.numel(), default=None)
     if largest is None or largest.weight.numel() <= _SMALL or not _possible(largest):
         return False
@@ -67,11 +68,16 @@ def _pays(linear: nn.Linear) -> bool:
 
 
 def prepack(model: nn.Module) -> None:
-    """Replace every `nn.Linear` of `model`; from then on their weights exist only in the new layout."""
+    """Replace every `nn.Linear` with plain weights; from then on these exist only in the new layout."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if _is_plain_linear(child):
                 setattr(module, name, PrepackedLinear(child))
+
+
+def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Not one with quantised weights, which may be kept under other names."""
+    return type(module) is nn.Linear and "weight" in module._parameters and is_plain(module.weight)
 
 
 def _possible(linear: nn.Linear) -> bool:

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -23,12 +22,13 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.adapter import merged
 from hf_safefilter.model.blocks import Stack, find_blocks
-from hf_safefilter.model.config_rules import no_fetched_code, ruled
+from hf_safefilter.model.config_rules import cut_to, no_fetched_code, ruled
+from hf_safefilter.model.fits import fits
 from hf_safefilter.model.left_out import LeftOut, blocks_left_out
-from hf_safefilter.model.memory_available import memory_available
+from hf_safefilter.model.loaded_weights import require_all, take_over
 from hf_safefilter.model.model_files import INDEX, require_plain_names
 from hf_safefilter.model.picks import DTYPES, pick_attn, pick_device, pick_dtype
-from hf_safefilter.model.quantised import forget_quantisation, refuse_lost_scales
+from hf_safefilter.model.quantised import forget_quantisation, needs_head, strip_exceptions
 from hf_safefilter.model.reading_options import StreamBlocks
 from hf_safefilter.model.source import (
     ADAPTER,
@@ -46,6 +46,8 @@ from hf_safefilter.model.source import (
     resolve_revision,
     unchanged,
 )
+from hf_safefilter.model.stored_weights import stored_weights
+from hf_safefilter.model.text_tower import model_class, renaming, tower_prefix
 from hf_safefilter.model.tokenizer_rules import require_modest_tokenizer
 
 if TYPE_CHECKING:
@@ -77,8 +79,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _HELD = 2  # models kept in a process at the same time: one that is read, and one to compare it with
-_WEIGHTS = 0.9  # share of the free memory; the rest is for states
-_LARGER = 4  # times as large as its files a model may be in memory
 _trunks: OrderedDict[tuple[ModelKey, str, bool, str, bool], Trunk] = OrderedDict()
 _forked_with_torch = False
 
@@ -165,90 +165,57 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
     whole = model_config(key)
     text = whole.get_text_config()
     n_blocks = text.num_hidden_layers
-    config = _cut(text, max(1, depth))
-    # A text model inside a multimodal one has the same weights as a model of its own, under longer names.
-    key_mapping = {r"^(model\.)?(language_model|text_model)\.(model\.)?": ""} if text is not whole else None
-    attention = {"attn_implementation": attn} if attn != "auto" else {}
+    config = cut_to(text, max(1, depth))
+    options: dict[str, Any] = {"attn_implementation": attn} if attn != "auto" else {}
+    if text is not whole:  # a text model inside a multimodal one is read alone, under shorter names
+        options["prefix"] = tower_prefix(key, config)
+        strip_exceptions(config, options["prefix"])
+    # An adapter, and a format that keeps weights quantised, name modules as the model with its head does.
+    left_out: list[LeftOut | None] = [None]
     if leave_out:
         if base_and_adapter(key.model)[1] is not None:
             raise ModelError(
                 f"{key.model} cannot be read block by block: an adapter is merged into the whole model",
                 fix="merge it first: PeftModel.merge_and_unload(), then save_pretrained",
             )
-        with blocks_left_out(key) as found:
-            model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
-        trunk = trunk_of(model, n_blocks, device, attention)
-        trunk.left_out = found[0]
-        return trunk
-    if base_and_adapter(key.model)[1] is not None:  # it names the weights of the model with its head
-        whole_model = _load("AutoModelForCausalLM", key, config=config, key_mapping=key_mapping, **attention)
+        with blocks_left_out(key) as left_out:
+            model = _load(model_class(config), key, config=config, **options)
+    elif base_and_adapter(key.model)[1] is not None or (text is whole and needs_head(config)):
+        whole_model = _load("AutoModelForCausalLM", key, config=config, **options)
         model = cast("PreTrainedModel", whole_model.base_model)  # declared as any module
     else:
-        model = _load("AutoModel", key, config=config, key_mapping=key_mapping, **attention)
-    return trunk_of(model, n_blocks, device, attention)
+        model = _load(model_class(config), key, config=config, **options)
+    opened = trunk_of(model, n_blocks, device, packs=False if attn != "auto" else None)
+    opened.left_out = left_out[0]
+    return opened
 
 
-def trunk_of(model: PreTrainedModel, n_blocks: int, device: torch.device, attention: Mapping[str, str]) -> Trunk:
-    """A model in memory as one that is read; `n_blocks` are those of the whole, of which it has the first.
-
-    `attention` names an implementation of attention that was asked for; then rows are not packed.
-    """
+def trunk_of(model: PreTrainedModel, n_blocks: int, device: torch.device, packs: bool | None = None) -> Trunk:
+    """A model in memory as one that is read; `n_blocks` are those of the whole, of which it has the first."""
     if hasattr(model, "pooler"):
         model.pooler = None  # type: ignore[assignment]  # torch accepts None for a module, its stubs do not
     stack, text = find_blocks(model), model.config.get_text_config()
-    # blocks may be left out, which `to` refuses
-    model._apply(lambda held: held if held.device.type == "meta" else held.to(device))  # type: ignore[no-untyped-call]
-    packs = False if attention else None
+    if any(weight.device.type == "meta" for weight in model.parameters()):  # blocks are left out, which `to` refuses
+        model._apply(lambda held: held if held.device.type == "meta" else held.to(device))  # type: ignore[no-untyped-call]
+    else:
+        model = moved(model, device)
     return Trunk(model, stack, text.num_hidden_layers, n_blocks, text.hidden_size, device, packs=packs)
 
 
 @lru_cache(maxsize=32)
 def leaves_out(key: ModelKey, depth: int, device: torch.device, stream_blocks: StreamBlocks) -> bool:
     """Whether the blocks of a model are loaded one at a time; decided once a process."""
-    return stream_blocks == "always" or (stream_blocks == "auto" and not _fits(key, depth, device))
-
-
-def _fits(key: ModelKey, depth: int, device: torch.device) -> bool:
-    """Whether the device holds the first `depth` blocks; true as well where nobody knows, or they are held anyway."""
-    import torch
-    from transformers import AutoModel
-
     base, adapter = base_and_adapter(key.model)
-    text, free = model_config(key).get_text_config(), memory_available(device)
-    if free is None or adapter is not None or gguf_file(base) or getattr(text, "quantization_config", None) is not None:
-        return True
+    text = model_config(key).get_text_config()
+    held_anyway = adapter is not None or gguf_file(base) or getattr(text, "quantization_config", None) is not None
+    if stream_blocks != "auto" or held_anyway:
+        return stream_blocks == "always"
     folder = local_folder(base)
-    if folder is not None and _LARGER * sum(path.stat().st_size for path in folder.glob("*.safetensors")) < free:
-        return True
-    with torch.device("meta"), explained(key.model):
-        model = AutoModel.from_config(_cut(text, max(1, depth)))  # type: ignore[no-untyped-call]
-    needed = sum(weight.numel() for weight in model.parameters()) * getattr(torch, key.dtype).itemsize
-    if needed <= _WEIGHTS * free:
-        return True
-    logger.warning(
-        "%d blocks of %s take %.1f GB and %.1f GB are free on %s: each is read from disk once for many rows",
-        depth, key.model, needed / 1e9, free / 1e9, device,
-    )  # fmt: skip
-    return False
+    files = None if folder is None else sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return not fits(key.model, cut_to(text, max(1, depth)), key.dtype, device, files)
 
 
-def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
-    """A copy of `config` with `depth` blocks; lists with one entry per block, such as `layer_types`, are cut too."""
-    n_blocks = config.num_hidden_layers
-    cut = copy.deepcopy(config)
-    cut.use_cache = False
-    if cut.pad_token_id is not None and not 0 <= cut.pad_token_id < cut.vocab_size:
-        cut.pad_token_id = None  # some files name a token that has no embedding, which torch refuses
-    if depth >= n_blocks:
-        return cut
-    for name, value in vars(config).items():
-        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == n_blocks:
-            setattr(cut, name, value[:depth])
-    cut.num_hidden_layers = depth
-    return cut
-
-
-def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
+def _load(kind: Any, key: ModelKey, *, prefix: str | None = None, **options: Any) -> PreTrainedModel:
     import torch
     import transformers
 
@@ -266,8 +233,11 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
     ):  # transformers would load the base that it names, of any revision
         raise beside_adapter(key.model)
     options.setdefault("config", copy.deepcopy(model_config(key)))  # transformers would read one that chooses code
+    if prefix is not None:
+        options["key_mapping"] = renaming(prefix)
     with explained(key.model, key.revision), quiet_load_report(), no_fetched_code():
-        model, report = getattr(transformers, auto).from_pretrained(
+        loader = getattr(transformers, kind) if isinstance(kind, str) else kind
+        model, report = loader.from_pretrained(
             **location(key),
             **options,
             dtype=getattr(torch, key.dtype),
@@ -275,19 +245,8 @@ def _load(auto: str, key: ModelKey, **options: Any) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    # transformers fills missing weights with random numbers; those of a pooler, which never runs, may be missing
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise ModelError(
-            f"{key.model} lacks {len(missing)} weights of {type(model).__name__}",
-            found=f"no {missing[0]} in its files",
-            fix="download the model again: its files are incomplete or of another architecture",
-        )
-    refuse_lost_scales(key.model, model, report["unexpected_keys"])
-    # Weights stored in the dtype they are computed in stay mapped from the file: saving another model over it would
-    # change this one, or end the process. So they are copied first, and the digest of the files is checked afterwards.
-    for weight in (*model.parameters(), *model.buffers()):
-        weight.data = weight.data.clone()
+    require_all(key.model, model, report, stored_weights(key), prefix or "")
+    take_over(model, getattr(torch, key.dtype))
     if gguf is not None:
         forget_quantisation(model)
     adapter = adapter_folder(key)

@@ -17,7 +17,7 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.model import attention
 from hf_safefilter.model.attention import Packed, Unfit, attending, on
 from hf_safefilter.model.hooks import Forward, Reads, read
-from hf_safefilter.model.padded import CLOSE, CLOSE_IN_16_BITS, read_padded, words_of
+from hf_safefilter.model.padded import largest_difference, read_padded, words_of
 from hf_safefilter.model.prefix_tree import Layout
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _agrees(trunk: Trunk) -> bool:
         return False
     alone = torch.cat([read_padded(trunk, [row], layers)[trunk.depth] for row in rows])
     difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
-    close = difference <= CLOSE.get(trunk.model.dtype, CLOSE_IN_16_BITS)
+    close = difference <= largest_difference(trunk.model)
     if not close:
         logger.info("%s is read padded: packed rows differ by %.1e", type(trunk.model).__name__, difference)
     return close

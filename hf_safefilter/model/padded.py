@@ -16,6 +16,7 @@ import torch
 from hf_safefilter.columns import Layer
 from hf_safefilter.model.attention import on
 from hf_safefilter.model.hooks import Forward, Reads, read
+from hf_safefilter.model.quantised import is_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CLOSE = {torch.float32: 1e-3}
-"""Largest relative difference between rows read together and alone; rows that leak into each other differ by far."""
-
-CLOSE_IN_16_BITS = 0.1
+_CLOSE, _CLOSE_IN_16_BITS = 1e-3, 0.1
 _TRIED = (40, 23, 7, 2)  # tokens of the rows of the trial
 
 
@@ -62,10 +60,18 @@ def can_pad(trunk: Trunk) -> bool:
         together = read_padded(trunk, rows, [trunk.depth])[trunk.depth]
         alone = torch.cat([read_padded(trunk, [row], [trunk.depth])[trunk.depth] for row in rows])
         difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
-        trunk.pads = difference <= CLOSE.get(trunk.model.dtype, CLOSE_IN_16_BITS)
+        trunk.pads = difference <= largest_difference(trunk.model)
         if not trunk.pads:
             logger.info("%s is read unpadded: padded rows differ by %.1e", type(trunk.model).__name__, difference)
     return trunk.pads
+
+
+def largest_difference(model: PreTrainedModel) -> float:
+    """Between rows read together and alone, relative, from rounding; rows that leak into each other differ by far.
+
+    Quantised weights are multiplied in 16 bits, whatever the rest is computed in.
+    """
+    return _CLOSE if model.dtype == torch.float32 and not is_kept(model.config) else _CLOSE_IN_16_BITS
 
 
 def words_of(model: PreTrainedModel) -> int:

@@ -13,7 +13,7 @@ from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
 
 from hf_safefilter import EmbedLayers
 from hf_safefilter.errors import IntegrityError, ModelError
-from hf_safefilter.model import block_by_block, forward, load, waiting_states
+from hf_safefilter.model import block_by_block, fits, forward, load, waiting_states
 from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.one_block import next_states
@@ -304,7 +304,7 @@ def test_blocks_that_hand_on_more_than_states_are_refused(llama, monkeypatch):
 
 def test_a_model_is_read_so_where_it_does_not_fit(llama, monkeypatch, caplog):
     free = [10**9]
-    monkeypatch.setattr(load, "memory_available", lambda device: free[0])
+    monkeypatch.setattr(fits, "memory_available", lambda device: free[0])
     assert opened(llama, "auto").left_out is None
     load._trunks.clear()
     load.leaves_out.cache_clear()

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from datasets import DatasetDict, load_dataset
 
+from hf_safefilter import EmbedLayers
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import OptionError, PublishError
 from hf_safefilter.publish.card import BEGIN, END, render
@@ -140,3 +141,10 @@ def test_the_croissant_program_agrees(folder):
         command = [str(Path(sys.executable).with_name("mlcroissant")), *command[3:]]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
+
+
+def test_the_card_says_how_quantised_weights_were_stored_and_read(folder, record):
+    plain = EmbedLayers("toy", [2]).describe()
+    for model, words in ((plain, "float32, layers"), (plain | {"weights": "fp8, dequantised"}, "(weights: fp8")):
+        card = render(record.model_copy(update={"model": model}), read_published(folder))
+        assert words in card and ("weights:" in card) is ("weights" in model)
