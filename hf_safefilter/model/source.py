@@ -360,6 +360,11 @@ def _advice(model: str, error: Exception) -> str:
         )
     if isinstance(error, FileNotFoundError):
         return "download the model again: a file that its index names is missing"
+    if "conversion of the weights" in text:  # from the form in which a format stores them
+        return (
+            "download the model again, or use it in float32, bfloat16 or float16: its quantised weights, or some of "
+            "their scales, are not as the format in its config.json has them"
+        )
     if "safetensors" in text and not isinstance(error, ValueError):
         return CONVERT
     if "trust_remote_code" in text or "model type" in text:
