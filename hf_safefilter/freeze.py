@@ -17,6 +17,7 @@ from hf_safefilter.checks import is_whole
 from hf_safefilter.errors import IntegrityError, OptionError
 from hf_safefilter.locate.subject import tensors_digest, without_weights
 from hf_safefilter.model.blocks import find_blocks
+from hf_safefilter.model.quantised import require_gradient
 from hf_safefilter.model.scaled import projection_names
 
 if TYPE_CHECKING:
@@ -88,10 +89,23 @@ def freeze_safety_blocks(model: nn.Module, first: int, last: int, include_norms:
 
 
 def freezing_plan(
-    model: str, first: int, last: int, *, include_norms: bool = False, revision: str | None = None
+    model: str,
+    first: int,
+    last: int,
+    *,
+    include_norms: bool = False,
+    revision: str | None = None,
+    lora: bool = False,
 ) -> Frozen:
-    """What `freeze_safety_blocks` would freeze in the model of this name, without loading its weights."""
-    return freeze_safety_blocks(without_weights(model, revision), first, last, include_norms)
+    """What `freeze_safety_blocks` would freeze in the model of this name, without loading its weights.
+
+    Raises:
+        ModelError: Its weights are quantised, and no adapters are trained (`lora`).
+    """
+    empty = without_weights(model, revision)
+    if not lora:
+        require_gradient(empty, (), "use `lora=True`")
+    return freeze_safety_blocks(empty, first, last, include_norms)
 
 
 def lora_settings(model: str | nn.Module, first: int, last: int, *, revision: str | None = None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def freeze(
     else:
         raise OptionError("freeze needs a range of blocks", fix="give either --blocks 6-12 or --found FOLDER")
     first, last = block_range
-    plan = freezing_plan(options.model, first, last, include_norms=include_norms, revision=options.revision)
+    plan = freezing_plan(options.model, first, last, include_norms=include_norms, revision=options.revision, lora=lora)
     settings: dict[str, Any] = {"first": first, "last": last, "include_norms": include_norms}
     if lora:
         settings = lora_settings(options.model, first, last, revision=options.revision)

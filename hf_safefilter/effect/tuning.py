@@ -15,6 +15,7 @@ import numpy as np
 from hf_safefilter.checks import require_choice, require_share, require_whole
 from hf_safefilter.decide.mask_tokens import IGNORED
 from hf_safefilter.errors import MissingError, ModelError, OptionError
+from hf_safefilter.model.quantised import require_gradient
 from hf_safefilter.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def _trainable(
 ) -> tuple[PreTrainedModel, list[TrainerCallback]]:
     """The model with its trainable parameters set, and callbacks which check that frozen blocks do not change."""
     if options.method == "full":
+        require_gradient(model, model.parameters(), 'use `method="lora"`')
         model.requires_grad_(True)
         if frozen is None:
             return model, []

@@ -246,10 +246,10 @@ def _load(kind: Any, key: ModelKey, *, prefix: str | None = None, **options: Any
             output_loading_info=True,
         )
     require_all(key.model, model, report, stored_weights(key), prefix or "")
-    take_over(model, getattr(torch, key.dtype))
     if gguf is not None:
         forget_quantisation(model)
     adapter = adapter_folder(key)
+    take_over(model, getattr(torch, key.dtype), merging=adapter is not None)
     if adapter is not None:
         base, name = base_and_adapter(key.model)
         model = merged(model, adapter, str(name), base, model_config(key).get_text_config().num_hidden_layers)

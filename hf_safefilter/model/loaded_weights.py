@@ -79,14 +79,14 @@ def require_all(
         )
 
 
-def take_over(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def take_over(model: PreTrainedModel, dtype: torch.dtype, *, merging: bool) -> None:
     """Copy the weights out of the files, in `dtype` also where they are plain beside quantised ones.
 
     Weights stored in the dtype they are computed in stay mapped from the file: saving another model over it would
-    change this one, or end the process.
+    change this one, or end the process. Some formats are made plain, and all of them if an adapter will be added.
     """
     kept = getattr(model, "hf_quantizer", None) is not None
-    make_plain(model, dtype)
+    make_plain(model, dtype, merging=merging)
     for weight in model.parameters():
         in_16_bits = is_plain(weight) and weight.element_size() == 2
         weight.data = weight.data.to(dtype, copy=True) if kept and in_16_bits else weight.data.clone()

@@ -17,7 +17,7 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.model import attention
 from hf_safefilter.model.attention import Packed, Unfit, attending, on
 from hf_safefilter.model.hooks import Forward, Reads, read
-from hf_safefilter.model.padded import largest_difference, read_padded, words_of
+from hf_safefilter.model.padded import FAULTS, largest_difference, read_padded, words_of
 from hf_safefilter.model.prefix_tree import Layout
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _agrees(trunk: Trunk) -> bool:
         together = read_packed(trunk, rows, layers)[trunk.depth]
     except torch.OutOfMemoryError:
         raise
-    except (Unfit, RuntimeError) as reason:  # a kernel that was not made for this model or GPU says so in its own way
+    except (Unfit, *FAULTS) as reason:  # a kernel that was not made for this model or GPU says so in its own way
         logger.info("%s is read padded: %s", type(trunk.model).__name__, reason)
         return False
     alone = torch.cat([read_padded(trunk, [row], layers)[trunk.depth] for row in rows])

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from hf_safefilter.columns import Layer
+from hf_safefilter.errors import ModelError, is_out_of_memory
 from hf_safefilter.model.attention import on
 from hf_safefilter.model.hooks import Forward, Reads, read
-from hf_safefilter.model.quantised import is_kept
+from hf_safefilter.model.quantised import ADVICE, is_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CLOSE, _CLOSE_IN_16_BITS = 1e-3, 0.1
+FAULTS = (RuntimeError, AssertionError, AttributeError, ImportError)
+"""What packages of quantised weights raise where they lack a kernel."""
+
 _TRIED = (40, 23, 7, 2)  # tokens of the rows of the trial
 
 
@@ -48,7 +52,11 @@ def lay_padded(trunk: Trunk, sequences: Sequence[TokenSequence]) -> tuple[Reads,
 
 
 def can_pad(trunk: Trunk) -> bool:
-    """Whether a row reads the same beside longer ones as alone: tried once a model, then remembered."""
+    """Whether a row reads the same beside longer ones as alone: tried once a model, then remembered.
+
+    Raises:
+        ModelError: The package that computes with its quantised weights fails.
+    """
     from hf_safefilter.model.windows import TokenSequence
 
     if trunk.pads is None:
@@ -57,7 +65,16 @@ def can_pad(trunk: Trunk) -> bool:
         rows = [
             TokenSequence(ids, ((0, 1), (len(ids) - 1, len(ids)))) for ids in np.split(drawn, np.cumsum(_TRIED)[:-1])
         ]
-        together = read_padded(trunk, rows, [trunk.depth])[trunk.depth]
+        try:
+            together = read_padded(trunk, rows, [trunk.depth])[trunk.depth]
+        except FAULTS as error:
+            if not is_kept(trunk.model.config) or is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"the quantised weights of {type(trunk.model).__name__} cannot be computed with on {trunk.device}",
+                found=f"{type(error).__name__}: {error}"[:300],
+                fix=f"update the package of their format, or {ADVICE}",
+            ) from error
         alone = torch.cat([read_padded(trunk, [row], [trunk.depth])[trunk.depth] for row in rows])
         difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
         trunk.pads = difference <= largest_difference(trunk.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,19 +79,33 @@ def needs_head(config: PreTrainedConfig) -> bool:
     return named and str((config.architectures or [""])[0]).endswith("ForCausalLM")
 
 
-def make_plain(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def make_plain(model: PreTrainedModel, dtype: torch.dtype, *, merging: bool) -> None:
     """Turn weights into plain numbers, in place, where their format would make a row depend on those beside it.
 
     Such formats round what flows through a layer by the largest value in a batch; their weights are the same.
+
+    Args:
+        model: As transformers has loaded it.
+        dtype: Of the plain numbers.
+        merging: Whether an adapter will be added: the sum would be rounded once more.
+
+    Raises:
+        ModelError: An adapter will be added, and transformers cannot make weights of this format plain.
     """
     from torch import nn
 
     stated = getattr(model.config, "quantization_config", None)
-    if stated is None or not _rounds_states(stated.to_dict()):
+    if stated is None or not (merging or _rounds_states(stated.to_dict())):
         return
-    quantiser = cast("Any", model.hf_quantizer)
-    if _method(stated) == "bitsandbytes":
-        quantiser.dequantize(model, dtype=dtype)
+    method, quantiser = _method(stated), cast("Any", model.hf_quantizer)
+    if method != "torchao":
+        try:
+            quantiser.dequantize(model, dtype=dtype)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"an adapter cannot be merged into weights in the format {method}",
+                fix="name its base model in float32, bfloat16 or float16",
+            ) from error
         return
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -106,6 +120,16 @@ def is_plain(weight: torch.Tensor) -> bool:
     import torch
 
     return type(weight.data) is torch.Tensor and weight.is_floating_point()
+
+
+def require_gradient(model: PreTrainedModel, weights: Iterable[torch.Tensor], fix: str) -> None:
+    """Raise unless these weights of the model can be trained.
+
+    Raises:
+        ModelError: They are quantised; `fix` says what to do.
+    """
+    if is_kept(model.config) or not all(map(is_plain, weights)):
+        raise ModelError("the weights are quantised and have no gradient", fix=f"{fix}, or {ADVICE}")
 
 
 def _rounds_states(stated: Mapping[str, Any]) -> bool:
@@ -128,7 +152,8 @@ def weights_format(model: str, config: PreTrainedConfig) -> str | None:
 
     For example "fp8, dequantised", "bitsandbytes nf4", "gptq 4-bit", "torchao Int8WeightOnlyConfig".
     """
-    if gguf_file(base_and_adapter(model)[0]):
+    base, adapter = base_and_adapter(model)
+    if gguf_file(base):
         return "gguf, dequantised"
     stated = getattr(config, "quantization_config", None)
     if not isinstance(stated, Mapping):
@@ -143,7 +168,7 @@ def weights_format(model: str, config: PreTrainedConfig) -> str | None:
     else:
         detail = f"{stated['bits']}-bit" if "bits" in stated else None
     words = f"{method} {detail}" if detail else method
-    return words if is_kept(config) else f"{words}, dequantised"
+    return words if is_kept(config) and adapter is None else f"{words}, dequantised"
 
 
 def _torchao_name(stated: object) -> object:

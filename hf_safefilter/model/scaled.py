@@ -18,6 +18,7 @@ from torch import nn
 from hf_safefilter.checks import is_finite, is_whole
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.model.blocks import find_blocks
+from hf_safefilter.model.quantised import is_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,7 +178,7 @@ def _scale(block: nn.Module, by: float, parts: Sequence[str], undo: ExitStack) -
 
 def _scale_projection(projection: nn.Module | nn.Parameter, by: float, undo: ExitStack) -> Form:
     weight = _plain_weight(projection)
-    if weight is not None and weight.is_floating_point():
+    if weight is not None and is_plain(weight):
         undo.callback(setattr, weight, "data", weight.data)
         weight.data = weight.data * by
         return "weights"
@@ -197,7 +198,7 @@ def _plain_weight(projection: nn.Module | nn.Parameter) -> nn.Parameter | None:
     if isinstance(projection, nn.Parameter):
         return projection
     if type(projection) is nn.Linear or type(projection).__name__ == "Conv1D":
-        return cast("nn.Parameter", projection.weight)  # torch types unknown attributes as modules
+        return projection._parameters.get("weight")  # some formats keep theirs under another name
     return None
 
 

@@ -5,12 +5,20 @@ import pytest
 import torch
 from small_models import save_small_model
 from small_multimodal import FP8, in_fp8, rewritten
+from transformers import BitsAndBytesConfig
+from transformers.quantizers.base import HfQuantizer
 
 from hf_safefilter import EmbedLayers
+from hf_safefilter.effect.tuning import Tuning, _trainable
 from hf_safefilter.errors import ModelError
+from hf_safefilter.freeze import freezing_plan
 from hf_safefilter.model import load
 from hf_safefilter.model.load import ModelKey, model_config, resolve_revision, trunk
-from hf_safefilter.model.quantised import weights_format
+from hf_safefilter.model.packed import can_pack
+from hf_safefilter.model.padded import can_pad
+from hf_safefilter.model.quantised import make_plain, weights_format
+from hf_safefilter.scores.gradient.parts import Parts
+from hf_safefilter.scores.gradient.tuned import choose
 
 ROWS = [{"prompt": "Name three flowers.", "response": "Fox, river and bread."}]
 
@@ -125,3 +133,67 @@ def test_formats_have_names(llama, tmp_path, stated, words):
         is None
     )
     assert weights_format("folder/model.GGUF", model_config(key)) == "gguf, dequantised"
+
+
+# Training
+
+
+FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def test_quantised_weights_are_not_trained(llama, tmp_path):
+    stored = rewritten(llama, tmp_path / "four", dict, quantization_config=FOUR_BITS)
+    with pytest.raises(ModelError, match=r"have no gradient\nfix: use `lora=True`, or use the model in float32"):
+        freezing_plan(str(stored), 1, 2)
+    assert freezing_plan(str(stored), 1, 2, lora=True).frozen == freezing_plan(str(llama), 1, 2).frozen
+    fp8 = rewritten(llama, tmp_path / "fp8", in_fp8, quantization_config=FP8)
+    assert freezing_plan(str(fp8), 1, 2).trainable, "they are plain numbers once they are read"
+    model = load.causal_lm(ModelKey(str(llama), resolve_revision(str(llama), None), "float32"), torch.device("cpu"))
+    load.causal_lm.cache_clear()
+    choose(model, Parts("last_blocks", blocks=1))
+    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)  # as transformers leaves it
+    with pytest.raises(ModelError, match=r'have no gradient\nfix: use `parts="lora"`'):
+        choose(model, Parts("last_blocks", blocks=1))
+    with pytest.raises(ModelError, match=r'have no gradient\nfix: use `method="lora"`'):
+        _trainable(model, Tuning(method="full"), None)
+
+
+def test_a_failing_kernel_of_a_format_is_named(llama, monkeypatch):
+    opened = read(llama)
+    monkeypatch.setattr(type(opened.model.layers[0].mlp), "forward", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        can_pad(opened)
+    opened.model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
+    assert not can_pack(opened, 8)
+    with pytest.raises(
+        ModelError, match=r"quantised weights of LlamaModel cannot be computed with on cpu\nfound: .*size"
+    ):
+        can_pad(opened)
+
+
+def test_an_adapter_is_not_merged_into_numbers_that_are_rounded_again(llama):
+    done = []
+
+    class Quantiser:
+        def dequantize(self, model, dtype):
+            done.append(dtype)
+
+    model = read(llama).model
+    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
+    model.hf_quantizer = Quantiser()
+    make_plain(model, torch.float32, merging=False)
+    assert not done, "read alone, it stays as it is"
+    make_plain(model, torch.float32, merging=True)
+    model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    make_plain(model, torch.bfloat16, merging=False)
+    assert done == [torch.float32, torch.bfloat16]
+    del Quantiser.dequantize
+    Quantiser.dequantize = HfQuantizer.dequantize
+    Quantiser._dequantize = HfQuantizer._dequantize
+    model.hf_quantizer.quantization_config = model.config.quantization_config
+    with pytest.raises(ModelError, match="cannot be merged into weights in the format bitsandbytes"):
+        make_plain(model, torch.float32, merging=True)
+    stated = model.config
+    stated.quantization_config = FOUR_BITS
+    assert weights_format("base", stated) == "bitsandbytes nf4"
+    assert weights_format("base + adapter", stated) == "bitsandbytes nf4, dequantised"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from hf_safefilter.errors import MissingError, ModelError, OptionError
+from hf_safefilter.errors import MissingError, OptionError
 from hf_safefilter.model import load
 from hf_safefilter.model.blocks import find_blocks
+from hf_safefilter.model.quantised import require_gradient
 from hf_safefilter.scores.gradient.parts import Parts
 
 if TYPE_CHECKING:
@@ -76,10 +77,8 @@ def choose(model: PreTrainedModel, parts: Parts) -> Tuned:
         named = {name: parameter for name, parameter in named.items() if name.startswith(prefixes)}
     elif parts.kind == "lora":
         named = {name: parameter for name, parameter in named.items() if ".lora_" in name}
-    if any(not parameter.is_floating_point() for parameter in named.values()):
-        raise ModelError(
-            "the weights are quantised and have no gradient", fix='use `parts="lora"`, or the model before quantisation'
-        )
+    if parts.kind != "lora":
+        require_gradient(model, named.values(), 'use `parts="lora"`')
     return Tuned(model, named, mask=not stack.causal)
 
 

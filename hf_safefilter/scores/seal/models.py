@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.load import fresh_causal_lm
+from hf_safefilter.model.quantised import require_gradient
 from hf_safefilter.scores.seal.learner import Learner
 from hf_safefilter.scores.seal.losses import sequence_losses
 from hf_safefilter.scores.seal.options import Lora, SealOptions
@@ -52,6 +53,7 @@ def learners(
     torch.manual_seed(options.seed)
     make = partial(_learner, options=options, compute=compute, device=device, processes=processes)
     if lora is None:
+        require_gradient(model, model.parameters(), "train adapters: `lora_rank=8`")
         models = [model.requires_grad_(True), *(copy.deepcopy(model) for _ in names[1:])]
         return [make(copied, dict(copied.named_parameters()), lambda: None) for copied in models]
     adapted = _adapted(model, lora, names)
