@@ -171,7 +171,7 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
         options["prefix"] = tower_prefix(key, config)
         strip_exceptions(config, options["prefix"])
     # An adapter, and a format that keeps weights quantised, name modules as the model with its head does.
-    left_out: list[LeftOut | None] = [None]
+    left_out: list[LeftOut] = []
     if leave_out:
         if base_and_adapter(key.model)[1] is not None:
             raise ModelError(
@@ -186,7 +186,7 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
     else:
         model = _load(model_class(config), key, config=config, **options)
     opened = trunk_of(model, n_blocks, device, packs=False if attn != "auto" else None)
-    opened.left_out = left_out[0]
+    opened.left_out = left_out[0] if left_out else None
     return opened
 
 

@@ -181,7 +181,7 @@ def test_an_interrupted_pass_goes_on_at_its_block(llama, monkeypatch, own_store,
     assert all(weight.device.type == "meta" for weight in streamed.stack.blocks.parameters())
     at[0] = None
     loads.clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="hf_safefilter"):
         found = read_layers(streamed, rows, LAYERS, token_budget=30)
     assert loads == [2, 3] and "resumed: 2 of 4 blocks were done" in caplog.text
     for layer in LAYERS:

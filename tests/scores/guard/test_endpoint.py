@@ -100,7 +100,7 @@ def test_the_record_of_a_guard_that_is_read_here_is_what_it_was(taught):
 
 def test_what_the_answers_cost(server, caplog):
     step = at(server)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="hf_safefilter"):
         step(batch_of(ROWS))
     spent = step.spent()
     assert spent["requests"] == len(server.log) == 25 and spent["tokens_out"] == 50 and spent["tokens_in"] > 200

@@ -254,6 +254,6 @@ step({{name: [row[name] for row in rows] for name in rows[0]}})
 
 def test_the_log_of_a_resumed_call_counts_what_was_paid_now(server, kept, caplog):
     scores_of(at(server))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="hf_safefilter"):
         scores_of(at(server), [*ROWS, {"prompt": "One", "response": "more"}])
     assert [line for line in caplog.messages if "gave 1 answers" in line]
