@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -38,7 +37,8 @@ from hf_safefilter.data.spans import SPAN
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_digest import reading_digest
 from hf_safefilter.model.reading_options import WINDOW, ReadingOptions, checked_reading
-from hf_safefilter.step import ROWS_PER_CALL, Step, fields_of
+from hf_safefilter.model.work_ahead import ahead
+from hf_safefilter.step import ROWS_BY_BLOCKS, ROWS_PER_CALL, Step, fields_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,11 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _warned: set[str] = set()
-_CALLS_AT_ONCE = 4  # times as many rows as other steps get: their vectors must have room in memory
 _TOKENISED_AT_ONCE = 256  # rows: they are tokenised while the rows before them are read
-
-Part = TypeVar("Part")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +218,7 @@ class EmbedLayers(ReadingOptions, Step):
     @property
     def rows_per_call(self) -> int:
         """More rows where each block of the model is loaded once a call."""
-        return _CALLS_AT_ONCE * ROWS_PER_CALL if self._streams(self.layers, None) else ROWS_PER_CALL
+        return ROWS_BY_BLOCKS if self._streams(self.layers, None) else ROWS_PER_CALL
 
     def vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
         """The same vectors for rows in memory, such as references, in float32, and the rows as conversations."""
@@ -315,7 +311,7 @@ class EmbedLayers(ReadingOptions, Step):
             depth, device = self._depth(layers), load.pick_device(self.device, rank)
             trunk = load.trunk(key, depth, device, attn=self.attn, stream_blocks=self.stream_blocks)
         step = len(rows) if rows and trunk.left_out is not None else _TOKENISED_AT_ONCE
-        for part in _ahead([rows[start : start + step] for start in range(0, len(rows), step)], self.reads):
+        for part in ahead([rows[start : start + step] for start in range(0, len(rows), step)], self.reads):
             sequences = [one for row in part for one in row.sequences]
             vectors = read_layers(trunk, sequences, tuple(layers))
             picks = _joined_picks(part)
@@ -363,19 +359,6 @@ def _joined_picks(rows: Sequence[RowReads]) -> np.ndarray:
         picks.append(row.picks + first)
         first += sum(len(one.reads) for one in row.sequences)
     return np.concatenate(picks)
-
-
-def _ahead(parts: Sequence[Part], work: Callable[[Part], Result]) -> Iterator[Result]:
-    """The results of `work` on each part; the next one is computed in a thread while the caller uses this one."""
-    if len(parts) <= 1:
-        yield from map(work, parts)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="safefilter") as executor:
-        following = executor.submit(work, parts[0])
-        for part in parts[1:]:
-            result, following = following.result(), executor.submit(work, part)
-            yield result
-        yield following.result()
 
 
 def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:

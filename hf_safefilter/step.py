@@ -20,6 +20,9 @@ from hf_safefilter.errors import MissingError
 ROWS_PER_CALL = 1024
 """Rows that an engine passes to a step at once: enough to sort them by length, few enough to hold in memory."""
 
+ROWS_BY_BLOCKS = 4 * ROWS_PER_CALL
+"""The same for a model of which each block is loaded once a call: their vectors must have room in memory."""
+
 _steps_by_column: dict[str, list[Step]] = {}
 
 

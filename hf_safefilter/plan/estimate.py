@@ -9,9 +9,11 @@ from hf_safefilter.checks import require_choice, require_number
 from hf_safefilter.plan.devices import Device
 from hf_safefilter.plan.lengths import Lengths
 from hf_safefilter.plan.work import BYTES, Work
+from hf_safefilter.step import ROWS_BY_BLOCKS
 
 _TOKENISING = 0.35e-6  # seconds per token, on four cores: rendering and encoding, before the device gets the tokens
 _MEMORY_FOR_WEIGHTS = 0.9  # share of a device's memory
+_LOADED = 2e9  # bytes a second of a disk, for blocks that are loaded again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Estimate:
         measured: Whether the share was measured.
         cost: Cost of all rows, in the currency of the price; None without a price.
         cost_per_million: Cost of a million rows; None without a price.
-        note: Why the device cannot be used; "" if it can.
+        note: Why the device cannot be used, or that it reads the model block by block; "" if it holds it.
     """
 
     device: str
@@ -87,7 +89,9 @@ class Plan:
             _line(
                 "time",
                 "larger of operations / (peak x share) and weights x batches / memory bandwidth; "
-                f"+ {_TOKENISING * 1e6:.2g} us a token for tokenising, unless the share is measured; / devices",
+                f"+ {_TOKENISING * 1e6:.2g} us a token for tokenising, unless the share is measured; "
+                f"+ weights / {_LOADED / 1e9:.0f} GB/s for every {ROWS_BY_BLOCKS} rows, where they do not fit; "
+                "/ devices",
                 "below",
             ),
             _line("cost", "time x devices x price an hour", "below"),
@@ -147,6 +151,8 @@ def _estimate(
         seconds = max(seconds, weights * tokens / device.batch / (device.bandwidth * 1e9))
     if not measured:
         seconds += tokens * _TOKENISING
+    note, loads = _room(work, lengths, weights, dtype, device)
+    seconds += loads * weights / _LOADED
     cost = None if price is None else price * seconds / 3600  # n devices cost n times as much for 1/n of the time
     return Estimate(
         device=device.name if number == 1 else f"{number}x{device.name}",
@@ -157,14 +163,23 @@ def _estimate(
         measured=measured,
         cost=cost,
         cost_per_million=None if cost is None else cost / lengths.rows * 1e6,
-        note=_note(weights, device),
+        note=note,
     )
 
 
-def _note(weights: int, device: Device) -> str:
-    if device.memory and weights > _MEMORY_FOR_WEIGHTS * device.memory * 1e9:
-        return f"does not fit: {size(weights)} of weights, {device.memory:.0f} GB of memory"
-    return ""
+def _room(work: Work, lengths: Lengths, weights: int, dtype: str, device: Device) -> tuple[str, float]:
+    """A note on the device's memory, and how often the weights are loaded beyond once."""
+    from hf_safefilter.model.block_by_block import MOST
+
+    room = _MEMORY_FOR_WEIGHTS * device.memory * 1e9
+    if not device.memory or weights <= room:
+        return "", 0
+    if 2 * weights / max(work.blocks, 1) > room:
+        return f"two blocks do not fit: {size(weights)} of weights, {device.memory:.0f} GB of memory", 0
+    states = lengths.mean * work.hidden_size * BYTES[dtype]
+    at_once = max(1, min(ROWS_BY_BLOCKS, MOST / 2 / states))
+    passes = max(1, lengths.rows / at_once)
+    return f"block by block, {size(weights)} of weights loaded {passes:,.0f} times", passes
 
 
 def _line(figure: str, formula: str, value: str) -> dict[str, str]:

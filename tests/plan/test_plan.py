@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -273,7 +274,12 @@ def test_time_and_cost_by_hand():
     assert one.note == "" and one.dtype == "float32" and not one.measured
     slow = make_plan(work, lengths, [(1, Device("slow", 1e6, 1e6, bandwidth=0.001, memory=1e-5))], dtype="float32")
     assert slow.devices[0].seconds == pytest.approx(work.weights * 4 * (200_000 / 32_768) / 1e6, rel=0.2)
-    assert "does not fit" in slow.devices[0].note and slow.devices[0].cost is None
+    assert "two blocks do not fit" in slow.devices[0].note and slow.devices[0].cost is None
+    tight = replace(device, memory=0.8e-9 * work.weights * 4)  # two of four blocks fit, all weights do not
+    many = Lengths(10 * 4096, 200, 50_000)
+    fits, loads = (make_plan(work, many, [(1, one)], dtype="float32").devices[0] for one in (device, tight))
+    assert loads.seconds - fits.seconds == pytest.approx(10 * work.weights * 4 / 2e9)
+    assert loads.note.startswith("block by block") and loads.note.endswith("loaded 10 times")
     sure = make_plan(work, lengths, [(1, device)], dtype="float32", measured=True).devices[0]
     assert sure.measured and sure.seconds < one.seconds
     assert json.loads(json.dumps(done.to_json()))["flops"] == flops
