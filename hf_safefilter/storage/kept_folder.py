@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hf_safefilter.storage.scratch import SCRATCH, locked, release, scratch_folder
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 ABANDONED = 7 * 24 * 3600
 """Seconds after which work that nobody continued is removed."""
@@ -18,12 +21,19 @@ ABANDONED = 7 * 24 * 3600
 def kept_folder(root: Path, name: str) -> Iterator[Path]:
     """The folder `name` in `root`, with what an interrupted block left there; removed after a block that succeeds.
 
-    While another process uses it, or where the file system has no locks, an empty one that is removed in any case.
+    While another process uses it, where the file system has no locks, or where nothing may be written in `root`, an
+    empty one that is removed in any case.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
     folder = root / name
-    folder.mkdir(exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        with scratch_folder() as own:
+            yield own
+        return
+    _remove_abandoned(root)
     lock = locked(folder, wait=False)
     if lock is None:
         with scratch_folder(root) as own:

@@ -13,7 +13,7 @@ from torture.world import COMMANDS, content
 
 pytestmark = pytest.mark.xdist_group("torture")
 
-LIGHT = ("embed", "reference", "seal", "locate", "merge", "label")
+LIGHT = ("embed", "by block", "reference", "seal", "locate", "merge", "label")
 BACK = -10 * 365 * 86_400  # seconds
 
 
@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_or_breaks_at_a_step(worlds, world, name, turn):
     right_when_run_again(worlds, here, name)
 
 
-@pytest.mark.parametrize("name", ["embed", "label", "merge", "locate", "prune"])
+@pytest.mark.parametrize("name", ["embed", "by block", "label", "merge", "locate", "prune"])
 def test_a_store_that_may_not_be_written(worlds, world, name):
     """Rows are read without a cache; what must be kept in the store is refused in words."""
     here = world(name)
@@ -66,7 +66,9 @@ def test_a_store_that_may_not_be_written(worlds, world, name):
     right_when_run_again(worlds, here, name)
 
 
-@pytest.mark.parametrize(("name", "free"), [("embed", 3), ("embed", 5), ("reference", 4), ("merge", 3), ("label", 4)])
+@pytest.mark.parametrize(
+    ("name", "free"), [("embed", 3), ("embed", 5), ("by block", 5), ("reference", 4), ("merge", 3), ("label", 4)]
+)
 def test_few_file_descriptors(worlds, world, name, free):
     here = world(name)
     ended_well_or_in_words(here.run(COMMANDS[name], limits={"RLIMIT_NOFILE": -free}))
@@ -84,7 +86,7 @@ def test_little_memory(worlds, world, name, free):
     right_when_run_again(worlds, here, name)
 
 
-@pytest.mark.parametrize(("name", "most"), [("embed", 3000), ("merge", 3000), ("seal", 30_000)])
+@pytest.mark.parametrize(("name", "most"), [("embed", 3000), ("by block", 3000), ("merge", 3000), ("seal", 30_000)])
 def test_files_that_may_not_grow(worlds, world, name, most):
     here = world(name)
     ended = here.run(COMMANDS[name], limits={"RLIMIT_FSIZE": most})
@@ -93,7 +95,7 @@ def test_files_that_may_not_grow(worlds, world, name, most):
     right_when_run_again(worlds, here, name)
 
 
-@pytest.mark.parametrize("name", ["embed", "merge", "prune", "label", "seal"])
+@pytest.mark.parametrize("name", ["embed", "by block", "merge", "prune", "label", "seal"])
 def test_a_clock_that_was_set_back(worlds, world, name):
     """By ten years: what is in the store is of the future then; and forward again."""
     here = world(name)
@@ -105,8 +107,8 @@ def test_a_clock_that_was_set_back(worlds, world, name):
 
 
 @pytest.mark.parametrize("turn", range(max(1, KILLS // 20)))
-@pytest.mark.parametrize(("name", "output"), [("embed", "out"), ("embed", "other"), ("reference", "out"),
-                                              ("merge", "out"), ("label", "other")])  # fmt: skip
+@pytest.mark.parametrize(("name", "output"), [("embed", "out"), ("embed", "other"), ("by block", "out"),
+                                              ("reference", "out"), ("merge", "out"), ("label", "other")])  # fmt: skip
 def test_two_processes_on_one_store(worlds, world, name, output, turn):
     """One is halted at a step, the other runs from beginning to end, into the same folder or another."""
     whole, ended = worlds.undisturbed(name)

@@ -25,6 +25,7 @@ _TOY = ("--model", "toy", "--layers")
 _CPU = ("--device", "cpu")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "embed": ("embed", "rows.jsonl", *_TOY, "3", "-o", "out"),
+    "by block": ("embed", "rows.jsonl", *_TOY, "3", "--stream-blocks", "always", "-o", "out"),
     "reference": ("reference", "build", "unsafe.jsonl", "safe.jsonl", *_TOY, "3", "--license", "mit", "--source", "me",
                   "-o", "out"),
     "run": ("run", "recipe.yaml", "-o", "out", "--anyway"),
@@ -62,6 +63,7 @@ ON_FOLDERS: dict[str, tuple[str, ...]] = {
 
 _EARLIER = {
     "embed": ("embed", "rows.jsonl", *_TOY, "1", "-o", "out"),
+    "by block": ("embed", "rows.jsonl", *_TOY, "1", "-o", "out"),
     "reference": ("reference", "build", "unsafe.jsonl", "safe.jsonl", *_TOY, "1", "--license", "mit", "--source", "me",
                   "-o", "out"),
     "run": ("run", "earlier.yaml", "-o", "out", "--anyway"),
