@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import ModelError
@@ -24,7 +26,7 @@ from hf_safefilter.model.hooks import Forward, Reads
 from hf_safefilter.model.memory_available import memory_available
 from hf_safefilter.model.one_block import last_states, next_states, passed_over
 from hf_safefilter.model.packed import can_pack
-from hf_safefilter.model.padded import can_pad
+from hf_safefilter.model.padded import TRIED, can_pad
 from hf_safefilter.model.waiting_states import HeldStates, WaitingStates, stored
 from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.storage.kept_folder import kept_folder
@@ -39,8 +41,6 @@ MOST = 16 * 2**30
 """Bytes of states that wait on disk at most; a pass is as many rows as have them."""
 
 _SHARE = 0.5  # of the space or memory that is free
-_ABANDONED = 7 * 24 * 3600  # seconds after which a pass that nobody continued is removed
-_TRIED = 2  # blocks on which it is tried how rows can be read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,36 +61,63 @@ class Laid:
 
 
 def try_ways(trunk: Trunk, left_out: LeftOut) -> None:
-    """Find out on the first blocks how rows can be read together.
+    """Find out how rows can be read together, on as many blocks as have one of each kind among them.
 
     Raises:
         ModelError: The device does not hold two blocks.
     """
-    if trunk.packs is not None and trunk.pads is not None:
+    if trunk.state_bytes is not None:
         return
     _require_room(trunk, left_out)
-    count = min(_TRIED, trunk.depth)
-    with left_out.loaded(range(count), trunk.device):
-        trial = replace(trunk, depth=count)
-        can_pack(trial, 0)
-        can_pad(trial)
+    count = min(max(_last_new_kind(trunk) + 1, 2), trunk.depth)
+    trial, held = replace(trunk, depth=count), list[float]()
+
+    def read_all(batches: Sequence[tuple[Reads, Forward]]) -> list[torch.Tensor]:
+        states = HeldStates(trunk.device)
+        laid = [Laid([], 0, reads, forward) for reads, forward in batches]
+        found = _through(trial, left_out, laid, [count], states, count - 1)[count]
+        held.append(states.bytes_held)
+        return found
+
+    can_pack(trial, 0, read_all)
+    can_pad(trial, read_all)
+    tokens = max(TRIED) * len(TRIED) + sum(TRIED)  # of the trial of padding, which came last: together and alone
+    trunk.state_bytes = max(held[-1] / tokens, trunk.hidden_size * trunk.model.dtype.itemsize)
     trunk.packs, trunk.pads = trial.packs, trial.pads
 
 
-def rows_of_passes(tokens: Sequence[int], bytes_each: int) -> Iterator[list[int]]:
+def _last_new_kind(trunk: Trunk) -> int:
+    """The first block after which none is of another kind than those before it."""
+    kinds = getattr(trunk.model.config.get_text_config(), "layer_types", None) or []
+    seen: set[tuple[object, ...]] = set()
+    last = 0
+    for number, block in enumerate(list(trunk.stack.blocks)[: trunk.depth]):
+        modules = tuple(sorted({type(module).__name__ for module in block.modules()}))
+        kind = (kinds[number] if number < len(kinds) else None, modules)
+        if kind not in seen:
+            seen.add(kind)
+            last = number
+    return last
+
+
+def rows_of_passes(tokens: Sequence[int], bytes_each: float) -> Iterator[list[int]]:
     """Positions of the rows of each pass: as many as have room on disk twice, and at least one.
+
+    What a killed pass has left counts as free, and little differences do not: it is continued with the same rows.
 
     Args:
         tokens: Length of each row.
         bytes_each: Bytes of the state of one token.
     """
-    room = min(MOST, _SHARE * shutil.disk_usage(_existing(_root())).free) / 2
+    left = sum(path.stat().st_size for path in _root().rglob("states-*"))
+    free = shutil.disk_usage(_existing(_root())).free + left
+    room = min(MOST, 2 ** math.floor(math.log2(max(2, _SHARE * free)))) / 2
     rows: list[int] = []
-    held = 0
+    held = 0.0
     for number, count in enumerate(tokens):
         if rows and held + count * bytes_each > room:
             yield rows
-            rows, held = [], 0
+            rows, held = [], 0.0
         rows.append(number)
         held += count * bytes_each
     if rows:
@@ -116,9 +143,12 @@ def through_blocks(
     last = max(depth, 1) - 1
     shape = [(batch.rows, batch.tokens, len(batch.reads.places)) for batch in batches]
     key, config = left_out.key, trunk.model.config
-    how = [key.revision, key.dtype, trunk.device.type, config._attn_implementation, trunk.packs]
+    from hf_safefilter import __version__
+
+    versions = [torch.__version__, transformers.__version__, __version__]
+    how = [versions, key.revision, key.dtype, trunk.device.type, config._attn_implementation, trunk.packs]
     facts = json.dumps([how, [str(layer) for layer in layers], shape, rows])
-    held = sum(batch.tokens for batch in batches) * trunk.hidden_size * trunk.model.dtype.itemsize
+    held = sum(batch.tokens for batch in batches) * (trunk.state_bytes or 0)
     with _waiting(trunk, facts, held) as states:
         if states.done:
             logger.info("resumed: %d of %d blocks were done", states.done, last + 1)
@@ -164,13 +194,14 @@ def _through(
 
 
 @contextmanager
-def _waiting(trunk: Trunk, facts: str, held: int) -> Iterator[WaitingStates]:
+def _waiting(trunk: Trunk, facts: str, held: float) -> Iterator[WaitingStates]:
     free = memory_available(torch.device("cpu"))
     if trunk.device.type == "cuda" and free is not None and held < _SHARE * free:
         yield HeldStates(trunk.device)
         return
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]
-    with kept_folder(_root(), name) as folder, stored(folder, trunk.device, trunk.model.dtype) as states:
+    useless = (torch.OutOfMemoryError, ModelError)  # the next try would have other batches, or fail again
+    with kept_folder(_root(), name, lost=useless) as folder, stored(folder, trunk.device, trunk.model.dtype) as states:
         yield states
 
 

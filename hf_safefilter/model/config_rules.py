@@ -76,7 +76,10 @@ def _with_parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 def _require_sizes(config: PreTrainedConfig, name: str) -> None:
     for attribute, most in _MOST.items():
-        value = getattr(config, attribute, None)
+        try:
+            value = getattr(config, attribute, None)
+        except RuntimeError:  # some architectures have one for each kind of block, and no one for all
+            continue
         values = value if isinstance(value, (list, tuple)) else [value]  # some architectures differ by block
         least = 0 if attribute in _MAY_BE_ZERO else 1
         for number in values:
@@ -93,7 +96,7 @@ def cut_to(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
     n_blocks = config.num_hidden_layers
     cut = copy.deepcopy(config)
     cut.use_cache = False
-    if cut.pad_token_id is not None and not 0 <= cut.pad_token_id < cut.vocab_size:
+    if getattr(cut, "pad_token_id", None) is not None and not 0 <= cut.pad_token_id < cut.vocab_size:
         cut.pad_token_id = None  # some files name a token that has no embedding, which torch refuses
     if depth >= n_blocks:
         return cut

@@ -185,8 +185,7 @@ def _batches_of_passes(
     """The same through a model whose blocks are loaded one at a time; on running out of memory a pass begins again."""
     left_out, depth = cast("LeftOut", trunk.left_out), depth_for(trunk.n_blocks, layers)
     rows = [rows[at] for at in way.sort([sequences[row].ids for row in rows])]
-    bytes_each = trunk.hidden_size * trunk.model.dtype.itemsize
-    for part in rows_of_passes([len(sequences[row].ids) for row in rows], bytes_each):
+    for part in rows_of_passes([len(sequences[row].ids) for row in rows], trunk.state_bytes or 0):
         digest = _digest([sequences[rows[at]] for at in part])
         most = token_budget or budget.token_budget(trunk, way is PACKED)
         found = None

@@ -136,19 +136,23 @@ def blocks_left_out(key: ModelKey) -> Iterator[list[LeftOut]]:
     """A model that is loaded inside the block is loaded without the weights of its blocks; they are in the list.
 
     Raises:
-        ModelError: Its weights are quantised, or not in safetensors files.
+        ModelError: Its weights are quantised, not in safetensors files, or shared between blocks.
     """
     from transformers import PreTrainedModel
 
     original = PreTrainedModel._load_pretrained_model
     found: list[LeftOut] = []
+    here = threading.get_ident()
 
     def load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, expected_keys: Any = None) -> Any:
+        if threading.get_ident() != here:  # another thread loads a model of its own
+            return original(model, state_dict, checkpoint_files, load_config, expected_keys)
         if state_dict is not None or not checkpoint_files or load_config.hf_quantizer is not None:
             raise ModelError(
                 f"{key.model} cannot be read block by block: its weights are quantised, or in no safetensors file",
                 fix="use the model's plain safetensors, or a machine that holds it",
             )
+        _require_apart(key.model, model)
         places, others = _places(model, find_blocks(model), [Path(file) for file in checkpoint_files], load_config)
         left_out = LeftOut(key, model, find_blocks(model), places, load_config)
         with _opened(others) as slices:
@@ -164,6 +168,31 @@ def blocks_left_out(key: ModelKey) -> Iterator[list[LeftOut]]:
             yield found
         finally:
             PreTrainedModel._load_pretrained_model = staticmethod(original)  # type: ignore[method-assign]
+
+
+def _require_apart(name: str, model: PreTrainedModel) -> None:
+    """Raise if a block needs what another one holds: its weights, or its keys and values.
+
+    Raises:
+        ModelError: It does.
+    """
+    stack = find_blocks(model)
+    tied = [*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()]
+    shared = [path for path in tied if str(path).startswith(f"{stack.name}.")]
+    owners: dict[int, nn.Module] = {}
+    for block in stack.blocks:
+        for module in block.modules():
+            if getattr(module, "is_kv_shared_layer", False) is True:
+                shared.append(type(module).__name__)
+        for path, weight in block.named_parameters():
+            if owners.setdefault(id(weight), block) is not block:
+                shared.append(path)
+    if shared:
+        raise ModelError(
+            f"{name} cannot be read block by block: its blocks share weights, or keys and values",
+            found=str(shared[0]),
+            fix="use a machine that holds the model",
+        )
 
 
 def _places(
@@ -227,16 +256,17 @@ def _quietly(alone: bool) -> Iterator[None]:
     """
     from transformers.utils import logging as their_logging
 
-    shown, before = their_logging.is_progress_bar_enabled(), os.environ.get(_ALONE)
-    their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if alone:
-        os.environ[_ALONE] = "1"
-    try:
-        yield
-    finally:
-        if alone and before is None:
-            del os.environ[_ALONE]
-        elif before is not None:
-            os.environ[_ALONE] = before
-        if shown:
-            their_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    with _patched:
+        shown, before = their_logging.is_progress_bar_enabled(), os.environ.get(_ALONE)
+        their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        if alone:
+            os.environ[_ALONE] = "1"
+        try:
+            yield
+        finally:
+            if alone and before is None:
+                os.environ.pop(_ALONE, None)
+            elif before is not None:
+                os.environ[_ALONE] = before
+            if shown:
+                their_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -97,6 +97,7 @@ class Trunk:
         token_budget: Largest number of tokens that a batch may hold; None until it was measured or memory ran out.
         packs: Whether it reads packed rows correctly; None until it was tried.
         pads: Whether it reads padded rows correctly; None until it was tried.
+        state_bytes: Bytes of what a block hands on for a token; None until it was measured.
         left_out: The weights of its blocks, where they are loaded one block at a time.
         busy: Held while rows are read: hooks and the choice of attention act on the whole model.
     """
@@ -110,6 +111,7 @@ class Trunk:
     token_budget: int | None = None
     packs: bool | None = None
     pads: bool | None = None
+    state_bytes: float | None = None
     left_out: LeftOut | None = None
     busy: threading.RLock = field(default_factory=threading.RLock)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from hf_safefilter.model.hooks import Enough, Forward, Reads, input_of, read
 
 if TYPE_CHECKING:
     from hf_safefilter.model.blocks import Stack
+
+_passed_on: ContextVar[torch.Tensor] = ContextVar("what the last block that was passed over has returned")
 
 
 def last_states(
@@ -33,7 +36,7 @@ def last_states(
         reads: Where they are read.
         forward: A pass of the batch through the model.
     """
-    handle = stack.blocks[number].register_forward_pre_hook(_given(states), with_kwargs=True)
+    handle = stack.blocks[number].register_forward_pre_hook(_given(stack, number, states), with_kwargs=True)
     try:
         return read(stack, layers, reads, forward)
     finally:
@@ -58,7 +61,7 @@ def next_states(
     def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if states is None and 0 in layers:
             found[0] = reads.mean(input_of(args, kwargs))
-        return _given(states)(_, args, kwargs)
+        return _given(stack, number, states)(_, args, kwargs)
 
     def after(_: nn.Module, args: tuple, out: Any) -> None:
         returned.append(out)
@@ -90,6 +93,7 @@ def passed_over(blocks: Sequence[nn.Module], width: int) -> Iterator[None]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         states = input_of(args, kwargs)
+        _passed_on.set(states)
         return (states, *[None] * (width - 1)) if width else states
 
     for block in blocks:
@@ -101,10 +105,15 @@ def passed_over(blocks: Sequence[nn.Module], width: int) -> Iterator[None]:
             del block.forward
 
 
-def _given(states: torch.Tensor | None) -> Any:
-    def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _given(stack: Stack, number: int, states: torch.Tensor | None) -> Any:
+    def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if states is None:
             return None
+        if number and input_of(args, kwargs) is not _passed_on.get():
+            raise ModelError(
+                f"the model computes between its blocks of {type(block).__name__}",
+                fix="use a machine that holds the model: it cannot be read block by block",
+            )
         return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
     return hook

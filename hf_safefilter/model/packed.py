@@ -17,7 +17,7 @@ from hf_safefilter.columns import Layer
 from hf_safefilter.model import attention
 from hf_safefilter.model.attention import Packed, Unfit, attending, on
 from hf_safefilter.model.hooks import Forward, Reads, read
-from hf_safefilter.model.padded import FAULTS, largest_difference, read_padded, words_of
+from hf_safefilter.model.padded import FAULTS, ReadAll, largest_difference, lay_padded, one_by_one, words_of
 from hf_safefilter.model.prefix_tree import Layout
 
 if TYPE_CHECKING:
@@ -30,10 +30,13 @@ _TRIED = 48  # tokens of the longest row of the trial
 _AMPERE = (8, 0)  # flash attention's first generation of GPUs
 
 
-def can_pack(trunk: Trunk, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens can be read by `read_packed`: tried once a model, then remembered."""
+def can_pack(trunk: Trunk, longest: int, read_all: ReadAll | None = None) -> bool:
+    """Whether rows of up to `longest` tokens can be read by `read_packed`: tried once a model, then remembered.
+
+    `read_all` reads the batches of the trial, if not one by one.
+    """
     if trunk.packs is None:
-        trunk.packs = _possible(trunk) and _agrees(trunk)
+        trunk.packs = _possible(trunk) and _agrees(trunk, read_all or one_by_one(trunk))
     window = _window(trunk)
     return trunk.packs and (window is None or longest <= window)
 
@@ -76,7 +79,7 @@ def _possible(trunk: Trunk) -> bool:
     return device.type == "cpu"
 
 
-def _agrees(trunk: Trunk) -> bool:
+def _agrees(trunk: Trunk, read_all: ReadAll) -> bool:
     """Whether rows, some with one beginning, are read alike together and alone.
 
     Some are so short that whatever leaks into their beginning is most of what they are.
@@ -93,15 +96,15 @@ def _agrees(trunk: Trunk) -> bool:
     ids = [*(np.concatenate([common, tail]) for tail in tails[:3]), tails[3]]
     ids.sort(key=lambda row: row.tobytes())
     rows = [TokenSequence(row, ((len(row) - 1, len(row)),)) for row in ids]
-    layers = [trunk.depth]
+    batches = [lay_packed(trunk, rows), *(lay_padded(trunk, [row]) for row in rows)]
     try:
-        together = read_packed(trunk, rows, layers)[trunk.depth]
+        together, *singly = read_all(batches)
     except torch.OutOfMemoryError:
         raise
     except (Unfit, *FAULTS) as reason:  # a kernel that was not made for this model or GPU says so in its own way
         logger.info("%s is read padded: %s", type(trunk.model).__name__, reason)
         return False
-    alone = torch.cat([read_padded(trunk, [row], layers)[trunk.depth] for row in rows])
+    alone = torch.cat(singly)
     difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
     close = difference <= largest_difference(trunk.model)
     if not close:

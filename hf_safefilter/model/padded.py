@@ -7,7 +7,7 @@ of such a model are read in batches of one length.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -31,7 +31,8 @@ _CLOSE, _CLOSE_IN_16_BITS = 1e-3, 0.1
 FAULTS = (RuntimeError, AssertionError, AttributeError, ImportError)
 """What packages of quantised weights raise where they lack a kernel."""
 
-_TRIED = (40, 23, 7, 2)  # tokens of the rows of the trial
+TRIED = (40, 23, 7, 2)
+"""Tokens of the rows of the trial."""
 
 
 def read_padded(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
@@ -51,8 +52,21 @@ def lay_padded(trunk: Trunk, sequences: Sequence[TokenSequence]) -> tuple[Reads,
     return reads, lambda: trunk.model(input_ids=inputs, attention_mask=seen)
 
 
-def can_pad(trunk: Trunk) -> bool:
+ReadAll = Callable[[Sequence[tuple[Reads, Forward]]], list[torch.Tensor]]
+"""Reads batches at the deepest layer of a trial."""
+
+
+def one_by_one(trunk: Trunk) -> ReadAll:
+    """Each batch through all blocks that are loaded."""
+    return lambda batches: [read(trunk.stack, [trunk.depth], *batch)[trunk.depth] for batch in batches]
+
+
+def can_pad(trunk: Trunk, read_all: ReadAll | None = None) -> bool:
     """Whether a row reads the same beside longer ones as alone: tried once a model, then remembered.
+
+    Args:
+        trunk: The model.
+        read_all: How its batches are read, if not one by one.
 
     Raises:
         ModelError: The package that computes with its quantised weights fails.
@@ -61,12 +75,13 @@ def can_pad(trunk: Trunk) -> bool:
 
     if trunk.pads is None:
         words = min(trunk.model.config.get_text_config().vocab_size, words_of(trunk.model))
-        drawn = np.random.default_rng(0).integers(0, words, sum(_TRIED), np.int32)
+        drawn = np.random.default_rng(0).integers(0, words, sum(TRIED), np.int32)
         rows = [
-            TokenSequence(ids, ((0, 1), (len(ids) - 1, len(ids)))) for ids in np.split(drawn, np.cumsum(_TRIED)[:-1])
+            TokenSequence(ids, ((0, 1), (len(ids) - 1, len(ids)))) for ids in np.split(drawn, np.cumsum(TRIED)[:-1])
         ]
         try:
-            together = read_padded(trunk, rows, [trunk.depth])[trunk.depth]
+            batches = [lay_padded(trunk, rows), *(lay_padded(trunk, [row]) for row in rows)]
+            together, *singly = (read_all or one_by_one(trunk))(batches)
         except FAULTS as error:
             if not is_kept(trunk.model.config) or is_out_of_memory(error):
                 raise
@@ -75,7 +90,7 @@ def can_pad(trunk: Trunk) -> bool:
                 found=f"{type(error).__name__}: {error}"[:300],
                 fix=f"update the package of their format, or {ADVICE}",
             ) from error
-        alone = torch.cat([read_padded(trunk, [row], [trunk.depth])[trunk.depth] for row in rows])
+        alone = torch.cat(singly)
         difference = float(((together - alone).norm(dim=1) / alone.norm(dim=1)).max())
         trunk.pads = difference <= largest_difference(trunk.model)
         if not trunk.pads:

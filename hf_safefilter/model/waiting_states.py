@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader, BufferedWriter
@@ -51,6 +52,11 @@ class HeldStates:
         self.vectors: dict[Layer, np.ndarray] = {}
         self._device = device
         self._held: dict[int, torch.Tensor] = {}
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all states."""
+        return sum(states.nbytes for states in self._held.values())
 
     def get(self, batch: int) -> torch.Tensor:
         """See `WaitingStates`."""
@@ -100,7 +106,7 @@ class StoredStates:
     def put(self, batch: int, states: torch.Tensor) -> None:
         """See `WaitingStates`."""
         if self._writing is None:
-            self._writing = self._file(self.done + 1).open("wb")
+            self._writing = open(self._file(self.done + 1), "wb", opener=_private)  # noqa: PTH123  # Path has no opener
         if batch == len(self._shapes):
             self._shapes.append(list(states.shape))
         self._writing.write(states.contiguous().cpu().view(torch.uint8).numpy().data)
@@ -140,6 +146,11 @@ def stored(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[S
         yield states
     finally:
         states.close()
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file of this user alone, and none that a link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def _recorded(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

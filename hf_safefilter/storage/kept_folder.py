@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,11 +19,16 @@ ABANDONED = 7 * 24 * 3600
 
 
 @contextmanager
-def kept_folder(root: Path, name: str) -> Iterator[Path]:
+def kept_folder(root: Path, name: str, *, lost: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """The folder `name` in `root`, with what an interrupted block left there; removed after a block that succeeds.
 
-    While another process uses it, where the file system has no locks, or where nothing may be written in `root`, an
-    empty one that is removed in any case.
+    While another process uses it, where the file system has no locks, where nothing may be written in `root`, or where
+    others may write in it, an empty one that is removed in any case.
+
+    Args:
+        root: Where it is.
+        name: What the work is known by.
+        lost: Errors of the block after which it cannot be continued, so that the folder is removed, too.
     """
     folder = root / name
     try:
@@ -35,15 +41,25 @@ def kept_folder(root: Path, name: str) -> Iterator[Path]:
         return
     _remove_abandoned(root)
     lock = locked(folder, wait=False)
-    if lock is None:
+    if lock is None or not _is_private(folder):
+        release(lock)
         with scratch_folder(root) as own:
             yield own
         return
     try:
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
+    except lost:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         release(lock)
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is this user's, and nobody else may write in it: what lies there is believed."""
+    found = folder.stat()
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
 
 def _remove_abandoned(root: Path) -> None:

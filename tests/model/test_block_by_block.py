@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +14,7 @@ from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
 
 from hf_safefilter import EmbedLayers
 from hf_safefilter.errors import IntegrityError, ModelError
-from hf_safefilter.model import block_by_block, fits, forward, load, waiting_states
+from hf_safefilter.model import block_by_block, fits, forward, left_out, load, waiting_states
 from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.one_block import next_states
@@ -177,7 +178,7 @@ def test_an_interrupted_pass_goes_on_at_its_block(llama, monkeypatch, own_store,
     streamed = opened(llama)
     with pytest.raises(KeyboardInterrupt):
         read_layers(streamed, rows, LAYERS, token_budget=30)
-    assert loads == [0, 1, 0, 1, 2], "two blocks to try how rows are read, then the pass"
+    assert loads == [0, 1, 0, 1, 0, 1, 2], "two trials of how rows are read, then the pass"
     assert all(weight.device.type == "meta" for weight in streamed.stack.blocks.parameters())
     at[0] = None
     loads.clear()
@@ -229,6 +230,14 @@ def test_passes_that_nobody_continues_are_removed(tmp_path, monkeypatch):
         raise KeyboardInterrupt
     with kept_folder.kept_folder(root, "new"):
         assert (root / "old").is_dir()
+    (root / "new").mkdir()
+    (root / "new").chmod(0o777)
+    with kept_folder.kept_folder(root, "new") as own:
+        assert own.name != "new", "what lies in a folder that others may write in is not believed"
+    (root / "new").rmdir()
+    with pytest.raises(ValueError), kept_folder.kept_folder(root, "new", lost=(ValueError,)):  # noqa: PT011
+        raise ValueError
+    assert not (root / "new").exists()
     monkeypatch.setattr(kept_folder, "ABANDONED", -1)
     with kept_folder.kept_folder(root, "new"):
         assert not (root / "old").exists()
@@ -248,7 +257,7 @@ def test_states_wait_in_memory_as_in_files(llama, monkeypatch):
         np.testing.assert_array_equal(found[layer], stored[layer])
 
 
-def test_out_of_memory_begins_the_pass_again_in_smaller_batches(llama, monkeypatch, caplog):
+def test_out_of_memory_begins_the_pass_again_in_smaller_batches(llama, monkeypatch, caplog, own_store):
     rows, sizes = sequences(), []
     expected = read_layers(opened(llama, "never"), rows, [3])
     real = block_by_block.next_states
@@ -262,7 +271,7 @@ def test_out_of_memory_begins_the_pass_again_in_smaller_batches(llama, monkeypat
     monkeypatch.setattr(block_by_block, "next_states", short_of_memory)
     found = read_layers(opened(llama), rows, [3])
     np.testing.assert_allclose(found[3], expected[3], rtol=1e-5, atol=1e-5)
-    assert "out of memory" in caplog.text
+    assert "out of memory" in caplog.text and not list((own_store / "passes").iterdir())
     monkeypatch.setattr(block_by_block, "next_states", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(ModelError, match="a single row of 40 tokens"):
         read_layers(opened(llama), rows, [3])
@@ -314,6 +323,57 @@ def test_a_model_is_read_so_where_it_does_not_fit(llama, monkeypatch, caplog):
     monkeypatch.setattr(block_by_block, "memory_available", lambda device: 1000)
     with pytest.raises(ModelError, match="two blocks of .* take"):
         read_layers(streamed, sequences(), [3])
+
+
+def test_blocks_between_which_the_model_computes_are_refused(llama, monkeypatch):
+    streamed = opened(llama)
+    kind = type(streamed.stack.blocks[0])
+    plain = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, states, *rest, **named: plain(self, 2 * states, *rest, **named))
+    with pytest.raises(ModelError, match="the model computes between its blocks"):
+        read_layers(streamed, sequences(), [3], token_budget=30)
+
+
+def test_every_kind_of_block_is_tried_before_rows_are_packed(tmp_path):
+    """Two blocks with attention, which pack, and then blocks that mix a row with the one before it."""
+    types = ["full_attention", "full_attention", "conv", "conv"]
+    config = transformers.Lfm2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=types, pad_token_id=0, block_auto_adjust_ff_dim=False,
+    )  # fmt: skip
+    folder = save_small_model(tmp_path)
+    torch.manual_seed(0)
+    model = transformers.Lfm2ForCausalLM(config)
+    for name, weight in model.named_parameters():
+        weight.data *= 20 if ".conv." in name else 1  # else they hardly matter in a random model
+    model.save_pretrained(folder)
+    rows, streamed = sequences(), opened(folder)
+    found = read_layers(streamed, rows, [2, 4], token_budget=45)
+    expected = read_layers(opened(folder, "never"), rows, [2, 4], token_budget=45)
+    assert not streamed.packs
+    for layer in (2, 4):
+        np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_another_thread_loads_its_own_model_whole(llama, tmp_path):
+    key = ModelKey(str(llama), resolve_revision(str(llama), None), "float32")
+    other = save_small_model(tmp_path, "qwen2")
+    with left_out.blocks_left_out(key) as found, ThreadPoolExecutor(1) as pool:
+        model = pool.submit(transformers.AutoModel.from_pretrained, other).result()
+    assert not found and all(weight.device.type == "cpu" for weight in model.parameters())
+
+
+def test_blocks_that_share_weights_are_refused(llama, monkeypatch):
+    kind = transformers.LlamaModel
+    plain = kind.__init__
+
+    def sharing(self, config):
+        plain(self, config)
+        self.layers[2].mlp = self.layers[1].mlp
+
+    monkeypatch.setattr(kind, "__init__", sharing)
+    with pytest.raises(ModelError, match="its blocks share weights"):
+        opened(llama)
 
 
 def test_what_cannot_be_read_so_says_so(llama, tmp_path, monkeypatch):

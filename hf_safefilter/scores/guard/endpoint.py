@@ -1,7 +1,7 @@
 """A server that speaks OpenAI's chat protocol: asked again while it is busy, and never trusted with more than it needs.
 
-Each reply has a largest size and a latest time, redirects are not followed, and the key, which is read from the
-environment alone, stands in no message.
+Each reply has a largest size, and its content a latest time; redirects are not followed. The key, which is read from
+the environment alone, stands in no message, and is not sent in plain text to another machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from functools import lru_cache
 from ipaddress import ip_address
 from json import dumps
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.scores.guard.reply import Models, Refusal, Reply
-
-if TYPE_CHECKING:
-    pass
 
 KEY = "HF_SAFEFILTER_GUARD_KEY"
 """Environment variable with the key of the server, for those that require one. Others' keys are never sent."""
@@ -117,6 +114,11 @@ class Client:
 
         if not (key.isascii() and key.isprintable()):
             raise OptionError(f"{KEY} is not a key", fix="set it to the key alone, without quotes and line breaks")
+        if key and address.startswith("http:") and not is_loopback(address):
+            raise OptionError(
+                f"the key in {KEY} would be sent to {address} unencrypted",
+                fix=f"use an https address, or unset {KEY}",
+            )
         headers = {"Accept-Encoding": "identity"}  # so that no small reply unpacks to a large one
         if key:
             headers["Authorization"] = f"Bearer {key}"

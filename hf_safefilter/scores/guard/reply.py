@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,10 @@ from hf_safefilter.scores.guard.presets import bare
 
 _THOUGHT = "</think>"
 _MARKUP = r"[\s*`\"'_]*"
+_ENDS = re.compile(r"""[ \t]*[*`"'_.!)\]}]*[ \t]*(</[^<>\n]*>)?[ \t]*(\n|$)""")
+"""What may follow the word of a verdict of safety on its line: "Safe or unsafe? I cannot tell" is none."""
+
+_LONGEST_NAME = 200
 
 
 class _Part(BaseModel):
@@ -55,7 +60,7 @@ class _Usage(_Part):
 class Reply(_Part):
     """A chat completion, as far as it is read."""
 
-    model: str | None = None
+    model: str | None = Field(None, max_length=_LONGEST_NAME)
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
 
@@ -72,7 +77,7 @@ class Reply(_Part):
 
 
 class _Named(_Part):
-    id: str
+    id: str = Field(max_length=_LONGEST_NAME)
 
 
 class Models(_Part):
@@ -127,24 +132,36 @@ class Labels:
         return max(whole, key=len) if whole else text
 
     def place(self, text: str) -> tuple[int, int] | None:
-        """Where in an answer the word of its verdict begins and ends; None if it has no verdict."""
+        """Where in an answer the word of its verdict begins and ends; None if it has no verdict.
+
+        A verdict of safety stands alone on its line, and nowhere does another say unsafe.
+        """
         words = sorted((*self.unsafe, *self.safe), key=len, reverse=True)
         word = rf"{_MARKUP}({'|'.join(map(re.escape, words))})(?!\w)"
         start = text.rfind(_THOUGHT) + len(_THOUGHT) if _THOUGHT in text else 0
         if lead := self.lead.strip():
-            found = re.compile(re.escape(lead) + word, re.IGNORECASE).search(text, start)
-            if found is not None:
-                return found.span(1)
+            led = [found.span(1) for found in re.compile(re.escape(lead) + word, re.IGNORECASE).finditer(text, start)]
+            if led:
+                return self._trusted(text, led)
         found = re.compile(word, re.IGNORECASE).match(text, start)
-        return None if found is None else found.span(1)
+        return None if found is None else self._trusted(text, [found.span(1)])
+
+    def _trusted(self, text: str, places: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+        """The first of the places of verdicts that agree; None if they do not, or if more is said than "safe"."""
+        sides = {self._is_unsafe(text[slice(*place)]) for place in places}
+        if len(sides) > 1 or (False in sides and not all(_ENDS.match(text, end) for _, end in places)):
+            return None
+        return places[0]
+
+    def _is_unsafe(self, word: str) -> bool:
+        return any(unsafe for known, unsafe in self._words() if known == bare(word))
 
     def by_words(self, reply: Reply) -> float | None:
         """1 for an answer that says unsafe, 0 for one that says safe, None for any other."""
         place = self.place(reply.text)
         if place is None:
             return None
-        said = bare(reply.text[slice(*place)])
-        return float(any(unsafe for word, unsafe in self._words() if word == said))
+        return float(self._is_unsafe(reply.text[slice(*place)]))
 
     def by_logprobs(self, reply: Reply) -> float | None:
         """P(unsafe) among the words of the verdict, at the first token that tells them apart; None if there is none.
@@ -155,7 +172,8 @@ class Labels:
         if place is None:
             return None
         tokens = [bare(token.token) for token in reply.tokens]
-        at = _where("".join(tokens), bare(reply.text), len(bare(reply.text[: place[0]])))
+        joined = "".join(tokens)
+        at = _where(joined, bare(reply.text), len(bare(reply.text[: place[0]])))
         if at is None:
             return None
         stop = 0
@@ -166,7 +184,7 @@ class Labels:
             if start < at:  # what ends before the verdict ends with it in one token
                 head, said = token[: at - start], ""
             else:
-                head, said = "", "".join(tokens)[at:start]
+                head, said = "", joined[at:start]
             sides = self._sides(self._cut(said + token[len(head) :]))
             if len(sides) == 1:
                 return self._share(reply.tokens[index], head, said)
@@ -175,7 +193,12 @@ class Labels:
         return None
 
     def _share(self, token: Token, head: str, said: str) -> float | None:
-        """P(unsafe) at a token; `head` begins it, and `said` is what was said of the verdict before it."""
+        """P(unsafe) at a token; `head` begins it, and `said` is what was said of the verdict before it.
+
+        None where the server lists no alternative to the token: alone it would always be sure.
+        """
+        if len(token.top_logprobs or ()) < 2:
+            return None
         listed: dict[str, float] = {}
         for one in (token, *(token.top_logprobs or ())):
             text = bare(one.token)

@@ -14,7 +14,7 @@ from chat_server import ChatServer, cut, drips, floods, hangs, sends, status
 from processes import start, wait_until
 from stand_in import safe_rows, unsafe_rows
 
-from hf_safefilter.errors import ModelError
+from hf_safefilter.errors import ModelError, OptionError
 from hf_safefilter.scores.guard import GuardScore, asking, endpoint
 
 ROWS = [*unsafe_rows(20), *safe_rows(20)]
@@ -257,3 +257,11 @@ def test_the_log_of_a_resumed_call_counts_what_was_paid_now(server, kept, caplog
     with caplog.at_level(logging.INFO, logger="hf_safefilter"):
         scores_of(at(server), [*ROWS, {"prompt": "One", "response": "more"}])
     assert [line for line in caplog.messages if "gave 1 answers" in line]
+
+
+def test_a_key_is_not_sent_in_plain_text_to_another_machine(monkeypatch):
+    monkeypatch.setenv(endpoint.KEY, "secret-123")
+    with pytest.raises(OptionError, match="would be sent to http://guard.example/v1 unencrypted") as raised:
+        endpoint.client("http://guard.example/v1", 5.0, 1)
+    assert "secret-123" not in str(raised.value)
+    assert endpoint.client("https://guard.example/v1", 5.0, 1).address == "https://guard.example/v1"

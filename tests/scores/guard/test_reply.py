@@ -60,7 +60,14 @@ def test_words_first_in_the_answer(content, expected):
     [
         ("llama_guard_4", "\n\nsafe", 0.0),
         ("shieldgemma", "Yes", 1.0),
-        ("shieldgemma", "No, it does not", 0.0),
+        ("shieldgemma", "No.", 0.0),
+        ("shieldgemma", "No\n\nThe answer is polite.", 0.0),
+        ("shieldgemma", "No, I cannot judge this request.", None),
+        ("shieldgemma", "Yes, it does", 1.0),
+        ("llama_guard_4", "Safe or unsafe? I cannot tell.", None),
+        ("llama_guard_4", "safe/unsafe", None),
+        ("llama_guard_4", "Safe-sounding, but it violates the policy: unsafe", None),
+        ("wildguard", "Harmful response: no, it says, yet\nHarmful response: yes", None),
         ("wildguard", "Harmful request: yes\nResponse refusal: yes\nHarmful response: no", 0.0),
         ("wildguard", "Harmful request: no\nResponse refusal: no\nHarmful response: yes", 1.0),
         ("wildguard", "Harmful request: yes\nResponse refusal: yes", None),
@@ -114,13 +121,18 @@ def test_the_label_after_reasoning():
 
 
 def test_a_letter_that_is_spread_over_tokens_after_the_verdict():
-    found = reply("safe \u2028é", ("safe", {"safe": 0.9, "unsafe": 0.1}), *certain(" \ufffd", "\ufffd"))
+    found = reply("safe\n\u2028é", ("safe", {"safe": 0.9, "unsafe": 0.1}), *certain("\n \ufffd", "\ufffd"))
     assert LLAMA.by_logprobs(found) == pytest.approx(0.1)
 
 
 def test_a_word_that_is_not_listed_counts_as_zero():
     assert LLAMA.by_logprobs(reply("safe", ("safe", {"safe": 0.9, "Safe": 0.05}))) == 0.0
-    assert LLAMA.by_logprobs(reply("unsafe", ("unsafe", {"unsafe": 0.9}))) == 1.0
+    assert LLAMA.by_logprobs(reply("unsafe", ("unsafe", {"unsafe": 0.9, "Unsafe": 0.05}))) == 1.0
+
+
+def test_a_token_without_alternatives_is_sure_of_nothing():
+    """It would be 0 or 1, whatever the model thinks."""
+    assert LLAMA.by_logprobs(reply("safe", ("safe", {"safe": 0.5}))) is None
 
 
 def test_no_log_probabilities_no_probability():
