@@ -57,10 +57,18 @@ class Batch:
             raise missing_column(name, self.names, fix)
 
     def cells(self, name: str) -> list[Any]:
-        """The column as a list of `n` plain Python values (text, messages; not for embeddings)."""
+        """The column as a list of `n` plain Python values (text, messages; not for embeddings).
+
+        Raises:
+            DataError: A value has two fields of one name.
+        """
         arrow = self._arrow(name)
         if arrow is not None:
-            return arrow.to_pylist()
+            try:
+                return arrow.to_pylist()
+            except ValueError as error:
+                fact = f"column {name!r} holds values with two fields of one name"
+                raise DataError(fact, found=str(arrow.type)[:200], fix="rename one of the fields") from error
         value = self._data[name]
         return [plain(value)] if self.is_row else column_cells(value)
 

@@ -16,8 +16,8 @@ _SECRET_KEYS = (
     r"credentials?|key|pass(?:wd|word|phrase)?|private[-_]?key|pwd|secret(?:[-_]?key)?|sig(?:nature)?|token|"
     r"x-amz-(?:credential|security-token|signature)|x-goog-(?:credential|signature)"
 )
-_ADDRESS = re.compile(  # user and password; a password may hold a slash, and a port is none
-    r"(?<=://)(?:[^\s/?#\"'<>]*|[^\s/?#@:]*:(?!\d+(?:[/?#]|$))[^\s@\"'<>]{0,4096})@"
+_ADDRESS = re.compile(  # user and password; a password may hold a slash, a port is none, and a path has one slash
+    r"(?<=[\w+.-]{2}:/)(/?)(?:[^\s/?#\"'<>]*|[^\s/?#@:]*:(?!\d+(?:[/?#]|$))[^\s@\"'<>]{0,4096})@"
 )
 _PARAMETER = re.compile(rf"(?i)([?&;#](?:{_SECRET_KEYS})=)[^\s&;#\"'<>)\]}}]+")
 _HEADER = re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+|\bbearer\s+(?=\S{20}))[\w.~+/=-]+")
@@ -43,7 +43,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 def redacted(text: str) -> str:
     """`text` without passwords and tokens: those in addresses and headers, and those that their form gives away."""
-    text = _ADDRESS.sub(f"{HIDDEN}@", text)
+    text = _ADDRESS.sub(rf"\g<1>{HIDDEN}@", text)
     text = _HEADER.sub(rf"\g<1>{HIDDEN}", _PARAMETER.sub(rf"\g<1>{HIDDEN}", text))
     return _TOKEN.sub(lambda match: f"{match[1] or match[2] or match[3]}{HIDDEN}", text)
 

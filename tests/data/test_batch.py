@@ -374,3 +374,10 @@ def test_text_that_is_not_utf8_is_refused(tmp_path, kind):
         Dataset(InMemoryTable(table)).save_to_disk(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="damaged|cannot be read"):
         load_rows(tmp_path / "a.parquet")
+
+
+def test_two_fields_of_one_name_are_a_sentence():
+    """Arrow takes them, and a dictionary would lose one."""
+    column = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["x", "x"])
+    with pytest.raises(DataError, match="two fields of one name"):
+        Batch(pa.table({"prompt": column})).cells("prompt")

@@ -13,6 +13,8 @@ TOKEN = "hf_" + "Ab3" * 12
 HIDDEN = [
     ("https://me:pw@host/x", "https://***@host/x"),
     ("https://me:p@w@host/x", "https://***@host/x"),
+    ("https:/me:pw@host/x", "https:/***@host/x"),
+    ("c:/me@work/x and a:/b:c@d", "c:/me@work/x and a:/b:c@d"),
     ("https://me:p/w@host/x", "https://***@host/x"),
     ("https://:pw@host", "https://***@host"),
     ("https://token@host/x", "https://***@host/x"),
