@@ -21,7 +21,7 @@ Devices = Annotated[
 ]
 
 
-@reads_a_model(without=("device", "attn"))
+@reads_a_model(without=("device", "attn", "stream_blocks"))
 def plan(  # noqa: F811  (the command is named after what it makes)
     context: typer.Context,
     reading: ReadingOptions,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_safefilter.model.memory_available import memory_available
 from hf_safefilter.model.source import explained
+from hf_safefilter.model.text_tower import empty_model
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +30,12 @@ def fits(name: str, config: PreTrainedConfig, dtype: str, device: torch.device, 
         files: Bytes of its files, if they are known: of a small model nothing else is looked at.
     """
     import torch
-    from transformers import AutoModel
 
     free = memory_available(device)
     if free is None or (files is not None and _LARGER * files < free):
         return True
-    with torch.device("meta"), explained(name):
-        model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    with explained(name):
+        model = empty_model(config)
     needed = sum(weight.numel() for weight in model.parameters()) * getattr(torch, dtype).itemsize
     if needed <= _WEIGHTS * free:
         return True

@@ -20,7 +20,7 @@ from hf_safefilter.model.hooks import Enough, Forward, Reads, input_of, read
 if TYPE_CHECKING:
     from hf_safefilter.model.blocks import Stack
 
-_passed_on: ContextVar[torch.Tensor] = ContextVar("what the last block that was passed over has returned")
+_passed_on: ContextVar[torch.Tensor | None] = ContextVar("what the last block that was passed over has returned")
 
 
 def last_states(
@@ -36,9 +36,10 @@ def last_states(
         reads: Where they are read.
         forward: A pass of the batch through the model.
     """
-    handle = stack.blocks[number].register_forward_pre_hook(_given(stack, number, states), with_kwargs=True)
+    handle = stack.blocks[number].register_forward_pre_hook(_given(states), with_kwargs=True)
     try:
-        return read(stack, layers, reads, forward)
+        with _stopped_after(stack, number):
+            return read(stack, layers, reads, forward)
     finally:
         handle.remove()
 
@@ -53,7 +54,8 @@ def next_states(
         `(reads, hidden_size)` for each of `layers`, which may hold 0 before the first block and ``number + 1``.
 
     Raises:
-        ModelError: The block hands more than its states to the next one.
+        ModelError: The block hands more than its states to the next one, the model computes between the two, or the
+            block does not run.
     """
     block, found = stack.blocks[number], dict[Layer, torch.Tensor]()
     returned: list[Any] = []
@@ -61,7 +63,7 @@ def next_states(
     def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if states is None and 0 in layers:
             found[0] = reads.mean(input_of(args, kwargs))
-        return _given(stack, number, states)(_, args, kwargs)
+        return _given(states)(_, args, kwargs)
 
     def after(_: nn.Module, args: tuple, out: Any) -> None:
         returned.append(out)
@@ -69,11 +71,16 @@ def next_states(
 
     handles = [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
     try:
-        with torch.inference_mode(), suppress(Enough):
+        with torch.inference_mode(), _stopped_after(stack, number), suppress(Enough):
             forward()
     finally:
         for handle in handles:
             handle.remove()
+    if not returned:
+        raise ModelError(
+            f"block {number} does not run for rows of text",
+            fix="use a machine that holds the model: it cannot be read block by block",
+        )
     out = returned[0]
     width = len(out) if isinstance(out, tuple) else 0
     if width and any(value is not None for value in out[1:]):
@@ -103,13 +110,30 @@ def passed_over(blocks: Sequence[nn.Module], width: int) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+        _passed_on.set(None)  # which would be held in memory
 
 
-def _given(stack: Stack, number: int, states: torch.Tensor | None) -> Any:
+@contextmanager
+def _stopped_after(stack: Stack, number: int) -> Iterator[None]:
+    """Inside the block, what comes after block `number` does not run: it has no weights. Some models skip `number`."""
+
+    def stop(*_: Any) -> None:
+        raise Enough
+
+    following = list(stack.blocks)[number + 1 : number + 2]
+    handles = [block.register_forward_pre_hook(stop) for block in following]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _given(states: torch.Tensor | None) -> Any:
     def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if states is None:
             return None
-        if number and input_of(args, kwargs) is not _passed_on.get():
+        if input_of(args, kwargs) is not _passed_on.get():
             raise ModelError(
                 f"the model computes between its blocks of {type(block).__name__}",
                 fix="use a machine that holds the model: it cannot be read block by block",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import transformers
 from datasets import Dataset
 from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
+from token_rows import token_rows
 
 from hf_safefilter import EmbedLayers
 from hf_safefilter.errors import IntegrityError, ModelError
@@ -19,7 +21,6 @@ from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.one_block import next_states
 from hf_safefilter.model.waiting_states import HeldStates
-from hf_safefilter.model.windows import TokenSequence
 from hf_safefilter.storage import kept_folder
 
 CPU = torch.device("cpu")
@@ -41,17 +42,6 @@ def llama(tmp_path_factory):
     return save_small_model(tmp_path_factory.mktemp("llama"))
 
 
-def sequences():
-    """Some with one beginning, which packed rows share; read at a token, over a span, and in windows."""
-    random = np.random.default_rng(0)
-    drawn = [random.integers(7, 320, length).astype(np.int32) for length in (3, 17, 40, 1, 9, 17, 30)]
-    drawn[5] = np.concatenate([drawn[2][:10], drawn[5]])
-    made = [TokenSequence(ids, ((len(ids) - 1, len(ids)),)) for ids in drawn]
-    made[1].reads = ((4, 17),)
-    made[2].reads = ((10, 11), (11, 30), (26, 40), (10, 11))
-    return made
-
-
 def opened(folder, stream_blocks="always", depth=4):
     key = ModelKey(str(folder), resolve_revision(str(folder), None), "float32")
     return trunk(key, depth, CPU, stream_blocks=stream_blocks)
@@ -60,7 +50,7 @@ def opened(folder, stream_blocks="always", depth=4):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_has_the_states_that_transformers_computes(name, tmp_path, monkeypatch):
     folder = save_small_model(tmp_path, name)
-    rows = sequences()
+    rows = token_rows()
     layers = LAYERS if name in WITHOUT_FINAL_NORM else (*LAYERS, "norm")
     monkeypatch.setattr(block_by_block, "MOST", 2 * 60 * 32 * 4)  # 60 tokens a pass
     streamed = opened(folder)
@@ -171,7 +161,7 @@ def interrupted(monkeypatch, at):
 
 
 def test_an_interrupted_pass_goes_on_at_its_block(llama, monkeypatch, own_store, caplog):
-    rows = sequences()
+    rows = token_rows()
     expected = read_layers(opened(llama, "never"), rows, LAYERS, token_budget=30)
     at = [2]
     loads = interrupted(monkeypatch, at)
@@ -179,6 +169,7 @@ def test_an_interrupted_pass_goes_on_at_its_block(llama, monkeypatch, own_store,
     with pytest.raises(KeyboardInterrupt):
         read_layers(streamed, rows, LAYERS, token_budget=30)
     assert loads == [0, 1, 0, 1, 0, 1, 2], "two trials of how rows are read, then the pass"
+    assert streamed.state_bytes == 32 * 4, "which the trials measure"
     assert all(weight.device.type == "meta" for weight in streamed.stack.blocks.parameters())
     at[0] = None
     loads.clear()
@@ -190,9 +181,9 @@ def test_an_interrupted_pass_goes_on_at_its_block(llama, monkeypatch, own_store,
     assert not list((own_store / "passes").iterdir()), "nothing is left of a pass that is done"
 
 
-@pytest.mark.parametrize("change", ["rows", "places", "boot", "record", "states"])
+@pytest.mark.parametrize("change", ["rows", "places", "boot", "version", "record", "states"])
 def test_another_pass_does_not_go_on_where_one_stopped(change, llama, monkeypatch, own_store):
-    rows, at = sequences(), [2]
+    rows, at = token_rows(), [2]
     loads = interrupted(monkeypatch, at)
     streamed = opened(llama)
     with pytest.raises(KeyboardInterrupt):
@@ -202,6 +193,8 @@ def test_another_pass_does_not_go_on_where_one_stopped(change, llama, monkeypatc
         rows[2].ids[-1] += 1
     elif change == "places":
         rows[1].reads = ((5, 17),)
+    elif change == "version":
+        monkeypatch.setattr(transformers, "__version__", "of another day")
     elif change == "boot":
         monkeypatch.setattr(waiting_states, "_boot", lambda: "the machine has started again")
     else:
@@ -214,6 +207,29 @@ def test_another_pass_does_not_go_on_where_one_stopped(change, llama, monkeypatc
     assert loads == [0, 1, 2, 3]
     for layer in LAYERS:
         np.testing.assert_array_equal(found[layer], expected[layer])
+
+
+def test_rows_are_cut_into_the_same_passes_while_a_killed_one_lies_there(own_store, monkeypatch):
+    free = [100_000]
+    monkeypatch.setattr(block_by_block.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    before = list(block_by_block.rows_of_passes([40] * 100, 128.0))
+    assert [row for rows in before for row in rows] == list(range(100)) and len(before) > 20
+    assert all(2 * len(rows) * 40 * 128 <= 50_000 for rows in before)
+    (own_store / "passes" / "killed").mkdir(parents=True)
+    (own_store / "passes" / "killed" / "states-0").write_bytes(bytes(40_000))
+    free[0] -= 40_000 + 500  # and others have written a little
+    assert list(block_by_block.rows_of_passes([40] * 100, 128.0)) == before
+
+
+def test_a_text_model_that_has_no_name_of_its_own_is_measured(monkeypatch, caplog):
+    """That of Mllama, which AutoModel does not know."""
+    config = transformers.MllamaConfig().text_config
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size = 2, 32, 48, 320
+    config.pad_token_id = 0
+    for free, held in ((10**9, True), (1000, False)):
+        monkeypatch.setattr(fits, "memory_available", lambda device, free=free: free)
+        assert fits.fits("a model", config, "float32", CPU, None) is held
+    assert "2 blocks of a model take" in caplog.text
 
 
 def test_passes_that_nobody_continues_are_removed(tmp_path, monkeypatch):
@@ -244,7 +260,7 @@ def test_passes_that_nobody_continues_are_removed(tmp_path, monkeypatch):
 
 
 def test_states_wait_in_memory_as_in_files(llama, monkeypatch):
-    rows = sequences()
+    rows = token_rows()
     stored = read_layers(opened(llama), rows, LAYERS, token_budget=30)
 
     @contextmanager
@@ -258,7 +274,7 @@ def test_states_wait_in_memory_as_in_files(llama, monkeypatch):
 
 
 def test_out_of_memory_begins_the_pass_again_in_smaller_batches(llama, monkeypatch, caplog, own_store):
-    rows, sizes = sequences(), []
+    rows, sizes = token_rows(), []
     expected = read_layers(opened(llama, "never"), rows, [3])
     real = block_by_block.next_states
 
@@ -285,7 +301,7 @@ def test_files_that_change_meanwhile_are_noticed(tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(IntegrityError, match="is not the model that was recorded"):
-        read_layers(streamed, sequences(), [2])
+        read_layers(streamed, token_rows(), [2])
 
 
 def test_a_block_without_all_its_weights_is_named(tmp_path):
@@ -296,8 +312,8 @@ def test_a_block_without_all_its_weights_is_named(tmp_path):
     del weights["model.layers.2.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"(?s)lacks weights of block 2.*mlp.up_proj.weight"):
-        read_layers(opened(folder), sequences(), [3])
-    assert read_layers(opened(folder, depth=2), sequences(), [2])[2].shape == (10, 32)
+        read_layers(opened(folder), token_rows(), [3])
+    assert read_layers(opened(folder, depth=2), token_rows(), [2])[2].shape == (10, 32)
 
 
 def test_blocks_that_hand_on_more_than_states_are_refused(llama, monkeypatch):
@@ -308,7 +324,7 @@ def test_blocks_that_hand_on_more_than_states_are_refused(llama, monkeypatch):
     monkeypatch.setattr(forward, "try_ways", lambda *_: None)
     streamed.packs, streamed.pads = False, True
     with pytest.raises(ModelError, match="hand on more than their states"):
-        read_layers(streamed, sequences(), [3], token_budget=30)
+        read_layers(streamed, token_rows(), [3], token_budget=30)
 
 
 def test_a_model_is_read_so_where_it_does_not_fit(llama, monkeypatch, caplog):
@@ -322,7 +338,7 @@ def test_a_model_is_read_so_where_it_does_not_fit(llama, monkeypatch, caplog):
     assert streamed.left_out is not None and "each is read from disk once for many rows" in caplog.text
     monkeypatch.setattr(block_by_block, "memory_available", lambda device: 1000)
     with pytest.raises(ModelError, match="two blocks of .* take"):
-        read_layers(streamed, sequences(), [3])
+        read_layers(streamed, token_rows(), [3])
 
 
 def test_blocks_between_which_the_model_computes_are_refused(llama, monkeypatch):
@@ -331,7 +347,23 @@ def test_blocks_between_which_the_model_computes_are_refused(llama, monkeypatch)
     plain = kind.__call__
     monkeypatch.setattr(kind, "__call__", lambda self, states, *rest, **named: plain(self, 2 * states, *rest, **named))
     with pytest.raises(ModelError, match="the model computes between its blocks"):
-        read_layers(streamed, sequences(), [3], token_budget=30)
+        read_layers(streamed, token_rows(), [3], token_budget=30)
+
+
+def test_a_block_that_a_model_skips_is_named(llama, monkeypatch):
+    """As one that reads images alone."""
+    streamed = opened(llama)
+    kind, skipped = type(streamed.stack.blocks[0]), streamed.stack.blocks[2]
+    plain = kind.__call__
+
+    def call(self, states, *rest, **named):
+        return states if self is skipped else plain(self, states, *rest, **named)
+
+    monkeypatch.setattr(kind, "__call__", call)
+    with pytest.raises(ModelError, match="block 2 does not run for rows of text"):
+        read_layers(streamed, token_rows(), [4], token_budget=30)
+    with pytest.raises(ModelError, match="layer 3 is not computed for rows of text"):
+        read_layers(streamed, token_rows(), [3], token_budget=30)
 
 
 def test_every_kind_of_block_is_tried_before_rows_are_packed(tmp_path):
@@ -347,7 +379,7 @@ def test_every_kind_of_block_is_tried_before_rows_are_packed(tmp_path):
     for name, weight in model.named_parameters():
         weight.data *= 20 if ".conv." in name else 1  # else they hardly matter in a random model
     model.save_pretrained(folder)
-    rows, streamed = sequences(), opened(folder)
+    rows, streamed = token_rows(), opened(folder)
     found = read_layers(streamed, rows, [2, 4], token_budget=45)
     expected = read_layers(opened(folder, "never"), rows, [2, 4], token_budget=45)
     assert not streamed.packs
@@ -390,6 +422,6 @@ def test_more_rows_go_through_at_once(llama):
 
 def test_the_plain_forward_is_as_it_was(llama):
     streamed = opened(llama)
-    read_layers(streamed, sequences(), [3])
+    read_layers(streamed, token_rows(), [3])
     assert not any("forward" in vars(block) for block in streamed.stack.blocks)
     assert forward.PADDED.lay is not None

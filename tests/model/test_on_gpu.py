@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from small_models import ARCHITECTURES, WITHOUT_FINAL_NORM, save_small_model
+from token_rows import token_rows
 
 from hf_safefilter import EmbedLayers
 from hf_safefilter.model import block_by_block, forward, load
 from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
-from hf_safefilter.model.windows import TokenSequence
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -22,16 +22,6 @@ def own_store(tmp_path, monkeypatch):
     load._trunks.clear()
     yield
     load._trunks.clear()
-
-
-def sequences():
-    random = np.random.default_rng(0)
-    drawn = [random.integers(7, 320, length).astype(np.int32) for length in (3, 17, 40, 1, 9, 17, 30)]
-    drawn[5] = np.concatenate([drawn[2][:10], drawn[5]])
-    made = [TokenSequence(ids, ((len(ids) - 1, len(ids)),)) for ids in drawn]
-    made[1].reads = ((4, 17),)
-    made[2].reads = ((10, 11), (11, 30), (26, 40), (10, 11))
-    return made
 
 
 def opened(folder, device, dtype="float32", stream_blocks="never"):
@@ -47,7 +37,7 @@ def closeness(found, expected):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_gpu_reads_what_a_cpu_reads(name, tmp_path):
-    folder, rows = save_small_model(tmp_path, name), sequences()
+    folder, rows = save_small_model(tmp_path, name), token_rows()
     layers = [0, 1, 3, 4] if name in WITHOUT_FINAL_NORM else [0, 1, 3, 4, "norm"]
     expected = read_layers(opened(folder, CPU), rows, layers)
     exact = read_layers(opened(folder, GPU), rows, layers, token_budget=60)
@@ -60,7 +50,7 @@ def test_a_gpu_reads_what_a_cpu_reads(name, tmp_path):
 
 
 def test_rows_are_packed_in_16_bits_and_read_as_padded_ones(tmp_path, monkeypatch):
-    folder, rows = save_small_model(tmp_path), sequences()
+    folder, rows = save_small_model(tmp_path), token_rows()
     packed = opened(folder, GPU, "bfloat16")
     found = read_layers(packed, rows, [2, 4])
     assert packed.packs
@@ -71,7 +61,7 @@ def test_rows_are_packed_in_16_bits_and_read_as_padded_ones(tmp_path, monkeypatc
 
 
 def test_states_wait_in_files_where_memory_is_short(tmp_path, monkeypatch):
-    folder, rows = save_small_model(tmp_path), sequences()
+    folder, rows = save_small_model(tmp_path), token_rows()
     held = read_layers(opened(folder, GPU, "bfloat16", "always"), rows, [1, 3], token_budget=60)
     monkeypatch.setattr(block_by_block, "_SHARE", 0)
     monkeypatch.setattr(block_by_block, "rows_of_passes", lambda tokens, _: [list(range(len(tokens)))])
