@@ -194,7 +194,7 @@ def test_another_pass_does_not_go_on_where_one_stopped(change, llama, monkeypatc
     elif change == "places":
         rows[1].reads = ((5, 17),)
     elif change == "version":
-        monkeypatch.setattr(transformers, "__version__", "of another day")
+        monkeypatch.setattr(block_by_block, "transformers", SimpleNamespace(__version__="of another day"))
     elif change == "boot":
         monkeypatch.setattr(waiting_states, "_boot", lambda: "the machine has started again")
     else:
