@@ -28,10 +28,10 @@ test: check
 	$(VENV)/bin/python -m pytest -n auto --dist loadgroup --durations 10
 
 fuzz: install
-	FUZZ=5000 $(VENV)/bin/python -m pytest -n auto --durations 10 tests/fuzz
+	FUZZ=9000 $(VENV)/bin/python -m pytest -n auto --durations 10 tests/fuzz
 
 torture: install
-	TORTURE=100 $(VENV)/bin/python -m pytest -n auto --dist load --durations 10 tests/torture
+	TORTURE=450 $(VENV)/bin/python -m pytest -n auto --dist load --durations 10 tests/torture
 
 check: install
 	$(VENV)/bin/ruff check .
