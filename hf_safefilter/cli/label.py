@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hf_safefilter.cli.output import Printer
     from hf_safefilter.labeling import LabelRounds
     from hf_safefilter.saved.saved_rows import Saved
-    from hf_safefilter.scores.probe import ProbeScore
 
 EXAMPLE = "hf-safefilter label scored --output labelled"
 
@@ -50,47 +49,20 @@ def label(
     Each answer is in labels.jsonl in the output folder before the next question: the same command goes on after a stop.
     The text of a row is hidden until you ask for it.
     """
+    from hf_safefilter.labeling.open_rounds import references_of_score, rounds_on
+    from hf_safefilter.references.open import open_references
     from hf_safefilter.saved.saved_rows import load_rows_with_steps
     from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, LOG)
     saved = load_rows_with_steps(scored, trust_vectors=trust_vectors)
-    session = _rounds(saved, references, output / LOG)
+    index = references_of_score(saved) if references is None else open_references(references)
+    session = rounds_on(saved, output / LOG, index)
     if source is not None:
         session.take(_labels(source, unsafe, saved), who=who or _shown(source))
     else:
         _Dialogue(session, context.obj, who).run(rounds)
     _finish(context.obj, session, saved, output)
-
-
-def _rounds(saved: Saved, named: str | None, log: Path) -> LabelRounds:
-    """The rounds on the rows: with the references and the options of their score, if it is a probe."""
-    from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.labeling import LabelRounds
-    from hf_safefilter.references import ReferenceIndex
-    from hf_safefilter.references.open import open_references, require_same_reading
-    from hf_safefilter.scores.base import ReferenceScore
-    from hf_safefilter.scores.probe import Probe, ProbeScore
-
-    reader = next((step for step in saved.steps if isinstance(step, EmbedLayers)), None)
-    if reader is None:
-        raise OptionError("the rows hold no embeddings", fix="start with: hf-safefilter embed --help")
-    probes = [step for step in saved.steps if isinstance(step, ProbeScore)]
-    others = [step for step in saved.steps if isinstance(step, ReferenceScore)]
-    digests = [step.references for step in probes] + [step.references_digest for step in others]
-    if named is None and not digests:
-        raise OptionError("no score of these rows has references", fix="name them: `references=...`")
-    index = open_references(named) if named is not None else ReferenceIndex.of(digests[0])
-    require_same_reading(index, reader)
-    options: dict[str, Any] = {}
-    layers = tuple(layer for layer in reader.layers if layer in index.layers)
-    if probes:
-        facts = Probe.of(probes[0].probe).facts
-        layers = tuple(facts["layers"])
-        options = {name: facts[name] for name in ("form", "shrinkage", "strength")}
-    if not layers:
-        raise OptionError("rows and references have no layer in common", fix="build the references with these layers")
-    return LabelRounds(saved.rows, index, layers, log, columns=saved.mapping, **options)
 
 
 def _labels(source: str, unsafe: str, saved: Saved) -> dict[str, str]:
@@ -214,6 +186,8 @@ def visible(text: str) -> str:
 def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path) -> None:
     """Write the rescored rows and the curve, and report."""
     from hf_safefilter.labeling.curve import OF_DOUBTFUL_ROWS, draw_curve
+    from hf_safefilter.labeling.rescored import rescored
+    from hf_safefilter.saved.saved_rows import SCORED, save_again
     from hf_safefilter.scores.probe import ProbeScore
     from hf_safefilter.storage.atomic import atomic_text
 
@@ -226,34 +200,15 @@ def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path) 
     atomic_text(output / "curve.json", json.dumps([point.to_json() for point in points], indent=1) + "\n")
     draw_curve(points, output / "curve")
     printer.table(f"AUROC {OF_DOUBTFUL_ROWS}", [_line(point.to_json()) for point in points])
-    step = ProbeScore(session.probe())
-    _write_rescored(saved, step, output / "scored")
-    facts |= {"output": str(output / "scored"), "column": step.produces()[0], "probe": step.probe}
+    again = rescored(saved, probe=session.probe())
+    save_again(again, output / SCORED)
+    step = next(step for step in again.steps if isinstance(step, ProbeScore))
+    facts |= {"output": str(output / SCORED), "column": step.produces()[0], "probe": step.probe}
     printer.report(
         facts | {"curve": [point.to_json() for point in points]},
-        ids=[str(output / "scored")],
-        hint=f"hf-safefilter select {output / 'scored'} --by {step.produces()[0]} --drop-fraction 0.02 "
-        "--output decided",
+        ids=[str(output / SCORED)],
+        hint=f"hf-safefilter select {output / SCORED} --by {step.produces()[0]} --drop-fraction 0.02 --output decided",
     )
-
-
-def _write_rescored(saved: Saved, step: ProbeScore, folder: Path) -> None:
-    """The rows with the columns of `step` in place of an earlier probe's, and without ranks that went by that one."""
-    from hf_safefilter.data.splits import column_names, each_split
-    from hf_safefilter.engine.local import score_rows
-    from hf_safefilter.saved.saved_rows import save_rows
-    from hf_safefilter.scores.probe import ProbeScore
-
-    probes = [known for known in saved.steps if isinstance(known, ProbeScore)]
-    replaced = {column for probe in probes for column in probe.produces()}
-    earlier = [known for known in saved.steps if known in probes or replaced & set(known.needs())]
-    old = {column for known in earlier for column in known.produces()}
-    rows = each_split(saved.rows, lambda part: part.remove_columns([c for c in column_names(part) if c in old]))
-    steps = [*(known for known in saved.steps if known not in earlier), step]
-    save_rows(
-        score_rows(rows, step), folder, steps, name=saved.name, revision=saved.revision, trusted=saved.trusted,
-        recheck=saved.require_unchanged,
-    )  # fmt: skip
 
 
 def _line(point: Mapping[str, Any]) -> dict[str, Any]:

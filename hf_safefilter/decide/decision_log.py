@@ -28,6 +28,7 @@ class RowDecision:
         threshold: The threshold at that time; None if there was none.
         score: The score of the row at that time; None if it had none.
         note: What the person has to say about it.
+        reference: Whether the row is to join the references: a dropped one the unsafe ones, a kept one the ordinary.
     """
 
     row_id: str
@@ -38,6 +39,7 @@ class RowDecision:
     threshold: float | None = None
     score: float | None = None
     note: str = ""
+    reference: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RowDecision:
@@ -55,6 +57,8 @@ class RowDecision:
             raise ValueError(decision.turns)
         if (decision.decision == MASK) != bool(decision.turns):
             raise ValueError("turns are masked, and no other decision has some")
+        if not isinstance(decision.reference, bool) or (decision.reference and decision.decision not in (KEEP, DROP)):
+            raise ValueError("a row joins the references by being kept or dropped")
         return decision
 
 
@@ -75,6 +79,10 @@ class DecisionLog:
         require_choice("decision", decision.decision, (*DECISIONS, WITHDRAWN))
         self._log.append(asdict(RowDecision.of(asdict(decision))))
         self._decisions.append(decision)
+
+    def digest(self) -> str:
+        """SHA-256 of the file, hexadecimal."""
+        return self._log.digest()
 
     @property
     def current(self) -> dict[tuple[str, str], RowDecision]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,13 @@ class RowDecisions:
         return decisions
 
 
+def strictest(decisions: Iterable[RowDecision]) -> str:
+    """What several decisions on a row come to: "drop", "mask" or "keep"; "" where all are unsure, or there are none."""
+    said = {decision.decision for decision in decisions}
+    return next((word for word in _STRICTEST if word in said), "")
+
+
 def _ruling(row: str, decisions: Sequence[RowDecision]) -> tuple[str, str, tuple[int, ...]]:
-    """What several decisions on a row come to: the strictest of them."""
-    ruling = next(word for word in _STRICTEST if any(decision.decision == word for decision in decisions))
+    ruling = strictest(decisions)
     turns = {turn for decision in decisions for turn in decision.turns} if ruling == MASK else set()
     return row, ruling, tuple(sorted(turns))

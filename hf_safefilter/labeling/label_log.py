@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,13 @@ class LabelLog:
 
     def summary(self) -> dict[str, Any]:
         """Digest of the file, and how many rows have which label, as the record of a probe states them."""
-        labels = [answer.label for answer in self.current.values()]
-        counts = {name: labels.count(name) for name in ANSWERS}
-        return {"sha256": self._log.digest(), "count": len(labels)} | counts
+        return counted(self._log.digest(), self.current.values())
+
+
+def counted(sha256: str, answers: Iterable[Answer]) -> dict[str, Any]:
+    """Digest of a log, and how many rows have which label."""
+    labels = [answer.label for answer in answers]
+    return {"sha256": sha256, "count": len(labels)} | {name: labels.count(name) for name in ANSWERS}
 
 
 def _answer(body: dict[str, Any]) -> Answer:

@@ -15,9 +15,10 @@ from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, SPANS, embedding_col
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import as_conversations, prompt_of
 from hf_safefilter.data.splits import missing_column, parts_of
-from hf_safefilter.errors import DataError
+from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.labeling.choose_rows import doubts, next_rows
 from hf_safefilter.labeling.curve import CurvePoint, curve_point
+from hf_safefilter.labeling.decided_labels import DecidedLabels
 from hf_safefilter.labeling.label_log import ANSWERS, SAFE, UNSAFE, WITHDRAWN, Answer, LabelLog
 from hf_safefilter.labeling.read_rows import ReadRows
 from hf_safefilter.scores.base import record_batches
@@ -52,7 +53,8 @@ class LabelRounds:
         rows: Embedded rows with ids.
         references: Unsafe answers, refusals and ordinary rows.
         layers: Layers of the probe.
-        log: File of the answers; it is made with the first of them, and read if it is there.
+        log: File of the answers, which is made with the first of them, and read if it is there; or decisions of
+            people, which are the answers then, and given elsewhere.
         columns: Columns of prompt and response, for rows of no known shape.
         weight: Weight of a labelled row in that of a reference.
         form: See `fit_probe`.
@@ -70,7 +72,7 @@ class LabelRounds:
         rows: Dataset | DatasetDict,
         references: ReferenceIndex,
         layers: Sequence[Layer],
-        log: str | Path,
+        log: str | Path | DecidedLabels,
         *,
         columns: Mapping[str, str] | None = None,
         weight: float = WEIGHT,
@@ -80,7 +82,7 @@ class LabelRounds:
     ) -> None:
         require_number("weight", weight, above=0)
         self.rows, self.references, self.layers = rows, references, tuple(layers)
-        self.log = LabelLog(Path(log))
+        self.log = LabelLog(Path(log)) if isinstance(log, (str, Path)) else log
         self._columns, self._weight = columns, weight
         self._fitting: dict[str, Any] = {"form": form, "shrinkage": shrinkage, "strength": strength}
         self._parts = parts_of(rows)
@@ -94,11 +96,11 @@ class LabelRounds:
             self._place.setdefault(name, place)
         given = self.log.current
         if given and not any(name in self._place for name in given):
-            raise DataError(f"{self.log.path} has no label of these rows", fix="name another output folder")
+            raise DataError(f"{self.log.path} has no label of these rows", fix="name those of these rows")
         self._examples = [reference_examples(references, layer) for layer in self.layers]
         self._width = self._examples[0].vectors.shape[1]
         self._alone = self._fitted(None, np.empty(0))
-        self._scores: np.ndarray | None = None
+        self._scored: tuple[dict[int, bool], np.ndarray] | None = None
         self._points: dict[tuple[tuple[int, bool], ...], CurvePoint] = {}
 
     @property
@@ -197,13 +199,14 @@ class LabelRounds:
 
     def scores(self) -> np.ndarray:
         """Scores of all rows by the probe with the labels given so far, float32 (n,)."""
-        if self._scores is None:
+        labels = self.labeled
+        if self._scored is None or self._scored[0] != labels:
             places, truth = self._labels()
             fitted = self._fitted(self._read(places), truth) if len(places) else self._alone
             names = self._names(self._parts[0])
             tables = record_batches(self.rows, names, fix="embed the rows at the layers of the probe")
-            self._scores = np.concatenate([self._rows_of(table).scores(fitted) for table in tables])
-        return self._scores
+            self._scored = labels, np.concatenate([self._rows_of(table).scores(fitted) for table in tables])
+        return self._scored[1]
 
     def point(self, upto: int | None = None) -> CurvePoint:
         """How well the probe separates the rows labelled so far, cross-validated by request; see `CurvePoint`.
@@ -248,6 +251,10 @@ class LabelRounds:
             self.references, self.layers, labeled=labeled, weight=self._weight, log=self.log.summary(), **self._fitting
         )
 
+    def probe_of_references(self) -> Probe:
+        """The probe of the references alone."""
+        return fit_probe(self.references, self.layers, **self._fitting)
+
     def _measured(self, places: np.ndarray, truth: np.ndarray) -> CurvePoint:
         rows = self._read(places)
         read = np.isfinite(rows.scores(self._alone))
@@ -263,8 +270,9 @@ class LabelRounds:
 
     def _write(self, place: int, label: str, who: str | None, when: str | None, number: int) -> None:
         moment = when or datetime.now(UTC).isoformat(timespec="seconds")
+        if not isinstance(self.log, LabelLog):
+            raise OptionError(f"{self.log.path} holds decisions", fix="decide on the row: hf-safefilter review --help")
         self.log.append(Answer(self.ids[place], label, who or user_name(), moment, number))
-        self._scores = None
 
     def _labels(self, upto: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Positions int (m,) and truth float (m,) of the labelled rows, in the order in which they were given."""

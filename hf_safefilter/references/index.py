@@ -19,6 +19,7 @@ from hf_safefilter.references.files import (
     SIDES,
     VECTORS,
     ReferenceRow,
+    Side,
     index_name,
     read_rows,
     read_vectors,
@@ -108,11 +109,32 @@ class ReferenceIndex(Fitted):
             if not isinstance(value, str) or not value.strip():
                 raise OptionError(f"references need a {name}", found=repr(value), fix=f"pass `{name}=...`")
         rows = {"unsafe": unsafe, "safe": safe} | ({"benign": benign} if benign is not None else {})
-        sides = read_sides(rows, embed)
+        return cls.of_sides(read_sides(rows, embed), embed.describe(), license=license, source=source)
+
+    @classmethod
+    def of_sides(
+        cls,
+        sides: Mapping[str, Side],
+        embed: Mapping[str, Any],
+        *,
+        license: str,
+        source: str,
+        more: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """References of rows that were read.
+
+        Args:
+            sides: Side -> its rows with their vectors.
+            embed: How they were read, as `EmbedLayers.describe` says.
+            license: See `build`.
+            source: See `build`.
+            more: Further facts for the manifest.
+        """
         facts = {
+            **(more or {}),
             "license": shown(license.strip()),
             "source": shown(source.strip()),
-            "embed": embed.describe(),
+            "embed": dict(embed),
             "layers": list(sides["unsafe"].vectors),
             "counts": {side: len(read.ids) for side, read in sides.items()},
             "benign": sides["safe"].benign,

@@ -192,6 +192,19 @@ def save_rows(
     Trail(name, revision, [step.record() for step in steps], trusted=trusted).save(rows, folder, recheck)
 
 
+def save_again(saved: Saved, folder: Path) -> None:
+    """Write rows that were read from a folder and have other steps now; nothing, if that folder was altered."""
+    save_rows(
+        saved.rows,
+        folder,
+        saved.steps,
+        name=saved.name,
+        revision=saved.revision,
+        trusted=saved.trusted,
+        recheck=saved.require_unchanged,
+    )
+
+
 def load_rows_with_steps(folder: Path, *, trust_vectors: bool = False) -> Saved:
     """Rows saved by `save_rows`.
 

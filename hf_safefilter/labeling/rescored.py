@@ -1,0 +1,50 @@
+"""Rows scored again: with another probe, or with other references, in place of those before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hf_safefilter.data.splits import column_names, each_split
+from hf_safefilter.engine.local import add_ranks, score_rows
+from hf_safefilter.scores.base import ReferenceScore
+from hf_safefilter.scores.probe import Probe, ProbeScore
+from hf_safefilter.scores.ranks import Ranks, RankScore
+
+if TYPE_CHECKING:
+    from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.saved.saved_rows import Saved
+    from hf_safefilter.step import Step
+
+
+def rescored(saved: Saved, *, probe: Probe | None = None, references: ReferenceIndex | None = None) -> Saved:
+    """The rows with new scores in the columns of the old ones; the rows' other columns stay.
+
+    Args:
+        saved: The scored rows; they are not changed.
+        probe: Scores the rows in place of their probe, or beside their other scores if they have none.
+        references: What every score that compares vectors with references compares them with. Scores that a model was
+            needed for, such as gradients, stay as they are.
+
+    Combined ranks are ranked anew if a score among them is.
+    """
+    old: dict[Step, Step] = {}
+    for step in saved.steps:
+        if probe is not None and isinstance(step, ProbeScore):
+            old[step] = replace(step, probe=probe)
+        elif references is not None and isinstance(step, ReferenceScore):
+            old[step] = replace(step, references=references)
+    new = list(old.values())
+    if probe is not None and not any(isinstance(step, ProbeScore) for step in new):
+        new.append(ProbeScore(probe))
+    filled = {column for step in new for column in step.produces()}
+    ranks = [step for step in saved.steps if isinstance(step, RankScore) and filled & set(step.needs())]
+    gone = {column for step in (*old, *ranks) for column in step.produces()}
+    rows = each_split(saved.rows, lambda part: part.remove_columns([c for c in column_names(part) if c in gone]))
+    for step in new:
+        rows = score_rows(rows, step)
+    steps = [step for step in saved.steps if step not in old and step not in ranks] + new
+    for rank in ranks:
+        rows, step = add_ranks(rows, Ranks.of(rank.ranks).columns, rank.METHOD)
+        steps.append(step)
+    return replace(saved, rows=rows, steps=steps)
