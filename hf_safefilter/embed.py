@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -204,8 +204,7 @@ class EmbedLayers(ReadingOptions, Step):
             read = self._recall(rows, ids, rank)
         else:
             read = self._halved(self._read(rows, self.layers, rank))
-        read = read.finite()
-        _warn_once(read.reasons)
+        _warn_once((read := read.finite()).reasons)
         columns: dict[str, Column] = {
             ROW_ID: np.array(ids, dtype=object),
             TRUNCATED: read.truncated,
@@ -225,12 +224,17 @@ class EmbedLayers(ReadingOptions, Step):
         parsed = as_conversations(rows, self.mapping)
         return self._read(parsed, self.layers, None).finite(), parsed
 
-    def reads(self, rows: Sequence[Conversation]) -> list[RowReads]:
-        """Where each row is read."""
+    def token_vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> RowVectors:
+        """The same where each token is a span of its own, of which a mean is the token's state."""
+        parsed, each = as_conversations(rows, self.mapping), replace(ReadingOptions(**self.values()), window=1)
+        return self._read(parsed, self.layers, None, each).finite()
+
+    def reads(self, rows: Sequence[Conversation], options: ReadingOptions | None = None) -> list[RowReads]:
+        """Where each row is read, by other options than these if they are given."""
         from hf_safefilter.model import load
         from hf_safefilter.model.windows import plan_reads
 
-        return plan_reads(rows, load.tokenizer(self._key()), self, load.max_tokens(self._key()))
+        return plan_reads(rows, load.tokenizer(self._key()), options or self, load.max_tokens(self._key()))
 
     def tokens(self, rows: Sequence[Conversation]) -> list[Tokens]:
         """The tokens of each row that are read, of a preference pair those of its chosen side."""
@@ -297,21 +301,27 @@ class EmbedLayers(ReadingOptions, Step):
         found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
         return found
 
-    def _read(self, rows: Sequence[Conversation], layers: Sequence[Layer], rank: int | None) -> RowVectors:
+    def _read(
+        self,
+        rows: Sequence[Conversation],
+        layers: Sequence[Layer],
+        rank: int | None,
+        options: ReadingOptions | None = None,
+    ) -> RowVectors:
         """Float32 vectors as the model gives them."""
         from hf_safefilter.model import load
         from hf_safefilter.model.forward import read_layers
 
         key, main = self._key(), self.positions[0]
-        places = list(enumerate(self.positions))
-        names = [(reading_key(layer, position, main), layer, at) for layer in layers for at, position in places]
+        names = [(reading_key(k, name, main), k, at) for k in layers for at, name in enumerate(self.positions)]
         found: dict[Layer, list[np.ndarray]] = {name: [np.empty((0, self._width()), np.float32)] for name, *_ in names}
         reads: list[RowReads] = []
         if rows:
             depth, device = self._depth(layers), load.pick_device(self.device, rank)
             trunk = load.trunk(key, depth, device, attn=self.attn, stream_blocks=self.stream_blocks)
         step = len(rows) if rows and trunk.left_out is not None else _TOKENISED_AT_ONCE
-        for part in ahead([rows[start : start + step] for start in range(0, len(rows), step)], self.reads):
+        parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+        for part in ahead(parts, partial(self.reads, options=options)):
             sequences = [one for row in part for one in row.sequences]
             vectors = read_layers(trunk, sequences, tuple(layers))
             picks = _joined_picks(part)

@@ -28,6 +28,9 @@ def review(
     decisions: Annotated[
         Path, typer.Option(help="File to which each decision is appended at once; an earlier one is gone on with.")
     ] = Path("decisions.jsonl"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder that gets the rows when the page scores them again.")
+    ] = Path("labelled"),
     who: Annotated[str | None, typer.Option(help="Who decides; the name of the user if left out.")] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1; a free one if left out.")
@@ -47,7 +50,8 @@ def review(
     """Look at scored rows in the browser, move the threshold, and decide on single rows: keep, drop, mask, unsure.
 
     The page is served on 127.0.0.1 only, under an address with a random token, and asks no other machine for anything.
-    What rows say is hidden until a key shows it.
+    What rows say is hidden until a key shows it. The page can ask for the rows whose label would change the score most,
+    and score all rows again by what you have decided.
     """
     from hf_safefilter.errors import OptionError
     from hf_safefilter.labeling.rounds import user_name
@@ -61,7 +65,7 @@ def review(
         raise OptionError("the page shows what a row says at a key", fix="leave out `text=True`, or name an export")
     if not asked:
         require_gradio()
-    session = Review.of(scored, decisions, by=by, drop_fraction=drop_fraction, drop_count=drop_count,
+    session = Review.of(scored, decisions, output=output, by=by, drop_fraction=drop_fraction, drop_count=drop_count,
                         threshold=threshold, trust_vectors=trust_vectors)  # fmt: skip
     facts: dict[str, Any] = {"decisions": str(decisions), "rows": len(session.rows)}
     if asked:

@@ -18,22 +18,30 @@ from hf_safefilter.checks import is_finite
 from hf_safefilter.columns import score_column
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.splits import count_rows
-from hf_safefilter.decide.decision_log import DECISIONS, MASK, WITHDRAWN, DecisionLog, RowDecision
+from hf_safefilter.decide.decision_log import DECISIONS, DROP, KEEP, MASK, WITHDRAWN, DecisionLog, RowDecision
 from hf_safefilter.decide.evaluate import control_scores
 from hf_safefilter.decide.reviewer_agreement import Agreement
+from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import DataError, OptionError, SafefilterError
 from hf_safefilter.errors.redaction import shown
+from hf_safefilter.pipeline.decision_rule import decide_threshold
 from hf_safefilter.pipeline.stored_decision import decision_in
 from hf_safefilter.publish.score_verdict import verdict_without_labels
+from hf_safefilter.recipe import SelectionRule
+from hf_safefilter.review.learning import learn, rows_to_ask
 from hf_safefilter.review.row_columns import RowColumns
 from hf_safefilter.review.row_map import RowMap, row_map
 from hf_safefilter.review.row_view import row_view
 from hf_safefilter.review.text_search import rows_with
+from hf_safefilter.saved.decision import DECISION
+from hf_safefilter.saved.saved_rows import SCORED
 
 if TYPE_CHECKING:
-    from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.decide.verdict import Verdict
     from hf_safefilter.saved.saved_rows import Saved
+
+OUTPUT = Path("labelled")
+"""Folder of the rows that are scored again, where no other is asked for."""
 
 START = 0.1
 """Share of the rows above the threshold that the page starts with, where no other is asked for."""
@@ -49,23 +57,30 @@ class Review:
         is_safe: The decision to start from.
         log: File of the decisions; it is made with the first of them, and read if it is there.
         folder: Where the scored rows lie, for the command that takes the decisions over.
+        output: Folder that gets the rows when they are scored again.
 
     Raises:
         DataError: There are no rows.
         IntegrityError: The log is damaged.
     """
 
-    def __init__(self, saved: Saved, is_safe: IsSafe, log: Path, folder: Path) -> None:
+    def __init__(self, saved: Saved, is_safe: IsSafe, log: Path, folder: Path, output: Path = OUTPUT) -> None:
         if not count_rows(saved.rows):
             raise DataError("there are no rows to review", fix="name another folder")
-        self.saved, self.is_safe = saved, is_safe
-        self.rows = RowColumns(saved, is_safe.column)
         self.log = DecisionLog(log)
-        self._folder = folder
+        self._output = output
+        self._show(saved, is_safe, folder)
         self._by_row: dict[str, dict[str, RowDecision]] = {}
         for decision in self.log.current.values():
             self._by_row.setdefault(decision.row_id, {})[decision.who] = decision
-        self._lock, self._slow = threading.Lock(), threading.Lock()
+        self._lock, self._slow = threading.Lock(), threading.RLock()
+
+    def _show(self, saved: Saved, is_safe: IsSafe, folder: Path) -> None:
+        """Show these rows from now on."""
+        self.rows = RowColumns(saved, is_safe.column)
+        self.saved, self.is_safe, self._folder = saved, is_safe, folder
+        for name in ("_map", "_verdict"):
+            self.__dict__.pop(name, None)
 
     @classmethod
     def of(
@@ -73,6 +88,7 @@ class Review:
         folder: Path,
         log: Path,
         *,
+        output: Path = OUTPUT,
         by: str | None = None,
         drop_fraction: float | None = None,
         drop_count: int | None = None,
@@ -84,6 +100,7 @@ class Review:
         Args:
             folder: The folder.
             log: File of the decisions, outside of the folder, which is signed.
+            output: Folder that gets the rows when they are scored again.
             by: Score column; not for a folder that holds a decision.
             drop_fraction: See `threshold_for`; without any of these three, `START`.
             drop_count: See `threshold_for`.
@@ -95,9 +112,6 @@ class Review:
             MissingError: The folder was not written by this package.
             IntegrityError: The folder or the log was altered.
         """
-        from hf_safefilter.saved.decision import DECISION
-        from hf_safefilter.saved.saved_rows import SCORED
-
         if log.resolve().is_relative_to(folder.resolve()):
             raise OptionError(
                 f"{log} lies in the folder that is reviewed, which is signed and must not change",
@@ -108,7 +122,7 @@ class Review:
         if by is not None and all(value is None for value in ways.values()) and not decided:
             ways["drop_fraction"] = START
         saved, is_safe = decision_in(folder, by, ways, trust_vectors)
-        return cls(saved, is_safe, log, folder / SCORED if decided else folder)
+        return cls(saved, is_safe, log, folder / SCORED if decided else folder, output)
 
     def command(self, threshold: str) -> str:
         """The command that selects rows by a threshold and the decisions made here."""
@@ -183,6 +197,19 @@ class Review:
         self._require(place)
         return row_view(self.rows, place, text=text) | {"decisions": self._plain_decisions(place)}
 
+    def words(self, place: int) -> dict[str, Any]:
+        """The words of one row with a score each.
+
+        Raises:
+            OptionError: There is no such row.
+            SafefilterError: See `word_scores`.
+        """
+        from hf_safefilter.review.word_scores import word_scores  # which brings torch
+
+        self._require(place)
+        with self._slow:
+            return word_scores(self.rows, place)
+
     def search(self, words: str) -> dict[str, Any]:
         """The rows in which some words stand."""
         places = rows_with(self.rows.parts, words) if words.strip() else np.arange(len(self.rows))
@@ -207,6 +234,37 @@ class Review:
             if decision.decision != WITHDRAWN:
                 of_row[decision.who] = decision
             return {"place": int(self.rows.first[place]), "decisions": self._plain_decisions(place), **self._state()}
+
+    def next_rows(self) -> dict[str, Any]:
+        """Ten rows whose label would change the score most.
+
+        Raises:
+            SafefilterError: See `learning.rows_to_ask`.
+        """
+        with self._slow:
+            return {"rows": rows_to_ask(self.saved, self.log)}
+
+    def score_again(self, threshold: Any) -> dict[str, Any]:
+        """Fit the score to the decisions, score all rows again, and show them; as many lie above the threshold as do.
+
+        Args:
+            threshold: The threshold on the page; that of the start if it is no number.
+
+        Raises:
+            SafefilterError: See `learning.learn`; nothing is changed.
+        """
+        with self._slow:
+            bound = float(threshold) if is_finite(threshold) else self.is_safe.threshold
+            above = int((self.rows.scores >= bound).sum())
+            learnt = learn(self.saved, self.log, self._output)
+            renewed = {name for step in learnt.saved.steps if step not in self.saved.steps for name in step.produces()}
+            column, probe = self.rows.column, score_column("probe")
+            if column not in renewed and probe in renewed:  # a score that learns nothing, such as the length
+                column = probe
+            rule = SelectionRule.checked(drop_count=above) if above else SelectionRule.checked(drop_fraction=START)
+            decided = decide_threshold(learnt.saved.rows, column, rule, learnt.saved.steps)
+            self._show(learnt.saved, IsSafe(column, decided), self._output / SCORED)
+            return {"sentence": shown(learnt.sentence), "output": shown(str(self._output / SCORED))}
 
     def decisions_on(self, place: int) -> list[RowDecision]:
         """The decisions that count on a row, one a person."""
@@ -239,6 +297,7 @@ class Review:
             float(threshold) if threshold is not None and is_finite(threshold) else None,
             score if np.isfinite(score) else None,
             shown(note),
+            values.get("reference") is True and chosen in (KEEP, DROP),
         )
 
     def _require(self, place: int) -> None:
@@ -250,7 +309,7 @@ class Review:
         return [place for place in np.unique(self.rows.first).tolist() if self._by_row.get(self.rows.ids[place])]
 
     def _plain_decisions(self, place: int) -> list[dict[str, Any]]:
-        names = ("who", "decision", "turns", "note", "when")
+        names = ("who", "decision", "turns", "note", "when", "reference")
         return [{name: getattr(decision, name) for name in names} for decision in self.decisions_on(place)]
 
     def _state(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "page"
-_SCRIPTS = ("state", "histogram", "scatter", "rows_list", "row_panel", "decisions", "start")
+_SCRIPTS = ("state", "histogram", "scatter", "rows_list", "row_panel", "words", "decisions", "teach", "start")
 """Files of the script, in order: each uses names of those before it."""
 
 

@@ -109,7 +109,10 @@ def application(review: Review, guard: Guard, who: str = "") -> Any:
         Route(f"{API}map", answering(lambda _: review.map())),
         Route(f"{API}verdict", answering(lambda _: review.verdict())),
         Route(f"{API}row/{{place:int}}", answering(row)),
+        Route(f"{API}row/{{place:int}}/words", answering(lambda asked: review.words(asked.path_params["place"]))),
         Route(f"{API}row/{{place:int}}/decision", taking(decide), methods=["POST"]),
+        Route(f"{API}next", taking(lambda _, __: review.next_rows()), methods=["POST"]),
+        Route(f"{API}again", taking(lambda _, values: review.score_again(values.get("threshold"))), methods=["POST"]),
         Route(f"{API}search", taking(lambda _, values: review.search(_words(values))), methods=["POST"]),
     ]
     return server

@@ -16,4 +16,5 @@ def scored(tmp_path_factory):
 @pytest.fixture
 def review(scored, tmp_path):
     """A review that has just begun."""
-    return Review.of(scored[0], tmp_path / "decisions.jsonl", by="largest_rank_score", drop_count=10)
+    log, output = tmp_path / "decisions.jsonl", tmp_path / "labelled"
+    return Review.of(scored[0], log, by="largest_rank_score", drop_count=10, output=output)

@@ -241,3 +241,60 @@ def test_fifty_thousand_rows_are_few_requests_few_bytes_and_few_elements(browser
     assert len(answers) <= 3 and sum(len(answer.body()) for answer in answers) < 10_000
     view.close()
     running.close()
+
+
+def test_ten_rows_are_asked_for_and_all_are_scored_again_in_place(review, shown):
+    page = shown(review)
+    page.keyboard.press("s")
+    page.wait_for_selector("#alert:has-text('not of both kinds')")
+    page.keyboard.press("l")
+    page.wait_for_selector("#taught:has-text('10 rows are listed')")
+    asked = sorted(map(int, page.locator(".line .number").all_inner_texts()))
+    assert asked == sorted(review.next_rows()["rows"]) and page.inner_text("#list-count") == "10 of 60 rows"
+    for number in range(4):
+        press_and_go_on(page, "kd"[number % 2])
+    with saved_after(page):
+        page.keyboard.press("d")
+    page.keyboard.press("ArrowUp")
+    before, group = review.rows.scores.copy(), page.inner_text("#counts dd.dropped")
+    page.keyboard.press("s")
+    page.wait_for_selector("#taught:has-text('Scored again')")
+    assert (before != review.rows.scores).sum() > 30
+    lines_seen = page.locator(".line").all_inner_texts()
+    shown_scores = {int(line.split()[0]): float(line.split()[1]) for line in lines_seen if "none" not in line}
+    assert all(score == pytest.approx(review.rows.scores[row], rel=1e-3) for row, score in shown_scores.items())
+    assert page.inner_text("#list-count") == "60 of 60 rows" and page.inner_text("#counts dd.dropped") == group
+    assert "labelled/scored" in page.inner_text("#taught") and "labelled/scored" in page.text_content("#command")
+    page.wait_for_selector("#progress-text:has-text('5 of 60 decided')")
+    assert len(lines(review)) == 5
+
+
+def test_a_decided_row_is_marked_as_a_reference_and_undone(review, shown):
+    page = shown(review)
+    page.keyboard.press("r")
+    page.wait_for_selector("#alert:has-text('Keep or drop this row first')")
+    press_and_go_on(page, "d")
+    page.keyboard.press("ArrowUp")
+    page.wait_for_selector("#standing .decision.drop")
+    with saved_after(page):
+        page.keyboard.press("r")
+    page.wait_for_selector("#standing .decision:has-text('reference')")
+    with saved_after(page):
+        page.keyboard.press("z")
+    page.wait_for_selector("#standing .decision.drop:not(:has-text('reference'))")
+    assert [line["reference"] for line in lines(review)] == [False, True, False]
+
+
+def test_words_are_coloured_in_text_that_is_shown_and_stay_text(review, shown):
+    page = shown(review)
+    page.keyboard.press("w")
+    page.wait_for_selector("#alert:has-text('Show the text first')")
+    open_by_search(page, review, HOSTILE)
+    page.keyboard.press("t")
+    page.keyboard.press("w")
+    page.wait_for_selector("#row pre mark")
+    said = page.locator("#row .turn[data-turn='1'] pre").text_content()
+    assert said.startswith(PLAIN) and not page.locator("#row script, #row img, #row a").count()
+    assert page.title() == "Review: <b>rows</b>"
+    page.keyboard.press("w")
+    page.wait_for_selector("#row pre:not(:has(mark)) >> nth=1")

@@ -10,12 +10,15 @@ const KEYS = [
   ["m", "Mask turn", () => maskAim()],
   ["u", "Unsure", () => decide(UNSURE)],
   ["n", "Note", () => openNote()],
+  ["r", "Reference", () => toggleReference()],
   ["z", "Undo", () => undo()],
   ["ArrowUp", "Previous", () => step(-1)],
   ["ArrowDown", "Next", () => step(1)],
   ["t", "Text", () => toggleText()],
+  ["w", "Words", () => toggleWords()],
   ["/", "Search", () => byId("search").focus()],
 ];
+const TEACHING = { l: () => askForTen(), s: () => scoreAgain() }; // these have buttons of their own
 const ALSO = { ArrowLeft: "ArrowUp", ArrowRight: "ArrowDown", p: "ArrowUp", j: "ArrowDown" };
 const NAMES = { ArrowUp: "↑", ArrowDown: "↓" };
 
@@ -44,14 +47,16 @@ function send(row, values) {
 }
 
 /** Decide on the open row, and open the next one. A key that comes before that row is seen does nothing. */
-async function decide(decision, { turns = [], note = mine(state.open)?.note || "", next = true } = {}) {
+async function decide(decision, { turns = [], note = mine(state.open)?.note || "", reference = false, next = true } = {}) {
   const row = state.open;
   if (deciding || rowPanel.body?.place !== row) return;
   deciding = true;
   try {
     const before = mine(row);
-    if (!(await send(row, { decision, turns, note }))) return;
+    if (!(await send(row, { decision, turns, note, reference }))) return;
     done.push({ row, before });
+    teaching.since++;
+    showTeaching();
     afterDecision(row);
     if (next && state.open === row) await step(1);
   } finally {
@@ -72,8 +77,9 @@ function afterDecision(row) {
 async function undo() {
   const last = done.pop();
   if (!last) return;
-  const before = last.before || { decision: WITHDRAWN, turns: [], note: "" };
-  if (!(await send(last.row, { decision: before.decision, turns: before.turns, note: before.note }))) {
+  const before = last.before || { decision: WITHDRAWN, turns: [], note: "", reference: false };
+  const { decision, turns, note, reference } = before;
+  if (!(await send(last.row, { decision, turns, note, reference }))) {
     done.push(last);
     return;
   }
@@ -102,6 +108,7 @@ async function step(by) {
 }
 
 function toggleText() {
+  alertUser("");
   state.text = !state.text;
   showTextToggle();
   if (state.open >= 0) openRow(state.open);
@@ -127,7 +134,7 @@ function openNote() {
     event.preventDefault();
     const note = field.value;
     box.remove();
-    await decide(before?.decision || UNSURE, { turns: before?.turns || [], note, next: false });
+    await decide(before?.decision || UNSURE, { turns: before?.turns || [], note, reference: before?.reference, next: false });
     if (rowPanel.body) rowPanel.facts(rowPanel.body);
   });
   byId("standing").after(box);
@@ -151,7 +158,7 @@ function watchKeys() {
     if (event.key === "Escape" && writing) event.target.blur();
     if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const action = actions.get(ALSO[key] || key);
+    const action = actions.get(ALSO[key] || key) || TEACHING[key];
     if (!action || (event.repeat && !key.startsWith("Arrow"))) return; // a key that is held down decides once
     event.preventDefault();
     action();

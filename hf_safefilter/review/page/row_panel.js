@@ -58,6 +58,7 @@ const rowPanel = {
     this.standing();
     this.facts(body);
     this.marks();
+    words.draw();
     const box = byId("row"), guilty = box.querySelector(".guilty");
     if (guilty && box.scrollHeight > box.clientHeight && guilty.offsetTop + 60 > box.clientHeight) box.scrollTop = guilty.offsetTop - box.clientHeight / 3;
   },
@@ -71,7 +72,7 @@ const rowPanel = {
       el("h2", {}, `Row ${number(row)}`),
       el("span", { class: "big" }, score(value)),
       el("span", { class: `side-tag ${kind}` }, side),
-      ...decisionsOn(row).map((decision) => el("span", { class: `decision ${decision.decision}` }, `${decision.who}: ${decision.decision}${decision.note ? " ✎" : ""}`)),
+      ...decisionsOn(row).map((decision) => el("span", { class: `decision ${decision.decision}` }, `${decision.who}: ${decision.decision}${decision.reference ? ", reference" : ""}${decision.note ? " ✎" : ""}`)),
     );
   },
 

@@ -10,6 +10,7 @@ const SORTS = {
 };
 const STATES = {
   all: "all rows",
+  asked: "asked for: their labels teach most",
   open: "not decided by me",
   mine: "decided by me",
   any: "decided by anybody",
@@ -102,6 +103,7 @@ function nearestFirst() {
 
 function stateTest(name) {
   const tests = {
+    asked: (row) => teaching.asked !== null && teaching.asked[row] === 1,
     open: (row) => !mine(row),
     mine: (row) => Boolean(mine(row)),
     any: (row) => decisionsOn(row).length > 0,
@@ -135,11 +137,11 @@ async function search(words) {
   refreshList();
 }
 
-function watchList() {
+/** The choices of order and of kinds of rows, as the rows have them. */
+function listKinds() {
   const option = ([value, name]) => el("option", { value }, name);
   const sorts = Object.entries(SORTS).filter(([name]) => name !== "span" || state.turns.some((turn) => turn >= 0));
   byId("sort").replaceChildren(...sorts.map(option));
-  byId("state").replaceChildren(...Object.entries(STATES).map(option));
   const kinds = Object.entries(state.groups).map(([name, group]) => {
     const counts = new Uint32Array(group.names.length + 1);
     for (const code of group.codes) counts[code]++;
@@ -148,6 +150,10 @@ function watchList() {
   byId("group").replaceChildren(option(["", "all kinds"]), ...kinds);
   byId("group").hidden = !kinds.length;
   byId("histogram-by").replaceChildren(option(["", "kept and dropped"]), ...Object.keys(state.groups).map((name) => option([name, name])));
+}
+
+function watchList() {
+  byId("state").replaceChildren(...Object.entries(STATES).map(([value, name]) => el("option", { value }, name)));
   for (const id of ["sort", "group", "state"]) byId(id).addEventListener("change", () => { refreshList(); byId(id).blur(); });
   byId("rows").addEventListener("scroll", () => rowsList.draw());
   let waiting = 0;

@@ -133,11 +133,15 @@ async function loadMap() {
     note.textContent = "These rows have no vectors, so there is no map.";
     return;
   }
+  scatter.cached = scatter.edges = null;
   state.points = { rows: unpacked(body.rows, Float32Array), unsafe: unpacked(body.unsafe, Float32Array), safe: unpacked(body.safe, Float32Array) };
   note.textContent = `Two principal components of ${body.column}: ${(100 * body.share).toFixed(0)} % of the variance. Click a point.`;
   const legend = [legendItem("--kept", "kept"), legendItem("--dropped", "dropped")];
   if (state.points.unsafe.length) legend.push(el("span", {}, el("b", { class: "unsafe" }, "▲"), "unsafe,"), el("span", {}, el("b", { class: "safe" }, "●"), "safe references"));
   byId("map-legend").replaceChildren(...legend);
   scatter.draw();
+}
+
+function watchMap() {
   byId("map").addEventListener("click", (event) => scatter.click(event.offsetX, event.offsetY));
 }

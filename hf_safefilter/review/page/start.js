@@ -12,22 +12,30 @@ async function showVerdict() {
   byId("verdict").className = body.bad ? "bad" : body.trusted ? "good" : "";
 }
 
-async function start() {
-  const body = await ask("rows");
-  takeOverview(body);
-  document.title = `Review: ${body.name}`;
-  byId("what").textContent = `${body.name}: ${number(body.rows)} rows. Decisions go to ${body.log} at once.`;
-  byId("column").textContent = body.column;
-  byId("who").value = body.who;
-  watchList();
-  watchHistogram();
-  watchKeys();
-  showTextToggle();
+/** Show all rows anew, after their numbers have come. */
+function showRows() {
+  byId("column").textContent = state.column;
+  listKinds();
   histogram.count("");
   histogram.draw();
   showOutcome();
   showProgress();
   refreshList();
+}
+
+async function start() {
+  const body = await ask("rows");
+  takeOverview(body);
+  document.title = `Review: ${body.name}`;
+  byId("what").textContent = `${body.name}: ${number(body.rows)} rows. Decisions go to ${body.log} at once.`;
+  byId("who").value = body.who;
+  watchList();
+  watchHistogram();
+  watchKeys();
+  watchMap();
+  watchTeaching();
+  showTextToggle();
+  showRows();
   document.body.dataset.ready = "true";
   new ResizeObserver(drawAll).observe(byId("overview"));
   new ResizeObserver(() => rowsList.draw()).observe(byId("rows"));

@@ -101,6 +101,7 @@ function takeOverview(body) {
   state.scores = unpacked(body.scores, Float64Array);
   state.turns = unpacked(body.turns, Int16Array);
   state.first = body.first === null ? null : unpacked(body.first, Int32Array);
+  state.groups = {};
   for (const [name, group] of Object.entries(body.groups)) {
     state.groups[name] = { names: group.names, codes: unpacked(group.codes, Uint16Array) };
   }
@@ -111,6 +112,7 @@ function takeOverview(body) {
   state.column = body.column;
   state.log = body.log;
   state.command = body.command;
+  state.decisions.clear();
   for (const [row, decisions] of Object.entries(body.decisions)) state.decisions.set(Number(row), decisions);
   takeState(body);
 }
