@@ -18,7 +18,7 @@ TEXTS = [
     "a",
     "Two words, three.",
     "  spaces\n\nand lines\t",
-    "na\u00efve caf\u00e9 \u2013 \u6f22\u5b57 \U0001f600\U0001f469\u200d\U0001f467 ok",
+    "\u00e9t\u00e9 \u00fcber \u2013 \u6f22\u5b57 \U0001f600\U0001f469\u200d\U0001f467 ok",
     "x" * 300,
     "a b " * 200,
 ]
