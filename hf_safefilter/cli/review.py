@@ -42,6 +42,13 @@ def review(
     export_atlas: Annotated[
         Path | None, typer.Option(help="Serve nothing; write a Parquet file for Embedding Atlas here.")
     ] = None,
+    take: Annotated[
+        Path | None,
+        typer.Option(
+            "--import",
+            help="Serve nothing; add the decisions of another log, or responses of Argilla records, to --decisions.",
+        ),
+    ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="Write what the rows say into exports; it may be harmful.")
     ] = False,
@@ -56,6 +63,7 @@ def review(
     from hf_safefilter.errors import OptionError
     from hf_safefilter.labeling.rounds import user_name
     from hf_safefilter.review.exports import write_argilla, write_atlas
+    from hf_safefilter.review.imports import read_decisions
     from hf_safefilter.review.review import Review
     from hf_safefilter.review.server import require_gradio, start
 
@@ -63,16 +71,23 @@ def review(
     asked = {write: path for write, path in exports.items() if path is not None}
     if text and not asked:
         raise OptionError("the page shows what a row says at a key", fix="leave out `text=True`, or name an export")
-    if not asked:
+    if not asked and take is None:
         require_gradio()
     session = Review.of(scored, decisions, output=output, by=by, drop_fraction=drop_fraction, drop_count=drop_count,
                         threshold=threshold, trust_vectors=trust_vectors)  # fmt: skip
     facts: dict[str, Any] = {"decisions": str(decisions), "rows": len(session.rows)}
+    if take is not None:
+        people = [*session.overview()["reviewers"], who or user_name()]
+        imported = read_decisions(take, people)
+        facts |= session.take(imported.decisions) | {"without_turns": imported.without_turns}
     if asked:
         for write, path in asked.items():
             facts[path.suffix.lstrip(".") or "export"] = str(path)
             write(session, path, text=text)
         context.obj.report(facts, ids=[str(path) for path in asked.values()])
+        return
+    if take is not None:
+        context.obj.report(facts, ids=[str(decisions)], hint=session.command(f"{session.is_safe.threshold:.6g}"))
         return
     running = start(session, who=who or user_name(), port=port)
     context.obj.report(facts | {"address": running.address}, ids=[running.address], hint="stop with Ctrl-C; "

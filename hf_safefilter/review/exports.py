@@ -88,7 +88,12 @@ def _records(review: Review, text: bool) -> Iterator[dict[str, Any]]:
 
 
 def _response(decision: RowDecision) -> dict[str, Any]:
-    return {"value": decision.decision, "user_id": str(uuid.uuid5(_PEOPLE, decision.who))}
+    return {"value": decision.decision, "user_id": person_id(decision.who)}
+
+
+def person_id(name: str) -> str:
+    """The id that a person has in Argilla's records."""
+    return str(uuid.uuid5(_PEOPLE, name))
 
 
 def _at_threshold(review: Review) -> list[str]:

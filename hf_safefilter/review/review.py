@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import shlex
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -228,12 +228,37 @@ class Review:
         self._require(place)
         decision = self._decision(place, values)
         with self._lock:
-            self.log.append(decision)
-            of_row = self._by_row.setdefault(decision.row_id, {})
-            of_row.pop(decision.who, None)
-            if decision.decision != WITHDRAWN:
-                of_row[decision.who] = decision
+            self._append(decision)
             return {"place": int(self.rows.first[place]), "decisions": self._plain_decisions(place), **self._state()}
+
+    def take(self, decisions: Iterable[RowDecision]) -> dict[str, int]:
+        """Write decisions that were made elsewhere to the log, unless they are there, each with its own time.
+
+        Returns:
+            Number of decisions that were taken, that were known, and that are on other rows.
+
+        Raises:
+            OptionError: One of them does not fit its row; those before it are taken.
+        """
+        counts = {"taken": 0, "known": 0, "of_other_rows": 0}
+        place_of = dict(zip(reversed(self.rows.ids), range(len(self.rows) - 1, -1, -1), strict=True))
+        for given in decisions:
+            if given.row_id not in place_of:
+                counts["of_other_rows"] += 1
+                continue
+            place = place_of[given.row_id]
+            values = {name: getattr(given, name) for name in ("decision", "who", "note", "reference")}
+            decision = self._decision(place, values | {"turns": list(given.turns)})
+            decision = replace(decision, when=shown(given.when) or decision.when, threshold=given.threshold)
+            known = self._by_row.get(given.row_id, {}).get(decision.who)
+            if known is not None and replace(known, when="", threshold=None, score=None) == replace(
+                decision, when="", threshold=None, score=None
+            ):
+                counts["known"] += 1
+                continue
+            self._append(decision)
+            counts["taken"] += 1
+        return counts
 
     def next_rows(self) -> dict[str, Any]:
         """Ten rows whose label would change the score most.
@@ -269,6 +294,13 @@ class Review:
     def decisions_on(self, place: int) -> list[RowDecision]:
         """The decisions that count on a row, one a person."""
         return list(self._by_row.get(self.rows.ids[place], {}).values())
+
+    def _append(self, decision: RowDecision) -> None:
+        self.log.append(decision)
+        of_row = self._by_row.setdefault(decision.row_id, {})
+        of_row.pop(decision.who, None)
+        if decision.decision != WITHDRAWN:
+            of_row[decision.who] = decision
 
     def _decision(self, place: int, values: Mapping[str, Any]) -> RowDecision:
         chosen, who, note = (values.get(name, "") for name in ("decision", "who", "note"))

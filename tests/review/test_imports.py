@@ -1,0 +1,98 @@
+"""Decisions that were made elsewhere come into the log once, and only if they fit the rows."""
+
+import json
+
+import pytest
+
+from hf_safefilter.decide.decision_log import DecisionLog, RowDecision
+from hf_safefilter.errors import IntegrityError, MissingError, OptionError
+from hf_safefilter.review.exports import write_argilla
+from hf_safefilter.review.imports import read_decisions
+from hf_safefilter.review.review import Review
+
+WHEN = "2026-01-02T03:04:05+00:00"
+
+
+def other_log(path, decisions):
+    log = DecisionLog(path)
+    for decision in decisions:
+        log.append(decision)
+    return log
+
+
+def test_another_log_is_taken_once_with_its_times_and_the_last_word_of_each(review, tmp_path):
+    ids = review.rows.ids
+    log = other_log(tmp_path / "bob.jsonl", [
+        RowDecision(ids[3], "keep", "bob", WHEN), RowDecision(ids[3], "drop", "bob", WHEN, score=0.5, reference=True),
+        RowDecision(ids[0], "mask", "bob", WHEN, turns=(1,), note="why"), RowDecision("elsewhere", "keep", "bob", WHEN),
+        RowDecision(ids[4], "keep", "bob", WHEN), RowDecision(ids[4], "withdrawn", "bob", WHEN),
+    ])  # fmt: skip
+    review.decide(3, {"decision": "keep", "who": "ada"})
+    assert review.take(read_decisions(log.path).decisions) == {"taken": 2, "known": 0, "of_other_rows": 1}
+    assert {(d.who, d.decision, d.when == WHEN, d.reference) for d in review.decisions_on(3)} == {
+        ("ada", "keep", False, False), ("bob", "drop", True, True)
+    }  # fmt: skip
+    (masked,) = review.decisions_on(0)
+    assert (masked.turns, masked.note, masked.score) == ((1,), "why", review.rows.scores[0])
+    size = review.log.path.stat().st_size
+    assert review.take(read_decisions(log.path).decisions) == {"taken": 0, "known": 2, "of_other_rows": 1}
+    assert review.log.path.stat().st_size == size and not review.decisions_on(4)
+    again = DecisionLog(review.log.path).current
+    assert {key: decision.decision for key, decision in again.items()} == {
+        (ids[3], "ada"): "keep", (ids[3], "bob"): "drop", (ids[0], "bob"): "mask"
+    }  # fmt: skip
+
+
+def test_records_of_argilla_come_back_as_they_went(review, scored, tmp_path):
+    for place, word in ((3, "keep"), (4, "drop"), (5, "unsure")):
+        review.decide(place, {"decision": word, "who": "ada"})
+    review.decide(0, {"decision": "mask", "who": "ada", "turns": [1]})
+    review.decide(3, {"decision": "drop", "who": "somebody else"})
+    write_argilla(review, tmp_path / "records.jsonl", text=True)
+    other = Review.of(scored[0], tmp_path / "new.jsonl", by="largest_rank_score")
+    imported = read_decisions(tmp_path / "records.jsonl", ["ada"])
+    assert imported.without_turns == 1
+    assert other.take(imported.decisions)["taken"] == 4
+    assert {d.who: d.decision for d in other.decisions_on(3)} == {"ada": "keep"} | {
+        name: "drop" for name in other.overview()["reviewers"] if name.startswith("argilla ")
+    }
+    assert [d.decision for place in (4, 5) for d in other.decisions_on(place)] == ["drop", "unsure"]
+    assert all(d.when > "2026" for d in other.decisions_on(4))
+
+
+OTHERS = [
+    "[]",
+    "no json",
+    "{}",
+    '{"responses": {"decision": [{"value": "burn", "user_id": "a"}]}, "metadata": {"row_id": "a"}}',
+    '{"responses": [], "metadata": {"row_id": "a"}}',
+    '{"responses": {"decision": [{"value": "keep"}]}, "metadata": {}}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_a_line_of_another_kind_is_named(tmp_path, line):
+    good = json.dumps({"row_id": "a", "decision": "keep", "who": "b", "when": WHEN})
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(IntegrityError, match="line 2 of a.jsonl"):
+        read_decisions(tmp_path / "a.jsonl")
+
+
+def test_what_does_not_fit_its_row_is_refused(review, tmp_path):
+    log = other_log(tmp_path / "bob.jsonl", [RowDecision(review.rows.ids[3], "mask", "bob", WHEN, turns=(9,))])
+    with pytest.raises(OptionError, match="turns 0 to 1"):
+        review.take(read_decisions(log.path).decisions)
+    with pytest.raises(MissingError, match="there is no file"):
+        read_decisions(tmp_path / "none.jsonl")
+
+
+def test_the_command_imports_and_serves_nothing(review, scored, call, tmp_path):
+    log = other_log(tmp_path / "bob.jsonl", [RowDecision(review.rows.ids[3], "drop", "bob", WHEN)])
+    words = ["review", scored[0], "--by", "probe_score", "--decisions", tmp_path / "mine.jsonl", "--import", log.path]
+    code, out, err = call("--format", "json", *words)
+    assert code == 0, err
+    assert {name: json.loads(out)[name] for name in ("taken", "known", "of_other_rows", "without_turns")} == {
+        "taken": 1, "known": 0, "of_other_rows": 0, "without_turns": 0
+    }  # fmt: skip
+    assert len(DecisionLog(tmp_path / "mine.jsonl").current) == 1
