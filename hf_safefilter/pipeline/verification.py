@@ -23,12 +23,13 @@ from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.decide.decision_log import DROP, KEEP
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError, SafefilterError
+from hf_safefilter.pipeline.rows_of_source import require_rows_of_source
 from hf_safefilter.publish.card import stated_in
 from hf_safefilter.publish.croissant import RECORD, croissant, require_described
 from hf_safefilter.publish.data_files import DROPPED, read_published
 from hf_safefilter.publish.drop_reasons import BY_PEOPLE, NO_NUMBER, REACHED, by_split
 from hf_safefilter.publish.provenance import Provenance
-from hf_safefilter.publish.published_rows import ids_digest, kept_ids, mapping_of, require_added
+from hf_safefilter.publish.published_rows import kept_ids, mapping_of, require_added
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, rescored, step_of, tolerance_of
 from hf_safefilter.publish.review_facts import read_rulings
 from hf_safefilter.saved.saved_rows import step_from
@@ -158,33 +159,11 @@ class Verification:
 
     def _rows(self, provenance: Provenance) -> str:
         """Kept and dropped rows together are those of the source: none is invented, missing or in both."""
-        if provenance.selection.action != "drop":
-            raise _CannotSay(f"kept rows were changed by the action {provenance.selection.action}")
-        if provenance.review is not None and provenance.review.masked:
-            raise _CannotSay("turns of kept rows were masked by decisions of people")
-        of_source = self._ids_of_source(provenance)
-        for split, ids in of_source.items():
-            stated = provenance.source.splits.get(split)
-            if stated is None or ids_digest(ids) != stated.row_ids:
-                raise IntegrityError(f"the split {split} of the source has other rows than the record states")
-        dropped = pq.read_table(self.folder / DROPPED, columns=["split", "row_id"]).to_pylist()
-        kept: dict[str, Counter[str]] = {}
-        for split, row in kept_ids(self.folder, provenance):
-            kept.setdefault(split, Counter())[row] += 1
-        for split, ids in of_source.items():
-            gone = Counter(row["row_id"] for row in dropped if row["split"] == split)
-            held, every = kept.get(split, Counter()), Counter(ids)
-            for name, wrong in (
-                ("invented", (held + gone) - every), ("missing", every - (held + gone)),
-                ("kept and dropped", Counter(held.keys() & gone.keys())),
-            ):  # fmt: skip
-                if wrong:
-                    raise IntegrityError(f"{wrong.total()} rows of {split} are {name}", found=min(wrong))
-        return f"{sum(map(len, of_source.values()))} rows of the source, none invented, missing or in both"
+        return require_rows_of_source(self.folder, provenance, self._source())
 
     def _scores(self, provenance: Provenance) -> str:
         """Some rows of the source, drawn now, have the scores that decided."""
-        self._ids_of_source(provenance)
+        self._source()
         scoring = _Scoring.of(provenance)
         rulings = read_rulings(self.folder, provenance)
         dropped = pq.read_table(self.folder / DROPPED)
@@ -204,16 +183,14 @@ class Verification:
     def _shards(self) -> list[Path]:
         return sorted((self.folder / "data").glob("*.parquet"))
 
-    def _ids_of_source(self, provenance: Provenance) -> dict[str, list[str]]:
+    def _source(self) -> Dataset | DatasetDict:
         if self.source is None:
             raise _CannotSay("the rows that were filtered are not at hand")
-        columns = mapping_of(provenance)
-        return {name: _ids_of(part, columns) for name, part in by_split(self.source).items()}
+        return self.source
 
     def _drawn(self) -> dict[str, Dataset]:
         """The rows that are scored again, by split."""
-        assert self.source is not None  # `_ids_of_source` was asked first
-        parts = by_split(self.source)
+        parts = by_split(self._source())
         if self.sample is None:
             return parts
         total = sum(map(len, parts.values()))

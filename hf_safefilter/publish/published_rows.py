@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.data.conversations import conversations
+from hf_safefilter.data.conversations import Conversation, conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.data.shapes import with_ignored
 from hf_safefilter.decide.additions import ADDED
@@ -29,6 +29,11 @@ def mapping_of(provenance: Provenance) -> dict[str, str] | None:
 
 def kept_ids(folder: Path, provenance: Provenance) -> Iterator[tuple[str, str]]:
     """Split and row id of each kept row of the source."""
+    return ((split, row_id(said)) for split, said in kept_conversations(folder, provenance))
+
+
+def kept_conversations(folder: Path, provenance: Provenance) -> Iterator[tuple[str, Conversation]]:
+    """Split and content of each kept row of the source."""
     return (key for key, added in _rows(folder, provenance) if not added)
 
 
@@ -38,7 +43,8 @@ def require_added(folder: Path, provenance: Provenance) -> int:
     Raises:
         IntegrityError: They are not those that the record states.
     """
-    ids = [key for key, added in _rows(folder, provenance) if added] if provenance.added is not None else []
+    rows = [key for key, added in _rows(folder, provenance) if added] if provenance.added is not None else []
+    ids = [(split, row_id(said)) for split, said in rows]
     stated = provenance.added
     if stated is not None:
         elsewhere = {split for split, _ in ids} - {stated.split}
@@ -47,8 +53,8 @@ def require_added(folder: Path, provenance: Provenance) -> int:
     return len(ids)
 
 
-def _rows(folder: Path, provenance: Provenance) -> Iterator[tuple[tuple[str, str], bool]]:
-    """Split and row id of each row, and whether it was added."""
+def _rows(folder: Path, provenance: Provenance) -> Iterator[tuple[tuple[str, Conversation], bool]]:
+    """Split and content of each row, and whether it was added."""
     columns = mapping_of(provenance)
     for path in sorted((folder / "data").glob("*.parquet")):
         split = path.name.rsplit("-", 3)[0]
@@ -57,7 +63,7 @@ def _rows(folder: Path, provenance: Provenance) -> Iterator[tuple[tuple[str, str
             marks = [None] * table.num_rows if provenance.added is None else table[ADDED].to_pylist()
             own = table if provenance.added is None else table.drop_columns(ADDED)
             for conversation, mark in zip(conversations(Batch(own), columns), marks, strict=True):
-                yield (split, row_id(conversation)), mark is not None
+                yield (split, conversation), mark is not None
 
 
 def ids_digest(ids: Iterable[str]) -> str:
