@@ -37,7 +37,6 @@ from hf_safefilter.data.spans import SPAN
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_digest import reading_digest
 from hf_safefilter.model.reading_options import WINDOW, ReadingOptions, checked_reading
-from hf_safefilter.model.work_ahead import ahead
 from hf_safefilter.step import ROWS_BY_BLOCKS, ROWS_PER_CALL, Step, fields_of
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _warned: set[str] = set()
-_TOKENISED_AT_ONCE = 256  # rows: they are tokenised while the rows before them are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +308,7 @@ class EmbedLayers(ReadingOptions, Step):
     ) -> RowVectors:
         """Float32 vectors as the model gives them."""
         from hf_safefilter.model import load
-        from hf_safefilter.model.forward import read_layers
+        from hf_safefilter.model.read_rows import read_in_parts
 
         key, main = self._key(), self.positions[0]
         names = [(reading_key(k, name, main), k, at) for k in layers for at, name in enumerate(self.positions)]
@@ -319,15 +317,12 @@ class EmbedLayers(ReadingOptions, Step):
         if rows:
             depth, device = self._depth(layers), load.pick_device(self.device, rank)
             trunk = load.trunk(key, depth, device, attn=self.attn, stream_blocks=self.stream_blocks)
-        step = len(rows) if rows and trunk.left_out is not None else _TOKENISED_AT_ONCE
-        parts = [rows[start : start + step] for start in range(0, len(rows), step)]
-        for part in ahead(parts, partial(self.reads, options=options)):
-            sequences = [one for row in part for one in row.sequences]
-            vectors = read_layers(trunk, sequences, tuple(layers))
-            picks = _joined_picks(part)
-            for name, layer, at in names:
-                found[name].append(vectors[layer][picks[:, at]])
-            reads += part
+            planned = partial(self.reads, options=options)
+            for part, vectors in read_in_parts(trunk, rows, planned, tuple(layers), bar=rank is None):
+                picks = _joined_picks(part)
+                for name, layer, at in names:
+                    found[name].append(vectors[layer][picks[:, at]])
+                reads += part
         return RowVectors(
             offsets_of(np.array([len(row.spans) for row in reads], dtype=np.int64)),
             np.concatenate([np.empty(0, SPAN), *(row.spans for row in reads)]),

@@ -31,7 +31,11 @@ Batch = tuple[list[int], dict[Layer, torch.Tensor]]
 
 
 def read_layers(
-    trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequence[Layer], token_budget: int | None = None
+    trunk: Trunk,
+    sequences: Sequence[TokenSequence],
+    layers: Sequence[Layer],
+    token_budget: int | None = None,
+    advance: Callable[[float], None] | None = None,
 ) -> dict[Layer, np.ndarray]:
     """Mean state over each read of each sequence, for several layers in one pass.
 
@@ -43,6 +47,7 @@ def read_layers(
         sequences: What is read.
         layers: Where it is read.
         token_budget: Tokens a batch may hold, padding included; at least one sequence always goes in.
+        advance: Called after each batch with the share of the tokens that are read.
 
     Returns:
         For each layer float32 `(reads, hidden_size)`: the reads of the first sequence, then those of the second, ...
@@ -72,7 +77,11 @@ def read_layers(
         way = _way(trunk, [sequences[row].ids for row in first])
         in_batches = _batches_that_fit if trunk.left_out is None else _batches_of_passes
         batches = in_batches(trunk, sequences, first, tuple(layers), way, token_budget)
+        done, total = 0, sum(len(sequences[row].ids) for row in first)
         for numbers, found in _fetched(batches, 0 if trunk.device.type == "cpu" else _WAITING):
+            done += sum(len(sequences[row].ids) for row in numbers)
+            if advance is not None:
+                advance(done / max(1, total))
             places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in numbers])
             for layer in layers:
                 vectors[layer][places] = found[layer]

@@ -203,8 +203,8 @@ def test_a_row_that_overflows_in_one_layer_is_lost_in_all_but_only_where_that_la
 
     read = forward.read_layers
 
-    def overflow(trunk, sequences, layers):
-        vectors = read(trunk, sequences, layers)
+    def overflow(trunk, sequences, layers, *rest):
+        vectors = read(trunk, sequences, layers, *rest)
         if 5 in layers:
             vectors[5][0, 3] = np.inf
         return vectors
@@ -230,7 +230,7 @@ def test_references_are_read_without_it(store):
 def test_clamped_values_are_counted_when_they_are_read(store, monkeypatch, caplog):
     from hf_safefilter.model import forward
 
-    def huge(trunk, sequences, layers):
+    def huge(trunk, sequences, layers, *_):
         return {1: np.full((sum(len(one.reads) for one in sequences), trunk.hidden_size), 1e9, np.float32)}
 
     monkeypatch.setattr(forward, "read_layers", huge)

@@ -431,19 +431,19 @@ def test_rows_are_tokenised_while_those_before_them_are_read(llama, monkeypatch)
     happened = []
     reading, tokenising = forward.read_layers, EmbedLayers.reads
 
-    def read(trunk, sequences, layers):
+    def read(*options):
         deadline = time.monotonic() + 10
         while happened.count("tokenised") < min(3, happened.count("read") + 2) and time.monotonic() < deadline:
             time.sleep(0.01)  # for what runs beside it
         happened.append("read")
-        return reading(trunk, sequences, layers)
+        return reading(*options)
 
-    def tokenise(step, found):
-        done = tokenising(step, found)
+    def tokenise(step, found, options=None):
+        done = tokenising(step, found, options)
         happened.append("tokenised")
         return done
 
-    monkeypatch.setattr("hf_safefilter.embed._TOKENISED_AT_ONCE", 7)
+    monkeypatch.setattr("hf_safefilter.model.read_rows.TOKENISED_AT_ONCE", 7)
     monkeypatch.setattr(forward, "read_layers", read)
     monkeypatch.setattr(EmbedLayers, "reads", tokenise)
     found, _ = EmbedLayers(str(llama), layers=[2]).vectors(rows)
