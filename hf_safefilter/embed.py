@@ -308,7 +308,7 @@ class EmbedLayers(ReadingOptions, Step):
     ) -> RowVectors:
         """Float32 vectors as the model gives them."""
         from hf_safefilter.model import load
-        from hf_safefilter.model.read_rows import read_in_parts
+        from hf_safefilter.model.row_parts import read_in_parts
 
         key, main = self._key(), self.positions[0]
         names = [(reading_key(k, name, main), k, at) for k in layers for at, name in enumerate(self.positions)]

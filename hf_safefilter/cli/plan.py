@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_safefilter.cli.arguments import Column, Layers, Split, layers_of, pairs_of, reads_a_model
 from hf_safefilter.errors import OptionError
-from hf_safefilter.model.reading_options import ReadingOptions
+from hf_safefilter.model.reading_options import ReadingOptions, checked_reading
 
 if TYPE_CHECKING:
     from hf_safefilter.embed import EmbedLayers
@@ -70,9 +71,10 @@ def plan(  # noqa: F811  (the command is named after what it makes)
         lengths = sample_lengths(table, reading, columns)
     else:
         assert mean_tokens is not None  # checked above
-        lengths = Lengths.uniform(n_rows, mean_tokens, reading.max_length or limit(config))
+        window = checked_reading(reading)["window"]
+        lengths = Lengths.uniform(n_rows, mean_tokens, reading.max_length or limit(config), window)
     if num_rows is not None and table is not None:
-        lengths = Lengths(num_rows, lengths.mean, lengths.squared, lengths.sampled)
+        lengths = replace(lengths, rows=num_rows)
     dtype: str = reading.dtype
     if calibrate:
         devices, dtype = _measured(context, EmbedLayers.of(reading, layer_list, columns), table, work)

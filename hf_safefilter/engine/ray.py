@@ -113,7 +113,7 @@ class RayEngine:
         sample = Sample()
         with running(self.actors, self.cpus_per_actor, self.gpus_per_actor) as ray:
             pieces = self._pieces(ray, rows, list(steps), list(names), sample)
-            columns = write_tables(in_order(pieces), split=rows.split)
+            columns = write_tables(_counted(in_order(pieces), rows), split=rows.split)
         return sample.with_columns(columns)
 
     def _pieces(
@@ -144,6 +144,16 @@ class RayEngine:
             for row in batch.to_pylist():
                 sample.offer(row["start"], row["indices"], unpack(row["sample"]))
                 yield Piece(row["start"], row["last"], unpack(row["rows"]))
+
+
+def _counted(tables: Iterator[pa.Table], rows: Dataset | IterableDataset) -> Iterator[pa.Table]:
+    """The tables, with a bar that counts their rows, of how many if `rows` has a length."""
+    from datasets.utils import tqdm
+
+    with tqdm(total=len(rows) if hasattr(rows, "__len__") else None, desc="Rows", unit=" rows") as bar:
+        for table in tables:
+            yield table
+            bar.update(table.num_rows)
 
 
 class _Reader:

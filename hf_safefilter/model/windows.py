@@ -149,6 +149,11 @@ def row_reads(
     return RowReads(sequences, np.array(spans, SPAN), np.array(picks, np.int64), truncated)
 
 
+def count_windows(tokens: int, width: int) -> int:
+    """In how many windows of at most `width` tokens a span of so many tokens is read."""
+    return len(_windows(Span(0, 0, tokens, tokens), width))
+
+
 def _windows(span: Span, width: int) -> list[Read]:
     if span.stop - span.start <= width:
         return [(span.start, span.stop)]

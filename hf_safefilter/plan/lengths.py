@@ -11,6 +11,7 @@ import numpy as np
 from hf_safefilter.checks import require_number, require_whole
 from hf_safefilter.data.splits import count_rows, parts_of
 from hf_safefilter.errors import DataError
+from hf_safefilter.model.windows import count_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -45,8 +46,18 @@ class Lengths:
     spans: float = 1.0
 
     @classmethod
-    def uniform(cls, num_rows: int, mean_tokens: float, max_length: int | None = None) -> Lengths:
+    def uniform(
+        cls, num_rows: int, mean_tokens: float, max_length: int | None = None, window: int | None = None
+    ) -> Lengths:
         """The lengths of rows with `mean_tokens` tokens each, cut to `max_length`.
+
+        How many of them are answers is not known: all of them are taken for one, so that there are no more windows.
+
+        Args:
+            num_rows: Number of rows.
+            mean_tokens: Tokens of each.
+            max_length: Most tokens that are read of a row.
+            window: Most tokens of a span; None: a span is an answer.
 
         Raises:
             OptionError: One of both numbers is below 1.
@@ -54,7 +65,7 @@ class Lengths:
         require_whole("num_rows", num_rows, least=1)
         require_number("mean_tokens", mean_tokens, least=1)
         tokens = min(mean_tokens, max_length or mean_tokens)
-        return cls(num_rows, tokens, tokens**2)
+        return cls(num_rows, tokens, tokens**2, spans=1.0 if window is None else count_windows(round(tokens), window))
 
 
 def spread_sample(rows: Dataset | DatasetDict, size: int = SAMPLE) -> Dataset:

@@ -443,7 +443,7 @@ def test_rows_are_tokenised_while_those_before_them_are_read(llama, monkeypatch)
         happened.append("tokenised")
         return done
 
-    monkeypatch.setattr("hf_safefilter.model.read_rows.TOKENISED_AT_ONCE", 7)
+    monkeypatch.setattr("hf_safefilter.model.row_parts.TOKENISED_AT_ONCE", 7)
     monkeypatch.setattr(forward, "read_layers", read)
     monkeypatch.setattr(EmbedLayers, "reads", tokenise)
     found, _ = EmbedLayers(str(llama), layers=[2]).vectors(rows)

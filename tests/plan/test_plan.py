@@ -351,3 +351,28 @@ def test_a_slow_model_is_calibrated_on_few_rows(monkeypatch):
     with pytest.raises(DataError, match="no row of the sample"):
         empty = Dataset.from_list([{"prompt": "", "response": ""}] * 3)
         plan.calibrate(EmbedLayers("toy", layers=[1]), empty, count_work(read_config("toy"), [1]))
+
+
+def test_without_rows_there_are_as_many_windows_as_one_long_answer_has():
+    """By a second route: every start by hand."""
+    for tokens, window in ((250, 18), (18, 18), (19, 18), (7, 18), (1000, 64)):
+        starts = {*range(0, max(1, tokens - window), max(1, window * 5 // 6)), max(0, tokens - window)}
+        assert Lengths.uniform(10, tokens, window=window).spans == (len(starts) if tokens > window else 1)
+    assert Lengths.uniform(10, 250).spans == 1.0
+    assert Lengths.uniform(10, 250, 36, window=18).spans == Lengths.uniform(10, 36, window=18).spans
+
+
+def test_windows_count_for_disk_with_the_rows_and_without_them(call, tmp_path):
+    rows = [{"prompt": "Tell me.", "response": "again " * 200} for _ in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def disk(*words):
+        code, out, err = call("--format", "json", "plan", "--model", "toy", "--layers", "3", *words)
+        assert code == 0, err
+        return json.loads(out)["plan"]["column_bytes"]
+
+    sampled = disk(tmp_path / "rows.jsonl")
+    assert disk(tmp_path / "rows.jsonl", "--num-rows", "2000") == pytest.approx(100 * sampled)
+    tokens = 220
+    assert disk("--num-rows", "20", "--mean-tokens", str(tokens)) > 0.8 * sampled
+    assert disk("--num-rows", "20", "--mean-tokens", str(tokens), "--window", "0") < 0.2 * sampled

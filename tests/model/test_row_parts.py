@@ -32,7 +32,7 @@ class Bar:
 def bars(monkeypatch):
     Bar.made = []
     monkeypatch.setattr("datasets.utils.tqdm", Bar)
-    monkeypatch.setattr("hf_safefilter.model.read_rows.TOKENISED_AT_ONCE", 7)
+    monkeypatch.setattr("hf_safefilter.model.row_parts.TOKENISED_AT_ONCE", 7)
     monkeypatch.setattr("hf_safefilter.model.budget.token_budget", lambda *_: 128)
     monkeypatch.setenv("HF_SAFEFILTER_ROW_CACHE", "off")
     return Bar.made
