@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,20 @@ def main() -> None:
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="where rows are read (local)")
     parser.add_argument("--actors", type=int, default=2, help="of Ray (2)")
     parser.add_argument("--kill-at", type=float, default=0.5, help="share of the rows read before the kill (.5)")
+    parser.add_argument("--kill-after", type=float, help="seconds before the kill instead, as Ray shows no rows")
     parser.add_argument("--scratch", type=Path, help="folder for all of it; a temporary one if left out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        figures = measure(Path(folder), options.rows, options.engine, options.actors, options.kill_at)
+        figures = measure(Path(folder), options)
     print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(folder: Path, count: int, engine: str, actors: int, kill_at: float) -> dict[str, Any]:
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as plain values."""
+    count, engine, kill_at = options.rows, options.engine, options.kill_at
     started = time.monotonic()
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows_of(count))
@@ -75,9 +78,10 @@ def measure(folder: Path, count: int, engine: str, actors: int, kill_at: float) 
     figures: dict[str, Any] = {"rows": count, "engine": engine, "made in": time.monotonic() - started}
     figures["source"] = (folder / "rows.jsonl").stat().st_size
     words = ["run", "recipe.yaml", "--output", "out", "--anyway"]
-    words += ["--engine", "ray", "--actors", str(actors)] if engine == "ray" else []
-    if kill_at:
-        killed = Watched.run(folder, words, kill_at=kill_at * count)
+    words += ["--engine", "ray", "--actors", str(options.actors)] if engine == "ray" else []
+    if kill_at or options.kill_after:
+        rows, after = (None, options.kill_after) if options.kill_after else (kill_at * count, None)
+        killed = Watched.run(folder, words, rows, after)
         figures["killed"] = killed.figures()
     whole = Watched.run(folder, words)
     figures["whole"] = whole.figures()
@@ -118,8 +122,10 @@ class Watched:
     together: int = 0
 
     @classmethod
-    def run(cls, folder: Path, words: list[str], kill_at: float | None = None) -> Watched:
-        """Run the command line, and kill it when so many rows are read."""
+    def run(
+        cls, folder: Path, words: list[str], kill_at: float | None = None, kill_after: float | None = None
+    ) -> Watched:
+        """Run the command line, and kill it when so many rows are read, or after so many seconds."""
         found = cls()
         env = os.environ | {
             "HF_HUB_OFFLINE": "1", "HF_SAFEFILTER_CACHE": str(folder / "store"), "HF_HOME": str(folder / "home"),
@@ -135,17 +141,17 @@ class Watched:
         sampler = threading.Thread(target=found._sample, args=(process.pid, stop))
         sampler.start()
         assert process.stderr is not None
+        if kill_after is not None:
+            threading.Timer(kill_after, kill_all, [process.pid]).start()
         while part := os.read(process.stderr.fileno(), 65536):
             found._read(part.decode(errors="replace"), time.monotonic() - started)
             if kill_at is not None and found.stages.get("Embed", [0, 0, 0])[2] >= kill_at:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill_all(process.pid)
                 break
         found.code = process.wait()
         found.seconds = time.monotonic() - started
         stop.set()
         sampler.join()
-        if kill_at is not None:  # what a killed head of Ray leaves is not ours to measure in the next run
-            subprocess.run(["pkill", "-9", "-f", "raylet|gcs_server|ray::"], check=False)
         return found
 
     def figures(self) -> dict[str, Any]:
@@ -172,6 +178,13 @@ class Watched:
                 most = self.most.setdefault(name, [0, 0])
                 most[0], most[1] = max(most[0], held), max(most[1], seen[name])
             self.together = max(self.together, total)
+
+
+def kill_all(root: int) -> None:
+    """Kill a process and all below it: those of Ray would outlive it."""
+    for pid in (root, *[pid for pid, _ in family(root)]):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def family(root: int) -> Iterator[tuple[int, str]]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.embed import ask, memory_mb, peak_of_matrix_multiply, rounds
 from hf_safefilter import load_rows
+from hf_safefilter.data.conversations import TEXT, as_conversations
 
 EXAMPLE = """example:
   python -m benchmarks.real_speed --rows rows.jsonl --limit 64
@@ -79,6 +80,11 @@ def rows_for(options: argparse.Namespace) -> dict[str, list[dict[str, str]]]:
 
         sets = [starter_rows("benign")]
     found = [row for rows in sets for row in rows]
+    if options.model == "minilm":  # a text in which people speak in turns needs a chat template
+        texts = [{"text": f"{row['prompt']}\n{row['response']}"} for row in found]
+        found = [
+            row for row, said in zip(found, as_conversations(texts), strict=True) if said.messages[-1].role == TEXT
+        ]
     every = np.linspace(0, len(found) - 1, min(options.limit, len(found))).round().astype(int)
     rows = [{name: found[at][name] for name in ("prompt", "response")} for at in every]
     if not options.grow:
@@ -314,7 +320,6 @@ class Ours:
         Blocks below the deepest at every token with causal attention; of the deepest one keys and values at every
         token, and the rest where it is read.
         """
-        from hf_safefilter.data.conversations import as_conversations
         from hf_safefilter.model.load import model_config
 
         config = model_config(self.step._key()).get_text_config()
@@ -379,7 +384,6 @@ class OursOfTexts:
 
     def facts(self, rows: list[dict[str, str]]) -> dict[str, Any]:
         """Tokens, and the work of all blocks."""
-        from hf_safefilter.data.conversations import as_conversations
         from hf_safefilter.model.load import model_config
 
         config = model_config(self.step._key())
