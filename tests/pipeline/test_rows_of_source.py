@@ -152,3 +152,20 @@ def test_turns_that_people_have_masked_are_masked_and_no_others(tmp_path):
         altered(tmp_path / "out", change)
         assert line(tmp_path / "out", source).result == "fail"
         (tmp_path / "out" / SHARD).write_bytes(original)
+
+
+def test_a_row_of_which_nothing_is_trained_on_may_not_be_kept(tmp_path):
+    rows = chats(12)
+    ids = row_ids(Dataset.from_list(rows))
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    for row, turns in ((0, (3,)), (1, (1, 3))):
+        log.append(RowDecision(ids[row], "mask", "ada", "2026-01-01T00:00:00Z", turns=turns))
+    source = published(tmp_path / "out", rows, "drop", log.path)
+    dropped = pq.read_table(tmp_path / "out" / "dropped.parquet")
+    places = [place for place, name in enumerate(dropped["row_id"].to_pylist()) if name != ids[1]]
+    assert len(places) == dropped.num_rows - 1
+    pq.write_table(dropped.take(places), tmp_path / "out" / "dropped.parquet")
+    whole = [turn | {"weight": 0 if turn["role"] == "assistant" else None} for turn in rows[1]["messages"]]
+    altered(tmp_path / "out", lambda kept: kept.append(kept[0] | {"messages": whole}))
+    found = line(tmp_path / "out", source)
+    assert found.result == "fail" and "invented" in found.why

@@ -115,10 +115,14 @@ def test_a_marked_row_is_no_label_and_one_in_doubt_does_not_join(review):
     review.decide(14, {"decision": "drop", "who": "ada", "reference": True})
     review.decide(15, {"decision": "drop", "who": "ada", "reference": True})
     review.decide(15, {"decision": "unsure", "who": "ada", "reference": True})
+    review.decide(16, {"decision": "drop", "who": "ada", "reference": True})
+    review.decide(16, {"decision": "keep", "who": "bob"})  # where people differ the strictest counts
     said = review.score_again(None)["sentence"]
-    assert said.startswith("1 of these rows have joined the references; 4 labels, 2 unsafe")
+    assert said.startswith("2 of these rows have joined the references; 4 labels, 2 unsafe")
+    index = ReferenceIndex.of(probe_of(review.saved).facts["references"])
+    assert {row.row_id for row in index.rows("unsafe")[-2:]} == {review.rows.ids[14], review.rows.ids[16]}
     lines = [json.loads(line) for line in review.log.path.read_text().splitlines()]
-    assert [line["reference"] for line in lines] == [False] * 4 + [True, True, False]
+    assert [line["reference"] for line in lines] == [False] * 4 + [True, True, False, True, False]
 
 
 def test_what_cannot_be_learnt_changes_nothing(review, tmp_path):

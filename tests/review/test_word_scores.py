@@ -92,3 +92,9 @@ def test_a_password_is_hidden_even_where_its_tokens_are_not_whole():
     starts = np.arange(len(text) + 1)
     words, scores = _by_word(text, starts, np.ones(len(text)))
     assert "secret" not in "".join(words) and "mnopq" not in "".join(words) and set(scores) <= {1.0, None}
+
+
+def test_where_what_is_shown_has_other_words_all_of_it_is_one():
+    text = "a \u200b b"
+    words, scores = _by_word(text, np.arange(len(text) + 1), np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert words == ["a  b"] and scores == [3.0]
