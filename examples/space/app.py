@@ -15,7 +15,10 @@ COLUMN = os.environ.get("COLUMN", "probe_score")
 DECISIONS = Path(os.environ.get("DECISIONS", "/data/decisions.jsonl"))
 """On the persistent storage of the Space, or they are lost when it restarts."""
 
+OUTPUT = Path(os.environ.get("OUTPUT", "/data/labelled"))
+"""Where the rows go that the page scores again."""
+
 if __name__ == "__main__":
     # it was written on your own machine, which is not this one: say that you trust it
-    review = Review.of(SCORED, DECISIONS, by=COLUMN, trust_vectors=True)
+    review = Review.of(SCORED, DECISIONS, output=OUTPUT, by=COLUMN, trust_vectors=True)
     serve(review, token=os.environ.get("REVIEW_TOKEN"))  # a secret of the Space; without it see the log for the address
