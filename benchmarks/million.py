@@ -141,14 +141,16 @@ class Watched:
         sampler = threading.Thread(target=found._sample, args=(process.pid, stop))
         sampler.start()
         assert process.stderr is not None
+        timer = threading.Timer(kill_after or 0, kill_all, [process.pid])
         if kill_after is not None:
-            threading.Timer(kill_after, kill_all, [process.pid]).start()
+            timer.start()
         while part := os.read(process.stderr.fileno(), 65536):
             found._read(part.decode(errors="replace"), time.monotonic() - started)
             if kill_at is not None and found.stages.get("Embed", [0, 0, 0])[2] >= kill_at:
                 kill_all(process.pid)
                 break
         found.code = process.wait()
+        timer.cancel()
         found.seconds = time.monotonic() - started
         stop.set()
         sampler.join()

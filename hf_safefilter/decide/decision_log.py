@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.checks import require_choice
+from hf_safefilter.checks import is_finite, require_choice
 from hf_safefilter.storage.append_log import AppendLog
 
 KEEP, DROP, MASK, UNSURE, WITHDRAWN = "keep", "drop", "mask", "unsure", "withdrawn"
 DECISIONS = (KEEP, DROP, MASK, UNSURE)
+
+_LONGEST_TIME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,9 @@ class RowDecision:
         texts = (decision.row_id, decision.decision, decision.who, decision.when, decision.note)
         if not all(isinstance(text, str) for text in texts) or decision.decision not in (*DECISIONS, WITHDRAWN):
             raise ValueError(decision.decision)
+        numbers = (decision.threshold, decision.score)
+        if len(decision.when) > _LONGEST_TIME or not all(number is None or is_finite(number) for number in numbers):
+            raise ValueError("a time or a number of another kind")
         if not all(isinstance(turn, int) and turn >= 0 for turn in decision.turns):
             raise ValueError(decision.turns)
         if (decision.decision == MASK) != bool(decision.turns):
@@ -94,3 +100,12 @@ class DecisionLog:
             if decision.decision != WITHDRAWN:
                 last[key] = decision
         return last
+
+
+def is_later(when: str, than: str) -> bool:
+    """Whether a time in ISO 8601 is after another; False where one of them is none."""
+    try:
+        one, other = (datetime.fromisoformat(text) for text in (when, than))
+        return (one if one.tzinfo else one.replace(tzinfo=UTC)) > (other if other.tzinfo else other.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,21 @@ if TYPE_CHECKING:
     from hf_safefilter.step import Step
 
 
-def rescored(saved: Saved, *, probe: Probe | None = None, references: ReferenceIndex | None = None) -> Saved:
+def rescored(
+    saved: Saved,
+    *,
+    probe: Probe | None = None,
+    references: ReferenceIndex | None = None,
+    instead_of: Collection[str] = (),
+) -> Saved:
     """The rows with new scores in the columns of the old ones; the rows' other columns stay.
 
     Args:
         saved: The scored rows; they are not changed.
         probe: Scores the rows in place of their probe, or beside their other scores if they have none.
-        references: What every score that compares vectors with references compares them with. Scores that a model was
-            needed for, such as gradients, stay as they are.
+        references: What a score that compares vectors with references compares them with from now on. Scores that a
+            model was needed for, such as gradients, stay as they are.
+        instead_of: Digests of the references in whose place they come: scores with others stay as they are.
 
     Combined ranks are ranked anew if a score among them is.
     """
@@ -33,7 +41,8 @@ def rescored(saved: Saved, *, probe: Probe | None = None, references: ReferenceI
         if probe is not None and isinstance(step, ProbeScore):
             old[step] = replace(step, probe=probe)
         elif references is not None and isinstance(step, ReferenceScore):
-            old[step] = replace(step, references=references)
+            if step.references_digest in instead_of and step.references_digest != references.digest:
+                old[step] = replace(step, references=references)
     new = list(old.values())
     if probe is not None and not any(isinstance(step, ProbeScore) for step in new):
         new.append(ProbeScore(probe))

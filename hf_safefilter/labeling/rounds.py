@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ class LabelRounds:
         for place, name in enumerate(ids):
             self._place.setdefault(name, place)
         given = self.log.current
-        if given and not any(name in self._place for name in given):
+        if isinstance(self.log, LabelLog) and given and not any(name in self._place for name in given):
             raise DataError(f"{self.log.path} has no label of these rows", fix="name those of these rows")
         self._examples = [reference_examples(references, layer) for layer in self.layers]
         self._width = self._examples[0].vectors.shape[1]
@@ -181,10 +181,16 @@ class LabelRounds:
                 self._write(self._place[name], label, who, when, 0)
         return len(known)
 
-    def next_rows(self, count: int | None = None) -> list[int]:
-        """Positions of the rows to ask for next, as many as are left in this round if `count` is left out."""
+    def next_rows(self, count: int | None = None, besides: Collection[str] = ()) -> list[int]:
+        """Positions of the rows to ask for next.
+
+        Args:
+            count: How many; as many as are left in this round if left out.
+            besides: Ids of rows that were asked for, though they are no labels.
+        """
         asked = np.zeros(len(self.ids), bool)
         asked[list(self.answers)] = True
+        asked[[self._place[name] for name in besides if name in self._place]] = True
         truth = np.full(len(self.ids), np.nan)
         for place, unsafe in self.labeled.items():
             truth[place] = unsafe

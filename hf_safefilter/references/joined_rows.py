@@ -12,7 +12,7 @@ from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.splits import missing_column
 from hf_safefilter.data.vectors import lengths
-from hf_safefilter.errors import DataError
+from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.errors.redaction import shown
 from hf_safefilter.references.files import SIDES, Side
 from hf_safefilter.references.index import ReferenceIndex
@@ -22,17 +22,32 @@ if TYPE_CHECKING:
 
     from hf_safefilter.columns import Layer
 
-BASE = "base"
-"""The fact that names the digest of the references that the rows have joined."""
+BASE, JOINED_FROM = "base", "joined_from"
+"""The facts that name the digest of the references that rows have joined, and the data set of these rows."""
 
 
-def base_of(index: ReferenceIndex) -> ReferenceIndex:
-    """The references without the rows that have joined them; the references themselves, if none have."""
-    return ReferenceIndex.of(index.facts[BASE]) if BASE in index.facts else index
+def base_of(index: ReferenceIndex, data_set: Sequence[str]) -> ReferenceIndex:
+    """The references without the rows of a data set that have joined them; the references themselves, if none have.
+
+    Args:
+        index: The references.
+        data_set: What identifies the data set, as `with_rows` was told.
+    """
+    if index.facts.get(JOINED_FROM) != list(data_set):
+        return index
+    try:
+        return ReferenceIndex.of(index.facts[BASE])
+    except MissingError:  # they were made on another machine: what has joined there stays
+        return index
 
 
 def with_rows(
-    index: ReferenceIndex, unsafe: Dataset, benign: Dataset, *, mapping: Mapping[str, str] | None, source: str
+    index: ReferenceIndex,
+    unsafe: Dataset,
+    benign: Dataset,
+    *,
+    mapping: Mapping[str, str] | None,
+    data_set: Sequence[str],
 ) -> ReferenceIndex:
     """References with more unsafe and more ordinary rows, at those layers at which the rows were read too.
 
@@ -44,7 +59,10 @@ def with_rows(
         unsafe: Embedded rows of one answer each, read as the references were; may have no rows.
         benign: The same, for the ordinary rows of the safe side.
         mapping: Where things stand in a row, as it was embedded.
-        source: Name of the data set.
+        data_set: Name of the data set, and what else identifies it, such as its revision.
+
+    Returns:
+        The new set; `index` itself if all of the rows stand in it.
 
     Raises:
         MissingError: The rows lack ids, spans or vectors.
@@ -59,13 +77,15 @@ def with_rows(
     rows = dict(zip(SIDES, (unsafe, benign), strict=True))
     added = {side: _side(side, rows[side], known, layers, mapping) for side in SIDES}
     sides = {side: _joined(_stored(index, side, layers), added[side]) for side in SIDES}
-    count, name = sum(len(side.ids) for side in added.values()), shown(source)
+    count, name = sum(len(side.ids) for side in added.values()), shown(data_set[0])
+    if not count:
+        return index
     return ReferenceIndex.of_sides(
         sides,
         index.embed,
         license=f"{index.license}; rows of {name}: their own",
         source=f"{index.source}; {count} rows of {name}, chosen by people",
-        more={BASE: index.digest},
+        more={BASE: index.digest, JOINED_FROM: list(data_set)},
     )
 
 

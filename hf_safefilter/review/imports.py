@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hf_safefilter.decide.decision_log import DECISIONS, MASK, WITHDRAWN, RowDecision
-from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.decide.decision_log import DECISIONS, MASK, RowDecision
+from hf_safefilter.errors import MissingError
 from hf_safefilter.review.exports import QUESTION, person_id
+from hf_safefilter.storage.append_log import AppendLog
+
+_LONGEST_ID = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,8 @@ class Imported:
     """What a file holds.
 
     Attributes:
-        decisions: The last one of each person on each row, in the order of the file; without a time where the file does
-            not say it.
+        decisions: The last one of each person on each row, in the order of the file, withdrawn ones too; without a time
+            where the file does not say it.
         without_turns: Number of responses that mask a row and say of no turn, so that they decide nothing.
     """
 
@@ -41,27 +44,19 @@ def read_decisions(path: Path, people: Collection[str] = ()) -> Imported:
     if not path.is_file():
         raise MissingError(f"there is no file {path}", fix="check the path")
     names = {person_id(name): name for name in people}
+
+    def entries(body: dict[str, Any]) -> list[RowDecision | None]:
+        return list(_of_record(body, names)) if "responses" in body else [RowDecision.of(body)]
+
     last: dict[tuple[str, str], RowDecision] = {}
     without = 0
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            body = dict(json.loads(line))
-            found = list(_of_record(body, names)) if "responses" in body else [RowDecision.of(body)]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise IntegrityError(
-                f"line {number} of {path.name} is no decision, and no record of Argilla",
-                fix="name a log of decisions, or a file that review --export-argilla has written",
-            ) from error
-        for decision in found:
-            if decision is None:
-                without += 1
-            else:
-                last.pop((decision.row_id, decision.who), None)
-                last[decision.row_id, decision.who] = decision
-    made = tuple(decision for decision in last.values() if decision.decision != WITHDRAWN)
-    return Imported(made, without)
+    for decision in chain.from_iterable(AppendLog(path).read(entries, "decision, and no record of Argilla")):
+        if decision is None:
+            without += 1
+        else:
+            last.pop((decision.row_id, decision.who), None)
+            last[decision.row_id, decision.who] = decision
+    return Imported(tuple(last.values()), without)
 
 
 def _of_record(body: dict[str, Any], names: dict[str, str]) -> Iterator[RowDecision | None]:
@@ -71,5 +66,5 @@ def _of_record(body: dict[str, Any], names: dict[str, str]) -> Iterator[RowDecis
         person, word = str(response["user_id"]), response["value"]
         if word not in DECISIONS:
             raise ValueError(word)
-        who = names.get(person, f"argilla {person[:8]}")
+        who = names.get(person, f"argilla {person if len(person) <= _LONGEST_ID else person_id(person)}")
         yield None if word == MASK else RowDecision(row_id, word, who, when="")

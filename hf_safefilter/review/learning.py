@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,22 +11,25 @@ import numpy as np
 
 from hf_safefilter.columns import ROW_ID
 from hf_safefilter.data.splits import parts_of
-from hf_safefilter.decide.row_decisions import strictest
+from hf_safefilter.decide.thresholds import numbers_of
 from hf_safefilter.errors import DataError
-from hf_safefilter.labeling.decided_labels import DecidedLabels, decisions_by_row
 from hf_safefilter.labeling.open_rounds import references_of_score, rounds_on
 from hf_safefilter.labeling.rescored import rescored
 from hf_safefilter.labeling.rounds import PER_ROUND
+from hf_safefilter.pipeline.decision_rule import decide_threshold
+from hf_safefilter.recipe import SelectionRule
+from hf_safefilter.references.files import SIDES
 from hf_safefilter.references.joined_rows import base_of, with_rows
 from hf_safefilter.saved.saved_rows import SCORED, TRAIL, load_rows_with_steps, save_again
-from hf_safefilter.scores.probe import ProbeScore
+from hf_safefilter.scores.probe import Probe, ProbeScore
 from hf_safefilter.storage.atomic import require_replaceable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_safefilter.decide.decision_log import DecisionLog
+    from hf_safefilter.decide.thresholds import Threshold
     from hf_safefilter.labeling import LabelRounds
+    from hf_safefilter.labeling.decided_labels import DecidedLabels
     from hf_safefilter.references import ReferenceIndex
     from hf_safefilter.saved.saved_rows import Saved
 
@@ -35,84 +39,116 @@ REFERENCES = "references"
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """Rows that were scored again.
+    """Rows that were scored again, and are not written yet.
 
     Attributes:
-        saved: The rows, as they are stored now.
+        saved: The rows.
+        references: What their probe, or first score, compares them with.
         sentence: What was learnt from, and what it is worth.
     """
 
     saved: Saved
+    references: ReferenceIndex
     sentence: str
 
+    def write(self, output: Path, *, joined: bool) -> Saved:
+        """Write the rows, and the references if rows have `joined` them or earlier ones lie there; give them back."""
+        if joined or (output / REFERENCES).is_dir():
+            self.references.save(output / REFERENCES)
+        save_again(self.saved, output / SCORED)
+        return load_rows_with_steps(output / SCORED, trust_vectors=self.saved.trusted)
 
-def rows_to_ask(saved: Saved, log: DecisionLog, count: int = PER_ROUND) -> list[int]:
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """The rounds with decisions as labels.
+
+    Attributes:
+        rounds: The rounds.
+        references: What they use.
+        instead_of: Digests of the references in whose place these come.
+        joined: Number of rows that have joined them.
+        changed: Whether they are others than those of the score.
+    """
+
+    rounds: LabelRounds
+    references: ReferenceIndex
+    instead_of: Collection[str]
+    joined: int
+    changed: bool
+
+
+def rows_to_ask(saved: Saved, decided: DecidedLabels, count: int = PER_ROUND) -> list[int]:
     """Places of the rows whose label would change the score most; see `LabelRounds.next_rows`.
 
     Raises:
         OptionError: The rows have no score with references, or no embeddings.
     """
-    rounds, _, _ = _rounds(saved, log)
-    return rounds.next_rows(count)
+    return _session(saved, decided).rounds.next_rows(count, besides=decided.joining)
 
 
-def learn(saved: Saved, log: DecisionLog, output: Path) -> Learnt:
+def learn(saved: Saved, decided: DecidedLabels, output: Path) -> tuple[Learnt, bool]:
     """Fit the probe to the references and to the rows that people have decided on, and score all rows again.
 
     A row that joins the references is one of them from now on, and no label; then every score that compares vectors
-    with references is made again.
+    with the same references is made again.
 
     Args:
         saved: The scored rows; they are not changed.
-        log: The decisions.
-        output: Folder that gets the rows, and the references if some have joined them.
+        decided: The decisions.
+        output: Folder that is to get the rows; nothing is written yet.
+
+    Returns:
+        The rows, and whether some have joined the references.
 
     Raises:
         OptionError: The rows have no score with references, or no embeddings, or `output` holds other files.
         DataError: There are not decisions of both kinds, or a row cannot join the references.
     """
-    folder = output / SCORED
-    require_replaceable(folder, TRAIL)
-    rounds, references, joined = _rounds(saved, log)
-    labels = rounds.labeled
-    if len(set(labels.values())) < 2 and not joined:
+    require_replaceable(output / SCORED, TRAIL)
+    session = _session(saved, decided)
+    labels = session.rounds.labeled
+    before = next((Probe.of(step.probe) for step in saved.steps if isinstance(step, ProbeScore)), None)
+    taught = len(set(labels.values())) > 1
+    if not taught and not session.changed and (before is None or "labels" not in before.facts):
         raise DataError(
             "the rows decided so far are not of both kinds, and none is marked as a reference",
             found=f"{sum(labels.values())} dropped or masked, {len(labels) - sum(labels.values())} kept",
             fix="decide on more rows: keep some, and drop some",
         )
-    has_probe = any(isinstance(step, ProbeScore) for step in saved.steps)
-    taught = len(set(labels.values())) > 1
-    probe = rounds.probe() if taught else rounds.probe_of_references() if has_probe else None
-    again = rescored(saved, probe=probe, references=references)
-    if joined:
-        references.save(output / REFERENCES)
-    save_again(again, folder)
-    said = [f"{joined} of these rows have joined the references"] if joined else []
-    if taught:
-        said.append(rounds.point().sentence())
-    return Learnt(load_rows_with_steps(folder, trust_vectors=saved.trusted), "; ".join(said))
+    probe = session.rounds.probe() if taught else session.rounds.probe_of_references() if before is not None else None
+    again = rescored(saved, probe=probe, references=session.references, instead_of=session.instead_of)
+    said = []
+    if session.joined:
+        said.append(f"{session.joined} {'row has' if session.joined == 1 else 'rows have'} joined the references")
+    said.append(session.rounds.point().sentence() if taught else "no label is left: by the references alone")
+    return Learnt(again, session.references, "; ".join(said)), session.joined > 0
 
 
-def _rounds(saved: Saved, log: DecisionLog) -> tuple[LabelRounds, ReferenceIndex, int]:
-    """The rounds with the decisions as labels, the references they use, and how many rows have joined those."""
-    base = base_of(references_of_score(saved))
-    sides = _joining(log)
-    rows = {side: _rows_with(saved, {name for name, of in sides.items() if of == side}) for side in ("unsafe", "safe")}
-    joined = sum(map(len, rows.values()))
-    index = base
-    if joined:
-        index = with_rows(base, rows["unsafe"], rows["safe"], mapping=saved.mapping, source=saved.name)
-    return rounds_on(saved, DecidedLabels(log, without=sides), index), index, joined
+def threshold_with(above: int, saved: Saved, column: str) -> Threshold:
+    """The threshold that so many of the scored rows reach, or as many as can."""
+    scores = numbers_of(saved.rows, column)
+    known = scores[np.isfinite(scores)]
+    if not above or len(known) < 2:
+        rule = SelectionRule.checked(threshold=float(np.nextafter(known.max(initial=0.0), np.inf)))
+    else:
+        rule = SelectionRule.checked(drop_count=min(above, len(known) - 1))
+    return decide_threshold(saved.rows, column, rule, saved.steps)
 
 
-def _joining(log: DecisionLog) -> dict[str, str]:
-    """Row id -> side, of the rows that somebody has marked as references and nobody has left in doubt."""
-    sides = {}
-    for row_id, decisions in decisions_by_row(log).items():
-        if any(decision.reference for decision in decisions):
-            sides[row_id] = {"drop": "unsafe", "keep": "safe"}.get(strictest(decisions), "")
-    return {row_id: side for row_id, side in sides.items() if side}
+def _session(saved: Saved, decided: DecidedLabels) -> _Session:
+    before = references_of_score(saved)
+    data_set = (saved.name, saved.revision)
+    index = base = base_of(before, data_set)
+    sides = decided.joining
+    if sides:
+        names = ({name for name, of in sides.items() if of == side} for side in SIDES)
+        unsafe, safe = (_rows_with(saved, ids) for ids in names)
+        if len(unsafe) or len(safe):
+            index = with_rows(base, unsafe, safe, mapping=saved.mapping, data_set=data_set)
+    joined = sum(index.counts.values()) - sum(base.counts.values())
+    rounds = rounds_on(saved, decided.without_rows(sides), index)
+    return _Session(rounds, index, {before.digest, base.digest}, joined, index.digest != before.digest)
 
 
 def _rows_with(saved: Saved, ids: set[str]) -> Dataset:
@@ -122,11 +158,11 @@ def _rows_with(saved: Saved, ids: set[str]) -> Dataset:
     left = set(ids)
     parts = []
     for part in parts_of(saved.rows):
-        names = part.select_columns([ROW_ID]).with_format("arrow")[:][ROW_ID].to_pylist() if len(part) else []
+        names = part.select_columns([ROW_ID]).with_format("arrow")[:][ROW_ID].to_pylist() if len(part) and left else []
         places = []
         for place, name in enumerate(names):
             if name in left:
                 left.discard(name)
                 places.append(place)
         parts.append(part.select(np.array(places, np.int64)))
-    return concatenate_datasets(parts)
+    return concatenate_datasets([part for part in parts if len(part)] or parts[:1])

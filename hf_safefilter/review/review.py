@@ -18,17 +18,25 @@ from hf_safefilter.checks import is_finite
 from hf_safefilter.columns import score_column
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.splits import count_rows
-from hf_safefilter.decide.decision_log import DECISIONS, DROP, KEEP, MASK, WITHDRAWN, DecisionLog, RowDecision
+from hf_safefilter.decide.decision_log import (
+    DECISIONS,
+    DROP,
+    KEEP,
+    MASK,
+    WITHDRAWN,
+    DecisionLog,
+    RowDecision,
+    is_later,
+)
 from hf_safefilter.decide.evaluate import control_scores
 from hf_safefilter.decide.reviewer_agreement import Agreement
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.errors import DataError, OptionError, SafefilterError
 from hf_safefilter.errors.redaction import shown
-from hf_safefilter.pipeline.decision_rule import decide_threshold
+from hf_safefilter.labeling.decided_labels import DecidedLabels
 from hf_safefilter.pipeline.stored_decision import decision_in
 from hf_safefilter.publish.score_verdict import verdict_without_labels
-from hf_safefilter.recipe import SelectionRule
-from hf_safefilter.review.learning import learn, rows_to_ask
+from hf_safefilter.review.learning import REFERENCES, learn, rows_to_ask, threshold_with
 from hf_safefilter.review.row_columns import RowColumns
 from hf_safefilter.review.row_map import RowMap, row_map
 from hf_safefilter.review.row_view import row_view
@@ -117,6 +125,13 @@ class Review:
                 f"{log} lies in the folder that is reviewed, which is signed and must not change",
                 fix="name a file elsewhere: `decisions='decisions.jsonl'`",
             )
+        for written in (output / SCORED, output / REFERENCES):
+            inside = written.resolve().is_relative_to(folder.resolve())
+            if inside and written.resolve() != folder.resolve():
+                raise OptionError(
+                    f"{written} lies in the folder that is reviewed, which is signed and must not change",
+                    fix="name another folder for the rows that are scored again: `output='labelled'`",
+                )
         ways = {"drop_fraction": drop_fraction, "drop_count": drop_count, "threshold": threshold}
         decided = (folder / DECISION).is_file()
         if by is not None and all(value is None for value in ways.values()) and not decided:
@@ -232,15 +247,19 @@ class Review:
             return {"place": int(self.rows.first[place]), "decisions": self._plain_decisions(place), **self._state()}
 
     def take(self, decisions: Iterable[RowDecision]) -> dict[str, int]:
-        """Write decisions that were made elsewhere to the log, unless they are there, each with its own time.
+        """Write decisions that were made elsewhere to the log, each with its own time.
+
+        What a person has decided here is never replaced by what the same name has decided earlier, or at a time that
+        is not known.
 
         Returns:
-            Number of decisions that were taken, that were known, and that are on other rows.
+            Number of decisions that were taken, that were known, that are on other rows, and that were left because the
+            same name has decided otherwise later.
 
         Raises:
             OptionError: One of them does not fit its row; those before it are taken.
         """
-        counts = {"taken": 0, "known": 0, "of_other_rows": 0}
+        counts = {"taken": 0, "known": 0, "of_other_rows": 0, "older": 0}
         place_of = dict(zip(reversed(self.rows.ids), range(len(self.rows) - 1, -1, -1), strict=True))
         for given in decisions:
             if given.row_id not in place_of:
@@ -249,15 +268,15 @@ class Review:
             place = place_of[given.row_id]
             values = {name: getattr(given, name) for name in ("decision", "who", "note", "reference")}
             decision = self._decision(place, values | {"turns": list(given.turns)})
-            decision = replace(decision, when=shown(given.when) or decision.when, threshold=given.threshold)
             known = self._by_row.get(given.row_id, {}).get(decision.who)
-            if known is not None and replace(known, when="", threshold=None, score=None) == replace(
-                decision, when="", threshold=None, score=None
-            ):
+            if _say_the_same(known, decision, dated=bool(given.when)):
                 counts["known"] += 1
-                continue
-            self._append(decision)
-            counts["taken"] += 1
+            elif known is not None and not is_later(given.when, known.when):
+                counts["older"] += 1
+            else:
+                with self._lock:
+                    self._append(replace(decision, when=given.when or decision.when, threshold=given.threshold))
+                counts["taken"] += 1
         return counts
 
     def next_rows(self) -> dict[str, Any]:
@@ -267,7 +286,7 @@ class Review:
             SafefilterError: See `learning.rows_to_ask`.
         """
         with self._slow:
-            return {"rows": rows_to_ask(self.saved, self.log)}
+            return {"rows": rows_to_ask(self.saved, self._decided_now())}
 
     def score_again(self, threshold: Any) -> dict[str, Any]:
         """Fit the score to the decisions, score all rows again, and show them; as many lie above the threshold as do.
@@ -281,15 +300,18 @@ class Review:
         with self._slow:
             bound = float(threshold) if is_finite(threshold) else self.is_safe.threshold
             above = int((self.rows.scores >= bound).sum())
-            learnt = learn(self.saved, self.log, self._output)
+            learnt, joined = learn(self.saved, self._decided_now(), self._output)
             renewed = {name for step in learnt.saved.steps if step not in self.saved.steps for name in step.produces()}
             column, probe = self.rows.column, score_column("probe")
             if column not in renewed and probe in renewed:  # a score that learns nothing, such as the length
                 column = probe
-            rule = SelectionRule.checked(drop_count=above) if above else SelectionRule.checked(drop_fraction=START)
-            decided = decide_threshold(learnt.saved.rows, column, rule, learnt.saved.steps)
-            self._show(learnt.saved, IsSafe(column, decided), self._output / SCORED)
+            is_safe = IsSafe(column, threshold_with(above, learnt.saved, column))
+            self._show(learnt.write(self._output, joined=joined), is_safe, self._output / SCORED)
             return {"sentence": shown(learnt.sentence), "output": shown(str(self._output / SCORED))}
+
+    def _decided_now(self) -> DecidedLabels:
+        with self._lock:
+            return DecidedLabels.of(self.log)
 
     def decisions_on(self, place: int) -> list[RowDecision]:
         """The decisions that count on a row, one a person."""
@@ -349,6 +371,14 @@ class Review:
         several = [decision for row in self._by_row.values() if len(row) > 1 for decision in row.values()]
         reviewers = sorted({who for row in self._by_row.values() for who in row})
         return {"reviewers": reviewers, "agreement": asdict(Agreement.of(several))}
+
+
+def _say_the_same(known: RowDecision | None, given: RowDecision, *, dated: bool) -> bool:
+    """Whether a decision is known; of one without a time nothing is known but the decision itself."""
+    if known is None:
+        return given.decision == WITHDRAWN
+    names = ("decision", "turns", "note", "reference") if dated else ("decision",)
+    return all(getattr(known, name) == getattr(given, name) for name in names)
 
 
 def _is_turn(turn: Any, count: int) -> bool:

@@ -42,7 +42,7 @@ class AppendLog:
         for number, line in enumerate(lines, 1):
             try:
                 entries.append(make(dict(json.loads(line))))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise IntegrityError(
                     f"line {number} of {self.path} is no {what}",
                     fix="remove this line, or name another file to start anew",

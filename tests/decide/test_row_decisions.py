@@ -33,7 +33,7 @@ def test_each_decision_is_a_line_that_a_new_log_reads(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0] == {
         "row_id": "a", "decision": "drop", "who": "ann", "when": WHEN, "turns": [],
-        "threshold": 0.5, "score": 0.25, "note": "fine",
+        "threshold": 0.5, "score": 0.25, "note": "fine", "reference": False,
     }  # fmt: skip
     assert DecisionLog(path).current == {("a", "ann"): first, ("b", "ann"): second}
 

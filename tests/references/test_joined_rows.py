@@ -7,6 +7,7 @@ from datasets import Dataset
 from hf_safefilter import EmbedLayers, ReferenceIndex
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references.joined_rows import base_of, with_rows
+from hf_safefilter.storage import fitted
 from hf_safefilter.toy.corpus import mixed_rows, reference_rows
 
 LAYERS = (3, 5)
@@ -33,7 +34,7 @@ def embedded(rows, embed):
 
 
 def joined(index, unsafe, benign):
-    return with_rows(index, unsafe, benign, mapping=None, source="my rows")
+    return with_rows(index, unsafe, benign, mapping=None, data_set=("my rows", "1"))
 
 
 def test_it_is_the_set_that_would_have_been_built(index, rows, embedded, embed):
@@ -51,7 +52,9 @@ def test_it_is_the_set_that_would_have_been_built(index, rows, embedded, embed):
         vectors = embedded.select([20]).with_format("numpy")["emb_layer_5"][0]
         names = [one.search(vectors, 5, 3, side).row_id.tolist() for one in (found, built)]
         assert names[0] == names[1]
-    assert found.digest != index.digest and base_of(found) == index == base_of(index)
+    assert found.digest != index.digest and base_of(found, ("my rows", "1")) == index == base_of(
+        index, ("my rows", "1")
+    )
     assert found.source == "a test; 9 rows of my rows, chosen by people" and "their own" in found.license
 
 
@@ -60,6 +63,7 @@ def test_rows_that_are_references_already_and_copies_join_once(index, rows, embe
     assert twice.counts == {"unsafe": index.counts["unsafe"] + 2, "safe": index.counts["safe"]}
     again = joined(twice, embedded.select([1, 2]), embedded.select([]))
     assert again.counts["unsafe"] == twice.counts["unsafe"] + 1
+    assert joined(twice, embedded.select([0, 1]), embedded.select([])) is twice
     with pytest.raises(DataError, match="stand among the unsafe ones"):
         joined(twice, embedded.select([]), embedded.select([1]))
 
@@ -93,3 +97,16 @@ def test_layers_that_the_rows_lack_are_left_out_and_without_any_it_is_an_error(i
         joined(index, bare.select([0]), bare.select([]))
     with pytest.raises(MissingError, match="truncated"):
         joined(index, embedded.remove_columns("truncated").select([0]), embedded.select([]))
+
+
+def test_rows_of_another_data_set_stay_and_a_base_of_another_machine_is_not_needed(
+    index, embedded, tmp_path, monkeypatch
+):
+    found = joined(index, embedded.select([0]), embedded.select([]))
+    assert base_of(found, ("my rows", "2")) == found and base_of(found, ("others", "1")) == found
+    saved = found.save(tmp_path / "refs")
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "another machine"))
+    fitted._open.cache_clear()
+    there = ReferenceIndex.load(saved)
+    assert base_of(there, ("my rows", "1")) == there
+    fitted._open.cache_clear()

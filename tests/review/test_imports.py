@@ -28,14 +28,14 @@ def test_another_log_is_taken_once_with_its_times_and_the_last_word_of_each(revi
         RowDecision(ids[4], "keep", "bob", WHEN), RowDecision(ids[4], "withdrawn", "bob", WHEN),
     ])  # fmt: skip
     review.decide(3, {"decision": "keep", "who": "ada"})
-    assert review.take(read_decisions(log.path).decisions) == {"taken": 2, "known": 0, "of_other_rows": 1}
+    assert review.take(read_decisions(log.path).decisions) == {"taken": 2, "known": 1, "of_other_rows": 1, "older": 0}
     assert {(d.who, d.decision, d.when == WHEN, d.reference) for d in review.decisions_on(3)} == {
         ("ada", "keep", False, False), ("bob", "drop", True, True)
     }  # fmt: skip
     (masked,) = review.decisions_on(0)
     assert (masked.turns, masked.note, masked.score) == ((1,), "why", review.rows.scores[0])
     size = review.log.path.stat().st_size
-    assert review.take(read_decisions(log.path).decisions) == {"taken": 0, "known": 2, "of_other_rows": 1}
+    assert review.take(read_decisions(log.path).decisions) == {"taken": 0, "known": 3, "of_other_rows": 1, "older": 0}
     assert review.log.path.stat().st_size == size and not review.decisions_on(4)
     again = DecisionLog(review.log.path).current
     assert {key: decision.decision for key, decision in again.items()} == {
@@ -71,11 +71,46 @@ OTHERS = [
 ]
 
 
+def test_what_is_known_is_never_replaced_by_something_older_or_without_a_time(review, tmp_path):
+    ids = review.rows.ids
+    review.decide(3, {"decision": "drop", "who": "bob", "note": "mine", "reference": True})
+    review.decide(4, {"decision": "keep", "who": "bob"})
+    write_argilla(review, tmp_path / "records.jsonl", text=False)
+    review.decide(4, {"decision": "drop", "who": "bob"})
+    found = review.take(read_decisions(tmp_path / "records.jsonl", ["bob"]).decisions)
+    assert found == {"taken": 0, "known": 1, "of_other_rows": 0, "older": 1}
+    log = other_log(
+        tmp_path / "bob.jsonl", [RowDecision(ids[3], "keep", "bob", WHEN), RowDecision(ids[4], "keep", "bob", "?")]
+    )
+    assert review.take(read_decisions(log.path).decisions)["older"] == 2
+    (kept,) = review.decisions_on(3)
+    assert (kept.decision, kept.note, kept.reference) == ("drop", "mine", True)
+    log.append(RowDecision(ids[3], "withdrawn", "bob", "2099-01-01T00:00:00Z"))
+    assert review.take(read_decisions(log.path).decisions)["taken"] == 1 and not review.decisions_on(3)
+
+
+def test_annotators_stay_apart_and_a_line_that_was_being_written_is_left_out(review, tmp_path):
+    record = {"metadata": {"row_id": review.rows.ids[3]}, "responses": {"decision": [
+        {"value": "keep", "user_id": name} for name in ("annotator-1", "annotator-2", "a" * 70 + "1", "a" * 70 + "2")
+    ]}}  # fmt: skip
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n" + '{"metadata": {"row')
+    assert review.take(read_decisions(tmp_path / "records.jsonl").decisions)["taken"] == 4
+    assert len({decision.who for decision in review.decisions_on(3)}) == 4
+
+
+@pytest.mark.parametrize("values", [{"threshold": "high"}, {"threshold": 10**400}, {"score": [1]}, {"when": "9" * 65}])
+def test_numbers_and_times_of_another_kind_are_no_decision(tmp_path, values):
+    line = {"row_id": "a", "decision": "keep", "who": "b", "when": WHEN} | values
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(IntegrityError, match="line 1"):
+        read_decisions(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("line", OTHERS)
 def test_a_line_of_another_kind_is_named(tmp_path, line):
     good = json.dumps({"row_id": "a", "decision": "keep", "who": "b", "when": WHEN})
     (tmp_path / "a.jsonl").write_text(f"{good}\n{line}\n")
-    with pytest.raises(IntegrityError, match="line 2 of a.jsonl"):
+    with pytest.raises(IntegrityError, match="line 2 of .*a.jsonl is no decision, and no record"):
         read_decisions(tmp_path / "a.jsonl")
 
 

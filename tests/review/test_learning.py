@@ -7,14 +7,16 @@ import pytest
 from datasets import Dataset
 
 from hf_safefilter import ReferenceIndex
+from hf_safefilter.engine.local import score_rows
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.labeling import LabelRounds
 from hf_safefilter.labeling.decided_labels import DecidedLabels
-from hf_safefilter.references.joined_rows import base_of, with_rows
+from hf_safefilter.references.joined_rows import with_rows
 from hf_safefilter.review.review import Review
 from hf_safefilter.saved.saved_rows import load_rows_with_steps, save_rows
 from hf_safefilter.scores import make_score
 from hf_safefilter.scores.probe import Probe, ProbeScore, fit_probe
+from hf_safefilter.toy.corpus import reference_rows
 from review.scored_folder import COPY, ORIGINAL, UNREAD
 
 FITTED = ("row_id", "emb_layer_3", "emb_layer_5")
@@ -54,7 +56,7 @@ def test_all_rows_are_scored_again_by_a_probe_of_the_decisions_and_as_many_are_a
     assert (after >= review.is_safe.threshold).sum() in (above, above + 1)  # of two alike none is kept
     on_disk = load_rows_with_steps(tmp_path / "labelled" / "scored")
     facts = probe_of(on_disk).facts
-    assert facts["labels"] == DecidedLabels(review.log).summary() and facts["layers"] == [3, 5]
+    assert facts["labels"] == DecidedLabels.of(review.log).summary() and facts["layers"] == [3, 5]
     # by a second route: fitted from the rows as they are stored, with a column of labels
     labels = {review.rows.ids[place]: ["safe", "unsafe"][number % 2] for number, place in enumerate(asked)}
     rows = {name: [cell for part in scored[1].values() for cell in part[name][:]] for name in FITTED}
@@ -91,7 +93,7 @@ def test_rows_join_the_references_and_leave_them_again(review, scored, tmp_path)
     review.decide(20, {"decision": "drop", "who": "ada", "reference": True})
     review.decide(21, {"decision": "keep", "who": "ada", "reference": True})
     said = review.score_again(review.is_safe.threshold)
-    assert said["sentence"] == "2 of these rows have joined the references"
+    assert said["sentence"].startswith("2 rows have joined the references; no label is left")
     index = ReferenceIndex.load(tmp_path / "labelled" / "references")
     assert index.counts == {side: count + 1 for side, count in base.counts.items()} and index.benign == base.benign + 1
     assert index.rows("unsafe")[-1].row_id == review.rows.ids[20]
@@ -99,15 +101,16 @@ def test_rows_join_the_references_and_leave_them_again(review, scored, tmp_path)
         if getattr(step, "METHOD", "") in ("probe", "shift"):
             assert step.references == index.digest
     train = scored[1]["train"]
-    fresh = with_rows(base, train.select([20]), train.select([21]), mapping=None, source="rows")
+    fresh = with_rows(base, train.select([20]), train.select([21]), mapping=None, data_set=(review.saved.name, "none"))
     shift = make_score("shift", {}, references=fresh, layer=5)
     wanted = train.remove_columns(list(shift.produces())).map(shift, batched=True)["shift_score"][:]
     np.testing.assert_allclose(review.saved.rows["train"]["shift_score"][:], wanted, rtol=1e-6)
     # the mark is taken back: what is left are the references that there were at the start
     review.decide(20, {"decision": "drop", "who": "ada", "reference": False})
+    review.decide(21, {"decision": "keep", "who": "ada", "reference": False})
     review.score_again(review.is_safe.threshold)
-    again = ReferenceIndex.of(probe_of(review.saved).facts["references"])
-    assert again.counts["unsafe"] == base.counts["unsafe"] and base_of(again) == base
+    assert ReferenceIndex.of(probe_of(review.saved).facts["references"]) == base
+    assert ReferenceIndex.load(tmp_path / "labelled" / "references") == base  # nor are they left for the next set
 
 
 def test_a_marked_row_is_no_label_and_one_in_doubt_does_not_join(review):
@@ -116,11 +119,12 @@ def test_a_marked_row_is_no_label_and_one_in_doubt_does_not_join(review):
     review.decide(15, {"decision": "drop", "who": "ada", "reference": True})
     review.decide(15, {"decision": "unsure", "who": "ada", "reference": True})
     review.decide(16, {"decision": "drop", "who": "ada", "reference": True})
-    review.decide(16, {"decision": "keep", "who": "bob"})  # where people differ the strictest counts
+    review.decide(16, {"decision": "keep", "who": "bob"})  # where people differ it joins nothing, and is unsafe
     said = review.score_again(None)["sentence"]
-    assert said.startswith("2 of these rows have joined the references; 4 labels, 2 unsafe")
+    assert said.startswith("1 row has joined the references; 5 labels, 3 unsafe")
     index = ReferenceIndex.of(probe_of(review.saved).facts["references"])
-    assert {row.row_id for row in index.rows("unsafe")[-2:]} == {review.rows.ids[14], review.rows.ids[16]}
+    assert index.rows("unsafe")[-1].row_id == review.rows.ids[14]
+    assert 14 not in review.next_rows()["rows"]
     lines = [json.loads(line) for line in review.log.path.read_text().splitlines()]
     assert [line["reference"] for line in lines] == [False] * 4 + [True, True, False, True, False]
 
@@ -155,4 +159,46 @@ def test_a_score_that_compares_with_nothing_cannot_ask(tmp_path):
 
 def test_a_decision_on_a_copy_is_one_label(review):
     decide_on(review, (COPY, ORIGINAL, 20, 21))
-    assert len(DecidedLabels(review.log).current) == 3
+    assert len(DecidedLabels.of(review.log).current) == 3
+
+
+def test_labels_that_are_all_taken_back_are_forgotten(review):
+    before = review.rows.scores.copy()
+    decide_on(review, (10, 11, 12, 13))
+    review.score_again(0.5)
+    assert (review.rows.scores[np.isfinite(before)] != before[np.isfinite(before)]).any()
+    for place in (10, 11, 12, 13):
+        review.decide(place, {"decision": "withdrawn", "who": "ada"})
+    assert "by the references alone" in review.score_again(0.5)["sentence"]
+    np.testing.assert_allclose(review.rows.scores, before, rtol=1e-6)
+
+
+@pytest.mark.parametrize("above", [0, 59])
+def test_none_or_all_above_the_threshold_stay_so(review, above):
+    decide_on(review, (10, 11, 12, 13))
+    review.score_again(-1.0 if above else 2.0)
+    scores = review.rows.scores[np.isfinite(review.rows.scores)]
+    assert (scores >= review.is_safe.threshold).sum() in ((0,) if above == 0 else (58, 59))
+
+
+def test_scores_with_other_references_stay(review, tmp_path):
+    """The shift compares with other references than the probe: it learns nothing from labels."""
+    others = ReferenceIndex.build(*reference_rows(12, 9), review.saved.steps[0], license="mit", source="another test")
+    shift = make_score("shift", {}, references=others, layer=5)
+    rows = review.saved.rows.remove_columns([*shift.produces(), "largest_rank_score", "largest_rank_by"])
+    rows = score_rows(rows, shift)
+    steps = [*review.saved.steps[:2], shift]
+    save_rows(rows, tmp_path / "scored", steps, name="rows", revision="none")
+    other = Review.of(tmp_path / "scored", review.log.path, by="probe_score", output=tmp_path / "again")
+    decide_on(other, (10, 11, 12, 13))
+    other.score_again(0.5)
+    assert shift in other.saved.steps
+    np.testing.assert_array_equal(other.saved.rows["train"]["shift_score"][:], rows["train"]["shift_score"][:])
+
+
+def test_what_is_scored_again_does_not_go_into_a_signed_folder(review, call, tmp_path):
+    words = f"select {review._folder} --by probe_score --drop-count 5 -o {tmp_path / 'decided'}"
+    assert call(*words.split())[0] == 0
+    for folder in (tmp_path / "decided", tmp_path / "decided" / "kept"):
+        with pytest.raises(OptionError, match="signed"):
+            Review.of(tmp_path / "decided", tmp_path / "log.jsonl", output=folder)

@@ -47,13 +47,14 @@ function send(row, values) {
 }
 
 /** Decide on the open row, and open the next one. A key that comes before that row is seen does nothing. */
-async function decide(decision, { turns = [], note = mine(state.open)?.note || "", reference = false, next = true } = {}) {
+async function decide(decision, { turns = [], note = mine(state.open)?.note || "", reference = null, next = true } = {}) {
   const row = state.open;
-  if (deciding || rowPanel.body?.place !== row) return;
+  if (deciding || rowPanel.body?.place !== row || waitForScores()) return;
   deciding = true;
   try {
     const before = mine(row);
-    if (!(await send(row, { decision, turns, note, reference }))) return;
+    const marked = reference ?? (before?.decision === decision && before.reference); // the same word once more keeps the mark
+    if (!(await send(row, { decision, turns, note, reference: marked }))) return;
     done.push({ row, before });
     teaching.since++;
     showTeaching();
@@ -75,6 +76,7 @@ function afterDecision(row) {
 }
 
 async function undo() {
+  if (waitForScores()) return;
   const last = done.pop();
   if (!last) return;
   const before = last.before || { decision: WITHDRAWN, turns: [], note: "", reference: false };
@@ -134,7 +136,7 @@ function openNote() {
     event.preventDefault();
     const note = field.value;
     box.remove();
-    await decide(before?.decision || UNSURE, { turns: before?.turns || [], note, reference: before?.reference, next: false });
+    await decide(before?.decision || UNSURE, { turns: before?.turns || [], note, next: false });
     if (rowPanel.body) rowPanel.facts(rowPanel.body);
   });
   byId("standing").after(box);

@@ -1,6 +1,6 @@
 /* What the score learns from decisions: ten rows to decide on next, and all rows scored again. */
 
-const teaching = { asked: null, busy: false, since: 0 }; // asked: the rows that were asked for, as a flag for each row
+const teaching = { asked: null, busy: false, scoring: false, since: 0 }; // asked: which rows were asked for, a flag each
 
 /** Run `work` with both buttons off, and say what is being done. */
 async function teach(doing, work) {
@@ -15,7 +15,7 @@ async function teach(doing, work) {
   } catch (error) {
     alertUser(error.message);
   } finally {
-    teaching.busy = false;
+    teaching.busy = teaching.scoring = false;
     showTeaching(said);
   }
 }
@@ -38,6 +38,7 @@ function askForTen() {
 /** Fit the score to all decisions, score all rows by it, and show them. */
 function scoreAgain() {
   return teach("Scoring all rows again …", async () => {
+    teaching.scoring = true;
     const { sentence, output } = await ask("again", { threshold: state.threshold });
     teaching.since = 0;
     teaching.asked = null;
@@ -48,6 +49,12 @@ function scoreAgain() {
     await Promise.all([loadMap(), showVerdict()]);
     return `Scored again, written to ${output}. ${sentence}`;
   });
+}
+
+/** Whether nothing can be decided now, because all rows are being scored again; then it is said. */
+function waitForScores() {
+  if (teaching.scoring) alertUser("All rows are being scored again: decide when the new scores are there.");
+  return teaching.scoring;
 }
 
 /** The buttons, and what was said last. */
