@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,13 @@ from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.decide.decision_log import DROP, KEEP
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError, SafefilterError
+from hf_safefilter.pipeline.changed_rows import ids_as_kept
 from hf_safefilter.pipeline.rows_of_source import require_rows_of_source
 from hf_safefilter.publish.card import stated_in
 from hf_safefilter.publish.croissant import RECORD, croissant, require_described
 from hf_safefilter.publish.data_files import DROPPED, read_published
 from hf_safefilter.publish.drop_reasons import BY_PEOPLE, NO_NUMBER, REACHED, by_split
-from hf_safefilter.publish.provenance import Provenance
+from hf_safefilter.publish.provenance import Decision, Provenance
 from hf_safefilter.publish.published_rows import kept_ids, mapping_of, require_added
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, rescored, step_of, tolerance_of
 from hf_safefilter.publish.review_facts import read_rulings
@@ -169,14 +170,21 @@ class Verification:
         dropped = pq.read_table(self.folder / DROPPED)
         scoring.require_ranks(dropped)
         recorded = scoring.recorded(dropped)
-        checked = 0
+        checked, held = 0, dict[str, set[str]]()
+        if scoring.changed:
+            for split, id_ in kept_ids(self.folder, provenance):
+                held.setdefault(split, set()).add(id_)
         for split, part in self._drawn().items():
             for start in range(0, len(part), _ROWS):
                 piece = part.select(range(start, min(start + _ROWS, len(part))))
                 ids = _ids_of(piece, mapping_of(provenance))
                 ruled = [""] * len(ids) if rulings is None else rulings.of_rows(ids).tolist()
                 before = {id_: recorded.get((split, id_)) for id_ in ids}
-                scoring.require_alike(ids, piece, before, list(map(bool, ruled)))
+                columns = rescored(piece, scoring.steps)
+                scoring.require_alike(ids, columns, before, list(map(bool, ruled)))
+                if scoring.changed:
+                    free = [place for place, word in enumerate(ruled) if not word]
+                    scoring.require_changed(free, ids, piece, columns, before, held.get(split, set()))
                 checked += len(ids)
         return f"{checked} rows, drawn now, were read and scored again"
 
@@ -233,7 +241,8 @@ class _Scoring:
         steps: The steps.
         column: The score column that decided.
         threshold: Rows that score this or more were dropped.
-        changed: Whether such rows may have been kept, switched or masked.
+        selection: The decision.
+        mapping: Where things stand in a row.
         read: The score columns that are computed from the rows themselves.
         tolerances: By how much each of these may differ, float64 (columns,).
     """
@@ -241,9 +250,15 @@ class _Scoring:
     steps: list[Step]
     column: str
     threshold: float
-    changed: bool
+    selection: Decision
+    mapping: Mapping[str, str] | None
     read: tuple[str, ...]
     tolerances: np.ndarray
+
+    @property
+    def changed(self) -> bool:
+        """Whether rows that reach the threshold may have been kept, switched or masked."""
+        return self.selection.action != "drop"
 
     @classmethod
     def of(cls, provenance: Provenance) -> _Scoring:
@@ -267,7 +282,7 @@ class _Scoring:
             if read != deciding.needs():
                 raise _CannotSay("ranks of ranks are not read again")
             tolerances = np.array([tolerance_of(fitted) for fitted in Ranks.of(deciding.ranks).sorted])
-        return cls(steps, selection.column, selection.threshold, selection.action != "drop", read, tolerances)
+        return cls(steps, selection.column, selection.threshold, selection, mapping_of(provenance), read, tolerances)
 
     def require_ranks(self, dropped: pa.Table) -> None:
         """Raise unless the recorded ranks follow from the recorded scores."""
@@ -283,17 +298,58 @@ class _Scoring:
         return dict(zip(keys, scores, strict=True))
 
     def require_alike(
-        self, ids: list[str], rows: Dataset, recorded: Mapping[str, np.ndarray | None], by_people: list[bool]
+        self,
+        ids: list[str],
+        columns: Mapping[str, Any],
+        recorded: Mapping[str, np.ndarray | None],
+        by_people: list[bool],
     ) -> None:
         """Raise unless dropped rows have their recorded scores, and no other reaches the threshold but by people."""
-        columns = rescored(rows, self.steps)
-        again = np.stack([np.asarray(columns[name], dtype=np.float64) for name in self.read], axis=1)
+        again = self._scores_in(columns)
         for id_, scores, least, ruled in zip(ids, again, self._least(again), by_people, strict=True):
             before = recorded[id_]
             if before is not None and not self._agree(scores, before):
                 raise IntegrityError(f"a dropped row has the scores {scores.tolist()}, others are recorded", found=id_)
             if before is None and not (ruled or least < self.threshold or (self.changed and np.isfinite(least))):
                 raise IntegrityError(f"a row was kept that has the scores {scores.tolist()}", found=id_)
+
+    def require_changed(
+        self,
+        free: list[int],
+        ids: list[str],
+        rows: Dataset,
+        columns: Mapping[str, Any],
+        recorded: Mapping[str, np.ndarray | None],
+        held: set[str],
+    ) -> None:
+        """Raise unless rows on which nobody has decided are kept as the score changes them, or dropped.
+
+        Args:
+            free: Places of these rows.
+            ids: Ids of all rows.
+            rows: The rows of the source.
+            columns: Their columns, scored again.
+            recorded: Row id -> the scores that are recorded of a dropped row.
+            held: Ids of the kept rows.
+        """
+        scores = self._scores_in(columns)
+        least, most = self._least(scores), self._least(scores + 2 * self.tolerances)
+        expected = ids_as_kept(
+            rows, columns, self.selection, reached=least >= self.threshold,
+            near=(least < self.threshold) & (most >= self.threshold), tolerance=float(self.tolerances.max()),
+            columns=self.mapping,
+        )  # fmt: skip
+        for place in free:
+            name = expected[place]
+            if name == "" and recorded[ids[place]] is None:
+                raise IntegrityError(
+                    "a row was kept that has no score, or nothing that may be trained on", found=ids[place]
+                )
+            if name and name not in held:
+                raise IntegrityError("a row is not kept as its scores say", found=ids[place])
+
+    def _scores_in(self, columns: Mapping[str, Any]) -> np.ndarray:
+        return np.stack([np.asarray(columns[name], dtype=np.float64) for name in self.read], axis=1)
 
     def _agree(self, scores: np.ndarray, before: np.ndarray) -> bool:
         known = np.isfinite(before)

@@ -168,4 +168,95 @@ def test_a_row_of_which_nothing_is_trained_on_may_not_be_kept(tmp_path):
     whole = [turn | {"weight": 0 if turn["role"] == "assistant" else None} for turn in rows[1]["messages"]]
     altered(tmp_path / "out", lambda kept: kept.append(kept[0] | {"messages": whole}))
     found = line(tmp_path / "out", source)
-    assert found.result == "fail" and "invented" in found.why
+    assert found.result == "fail" and "was not dropped" in found.why
+
+
+def failing(folder, source, **counts):
+    """The checks that fail when the record states other counts, as whoever altered the rows would have it."""
+    record = json.loads((folder / "provenance.json").read_text())
+    record["counts"] |= counts
+    (folder / "provenance.json").write_text(json.dumps(record))
+    described(folder)
+    return {line.check for line in Verification(folder, source, sample=None).lines() if line.result == "fail"}
+
+
+def test_a_change_that_is_undone_is_found_whatever_is_stated(made):
+    action, folder, source = made
+    shown = json.loads((folder / "provenance.json").read_text())["counts"]["changed"]
+
+    def undo(rows):
+        for row, before in zip(rows, source.to_list(), strict=False):
+            if action == "mask":
+                for turn in row["messages"]:
+                    turn["weight"] = None
+            elif row["chosen"] != before["chosen"]:
+                row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+
+    altered(folder, undo)
+    assert "rows" in failing(folder, source, changed=shown)
+    assert "scores" in failing(folder, source, changed=0)
+
+
+def test_a_turn_that_the_source_does_not_train_on_may_not_be_trained_on(tmp_path):
+    rows = chats(8)
+    for row in rows[:4]:
+        row["messages"][1]["weight"] = 0
+    source = published(tmp_path / "out", rows, "mask")
+    assert line(tmp_path / "out", source).result == "pass"
+
+    def trained(kept):
+        for row in kept[:4]:
+            row["messages"][1]["weight"] = 1
+
+    altered(tmp_path / "out", trained)
+    found = line(tmp_path / "out", source)
+    assert found.result == "fail" and "changed otherwise than stated" in found.why
+
+
+def test_masks_of_people_are_held_where_the_score_masks_too(tmp_path):
+    rows = chats(8)
+    ids = row_ids(Dataset.from_list(rows))
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    log.append(RowDecision(ids[0], "mask", "ada", "2026-01-01T00:00:00Z", turns=(3,)))
+    source = published(tmp_path / "out", rows, "mask", log.path)
+    assert line(tmp_path / "out", source).result == "pass"
+    altered(tmp_path / "out", lambda kept: [turn.update(weight=None) for turn in kept[0]["messages"]])
+    found = line(tmp_path / "out", source)
+    assert found.result == "fail" and "as people decided" in found.why
+
+
+def test_a_split_of_nowhere_is_found(made):
+    _, folder, source = made
+    (folder / "data" / "extra-00000-of-00001.parquet").write_bytes((folder / SHARD).read_bytes())
+    described(folder)
+    found = line(folder, source)
+    assert found.result == "fail" and "splits" in found.why
+
+
+def test_a_row_that_is_dropped_once_and_kept_once_is_found(tmp_path):
+    rows = [*chats(6), {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]}]
+    source = published(tmp_path / "out", rows, "mask")
+    dropped = pq.read_table(tmp_path / "out" / "dropped.parquet")
+    assert dropped.num_rows == 2 and len(set(dropped["row_id"].to_pylist())) == 1
+    pq.write_table(dropped.slice(0, 1), tmp_path / "out" / "dropped.parquet")
+    altered(tmp_path / "out", lambda kept: kept.append(kept[0] | {"messages": rows[-1]["messages"]}))
+    found = line(tmp_path / "out", source)
+    assert found.result == "fail" and "kept and dropped" in found.why
+
+
+def test_a_twin_that_people_dropped_is_no_fault(tmp_path):
+    """A row masked by people says what its twin says, which has that weight from the start and was dropped."""
+    rows = chats(6)
+    twin = {"messages": [dict(turn) for turn in rows[0]["messages"]]}
+    twin["messages"][3]["weight"] = 0
+    ids = row_ids(Dataset.from_list([*rows, twin]))
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    log.append(RowDecision(ids[0], "mask", "ada", "2026-01-01T00:00:00Z", turns=(3,)))
+    log.append(RowDecision(ids[-1], "drop", "ada", "2026-01-01T00:00:00Z"))
+    source = published(tmp_path / "out", [*rows, twin], "drop", log.path)
+    assert line(tmp_path / "out", source).result == "pass"
+
+
+def test_what_was_made_passes_every_check(made):
+    _, folder, source = made
+    assert not failing(folder, source)

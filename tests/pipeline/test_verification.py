@@ -17,6 +17,8 @@ from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.pipeline.purify import purify
 from hf_safefilter.pipeline.verification import Verification, _Scoring
 from hf_safefilter.publish.folder import write_folder
+from hf_safefilter.publish.provenance import Decision
+from hf_safefilter.publish.rescoring import rescored
 from hf_safefilter.saved.saved_rows import step_from
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage import fitted
@@ -197,6 +199,9 @@ def test_a_row_that_was_dropped_and_its_copy_that_was_kept_cannot_both_be_right(
 def test_a_kept_row_may_reach_the_threshold_by_rounding_and_by_no_more():
     rows = Dataset.from_list([{"prompt": "Hi", "response": "a" * 5}])
     for threshold, agrees in ((4.995, True), (4.98, False)):
-        scoring = _Scoring([LengthScore()], "length_score", threshold, False, ("length_score",), np.array([0.01]))
+        stated = Decision(column="length_score", threshold=threshold, threshold_hex=threshold.hex(), rule="by hand")
+        scoring = _Scoring(
+            [LengthScore()], "length_score", threshold, stated, None, ("length_score",), np.array([0.01])
+        )
         with nullcontext() if agrees else pytest.raises(IntegrityError, match="a row was kept that has the scores"):
-            scoring.require_alike(["id"], rows, {"id": None}, [False])
+            scoring.require_alike(["id"], rescored(rows, scoring.steps), {"id": None}, [False])
