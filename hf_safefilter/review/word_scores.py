@@ -6,6 +6,7 @@ The score of a probe, or a shift, is linear: the mean of its tokens' scores is w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,8 @@ from hf_safefilter.model.token_text import text_of_tokens
 from hf_safefilter.scores.base import SpanScore
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from hf_safefilter.cache import RowVectors
     from hf_safefilter.review.row_columns import RowColumns
 
@@ -69,7 +72,8 @@ def word_scores(rows: RowColumns, place: int) -> dict[str, Any]:
     for turn in np.unique(read.spans["turn"][~read.spans["rejected"]]).tolist():
         mine = (read.spans["turn"] == turn) & ~read.spans["rejected"]
         at = read.spans["start"][mine]
-        words, of_words = _by_word(*text_of_tokens(tokenizer, tokens.ids[at]), scores[mine])
+        text, starts = text_of_tokens(tokenizer, tokens.ids[at])
+        words, of_words = _by_word(text, starts, scores[mine], _cuts(tokenizer, tokens.ids[at], starts))
         turns.append({"turn": turn, "words": words, "scores": of_words})
     return {"method": step.METHOD, "turns": turns}
 
@@ -83,15 +87,27 @@ def _as_batch(read: RowVectors, reader: EmbedLayers, row: Batch) -> Batch:
     return Batch(pa.table(columns))
 
 
-def _by_word(text: str, starts: np.ndarray, scores: np.ndarray) -> tuple[list[str], list[float | None]]:
+def _by_word(
+    text: str, starts: np.ndarray, scores: np.ndarray, cuts: Sequence[int] = ()
+) -> tuple[list[str], list[float | None]]:
     """Words with the space around them, as they may be shown, and the mean score of the tokens that begin in each.
 
     Where what may be shown has other words, as it has without a password, the text is one word.
+
+    Args:
+        text: What the tokens say.
+        starts: Where each of them starts in it, and its length.
+        scores: A score for each token.
+        cuts: Places at which a word ends, whatever is said there, ascending.
     """
-    places = [(match.start(), match.end()) for match in _WORD.finditer(text)]
-    words = [match.group() for match in _WORD.finditer(shown(text))]
-    if len(words) != len(places):
-        places, words = [(0, len(text))], [shown(text)]
+    places: list[tuple[int, int]] = []
+    words: list[str] = []
+    for first, last in pairwise([0, *cuts, len(text)]):
+        piece = text[first:last]
+        said, safe = list(_WORD.finditer(piece)), [match.group() for match in _WORD.finditer(shown(piece))]
+        alike = len(said) == len(safe)
+        places += [(first + match.start(), first + match.end()) for match in said] if alike else [(first, last)]
+        words += safe if alike else [shown(piece)]
     pieces = [text[start:stop] for start, stop in pairwise(starts)]
     # a token that begins with a space is of the word after it
     begins = [start + len(piece) - len(piece.lstrip()) for start, piece in zip(starts, pieces, strict=False)]
@@ -102,3 +118,10 @@ def _by_word(text: str, starts: np.ndarray, scores: np.ndarray) -> tuple[list[st
         own = own[np.isfinite(own)]
         found.append(float(own.mean()) if len(own) else None)
     return words, found
+
+
+def _cuts(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, starts: np.ndarray) -> list[int]:
+    """Where control tokens, such as the one that closes a turn, start and end: they are no part of a word."""
+    control = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
+    places = np.flatnonzero(np.isin(ids, control))
+    return sorted({int(starts[place + end]) for place in places for end in (0, 1)} - {0, int(starts[-1])})

@@ -52,6 +52,7 @@ def test_the_words_are_those_of_the_answer(review, scored, method):
     assert body["method"] == method and turn["turn"] == 1
     assert "".join(turn["words"]).startswith(said) and len(turn["words"]) == len(turn["scores"])
     assert all(score is not None and np.isfinite(score) for score in turn["scores"])
+    assert turn["words"][-1] == "<|end|>" and "".join(turn["words"][:-1]) == said  # what closes it is a word of its own
 
 
 def test_each_answer_has_its_words(review):
@@ -63,7 +64,7 @@ def test_a_hostile_row_is_shown_as_its_text_is(review):
     (turn,) = review.words(HOSTILE)["turns"]
     joined = "".join(turn["words"])
     assert "\u202e" not in joined and "\x1b" not in joined
-    assert joined.split()[: len(said.split()) - 1] == said.split()[:-1]  # what closes the turn is joined to the last
+    assert "".join(turn["words"][:-1]).split() == said.split()
 
 
 def test_a_row_that_cannot_be_read_and_scores_of_no_words_say_so(review, tmp_path):
