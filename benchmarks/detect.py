@@ -2,6 +2,7 @@
 
     python -m benchmarks.detect --labeled rows.jsonl more.jsonl --model MODEL.gguf --adapter folder
     python -m benchmarks.detect --labeled rows.jsonl --model toy --unsafe refs_unsafe.jsonl --safe refs_safe.jsonl
+    python -m benchmarks.detect --labeled rows.jsonl --model MINILM_FOLDER --chat-template plain
 
 References are the starter's three sides, or your unsafe and safe rows with the starter's ordinary ones. The reading is
 chosen on them alone; labels only measure. A file holds prompt, response and label ("unsafe", anything else is safe; a

@@ -31,10 +31,11 @@ class Reading:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Reading:
         """That of the options of `add_options`."""
-        first = EmbedLayers(options.model, [1], adapter=options.adapter, device=options.device)
+        template = {"chat_template": getattr(options, "chat_template", None)}
+        first = EmbedLayers(options.model, [1], adapter=options.adapter, device=options.device, **template)
         every = first.all_layers()
         layers = every if len(every) <= 8 else middle_layers(len(every))
-        where = {"revision": first.revision, "device": options.device}
+        where = {"revision": first.revision, "device": options.device, **template}
         embed = EmbedLayers(first.model, layers, position="mean,last_prompt", **where)
         named = {"unsafe": options.unsafe, "safe": options.safe, "benign": None}
         sides = [
@@ -52,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="toy", help="folder, Hub id, GGUF file, or toy")
     parser.add_argument("--adapter", help="PEFT adapter that is merged into the model")
     parser.add_argument("--device", help="cuda, mps or cpu; picked if left out")
+    parser.add_argument("--chat-template", help="plain, for a model without one, such as an encoder")
     parser.add_argument("--unsafe", help="harmful requests answered; the starter set if left out")
     parser.add_argument("--safe", help="the same requests refused")
 
