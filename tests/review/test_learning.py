@@ -1,6 +1,8 @@
 """What people decide on the page teaches the score: rows are asked for, scored again, and stay as they were."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,3 +204,29 @@ def test_what_is_scored_again_does_not_go_into_a_signed_folder(review, call, tmp
     for folder in (tmp_path / "decided", tmp_path / "decided" / "kept"):
         with pytest.raises(OptionError, match="signed"):
             Review.of(tmp_path / "decided", tmp_path / "log.jsonl", output=folder)
+
+
+@pytest.mark.parametrize("at", ["saved.saved_rows.record_files", "review.learning.save_again"])
+def test_a_kill_while_rows_are_scored_again_loses_nothing(scored, tmp_path, at):
+    """Killed when the new folder is all but written, and when the references are and the rows are not."""
+    code = (
+        "import os, sys; from pathlib import Path; from importlib import import_module\n"
+        "from hf_safefilter.review.review import Review\n"
+        "review = Review.of(Path(sys.argv[1]), Path(sys.argv[2]), by='probe_score', output=Path(sys.argv[3]))\n"
+        "for place in range(20, 26):\n"
+        "    word = 'drop' if place % 2 else 'keep'\n"
+        "    review.decide(place, {'decision': word, 'who': 'ada', 'reference': place == 20})\n"
+        "module, _, name = sys.argv[4].rpartition('.')\n"
+        "module = import_module('hf_safefilter.' + module)\n"
+        "setattr(module, name, lambda *_, **__: os.kill(os.getpid(), 9))\n"
+        "review.score_again(0.5)"
+    )
+    log, output = tmp_path / "decisions.jsonl", tmp_path / "labelled"
+    words = [sys.executable, "-c", code, str(scored[0]), str(log), str(output), at]
+    done = subprocess.run(words, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    assert not (output / "scored").exists()
+    again = Review.of(scored[0], log, by="probe_score", output=output)
+    assert len(again.overview()["decisions"]) == 6
+    assert "1 row has joined" in again.score_again(0.5)["sentence"]
+    assert {path.name for path in output.iterdir()} == {"references", "scored"}  # and no scratch
