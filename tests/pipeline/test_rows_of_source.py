@@ -154,7 +154,8 @@ def test_turns_that_people_have_masked_are_masked_and_no_others(tmp_path):
         (tmp_path / "out" / SHARD).write_bytes(original)
 
 
-def test_a_row_of_which_nothing_is_trained_on_may_not_be_kept(tmp_path):
+@pytest.mark.parametrize("weight", [0, None])
+def test_a_row_of_which_people_masked_every_answer_may_not_be_kept(tmp_path, weight):
     rows = chats(12)
     ids = row_ids(Dataset.from_list(rows))
     log = DecisionLog(tmp_path / "decisions.jsonl")
@@ -165,7 +166,7 @@ def test_a_row_of_which_nothing_is_trained_on_may_not_be_kept(tmp_path):
     places = [place for place, name in enumerate(dropped["row_id"].to_pylist()) if name != ids[1]]
     assert len(places) == dropped.num_rows - 1
     pq.write_table(dropped.take(places), tmp_path / "out" / "dropped.parquet")
-    whole = [turn | {"weight": 0 if turn["role"] == "assistant" else None} for turn in rows[1]["messages"]]
+    whole = [turn | {"weight": weight if turn["role"] == "assistant" else None} for turn in rows[1]["messages"]]
     altered(tmp_path / "out", lambda kept: kept.append(kept[0] | {"messages": whole}))
     found = line(tmp_path / "out", source)
     assert found.result == "fail" and "was not dropped" in found.why
@@ -260,3 +261,19 @@ def test_a_twin_that_people_dropped_is_no_fault(tmp_path):
 def test_what_was_made_passes_every_check(made):
     _, folder, source = made
     assert not failing(folder, source)
+
+
+def test_a_row_of_which_the_score_masked_every_answer_may_not_be_kept(tmp_path):
+    rows = chats(8)
+    source = published(tmp_path / "out", rows, "mask")
+    kept = pq.read_table(tmp_path / "out" / SHARD).to_pylist()
+    changed = [place for place, row in enumerate(kept) if any(turn["weight"] == 0 for turn in row["messages"])]
+
+    def masked_whole(rows):
+        for turn in rows[changed[0]]["messages"]:
+            turn["weight"] = 0 if turn["role"] == "assistant" else None
+
+    assert changed
+    altered(tmp_path / "out", masked_whole)
+    found = line(tmp_path / "out", source)
+    assert found.result == "fail" and "changed otherwise than stated" in found.why
