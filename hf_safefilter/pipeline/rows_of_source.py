@@ -153,7 +153,7 @@ def _match_changed(
 ) -> int:
     """Find a row of the source for each kept row that is none of them as it is; gives the number of these."""
     known = {row.id: row.changeable for row in free}
-    changed = 0
+    left, changed = left.copy(), 0
     by_same: dict[str, list[str]] = {}
     for name in left.elements():
         if (of_source := known[name]) is not None:
@@ -166,10 +166,10 @@ def _match_changed(
             raise IntegrityError(f"a kept row of {split} is invented, or changed otherwise than stated", found=name)
         chosen = min(fitting, key=lambda one: len(_known(known, one).trained))
         sources.remove(chosen)
-        left -= Counter([chosen])
+        left[chosen] -= 1
         changed += 1
-    if left:
-        raise IntegrityError(f"{left.total()} rows of {split} are missing", found=min(left))
+    if missing := +left:
+        raise IntegrityError(f"{missing.total()} rows of {split} are missing", found=min(missing))
     return changed
 
 

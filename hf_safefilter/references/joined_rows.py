@@ -12,7 +12,7 @@ from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.data.splits import missing_column
 from hf_safefilter.data.vectors import lengths
-from hf_safefilter.errors import DataError, MissingError
+from hf_safefilter.errors import DataError, IntegrityError, MissingError
 from hf_safefilter.errors.redaction import shown
 from hf_safefilter.references.files import SIDES, Side
 from hf_safefilter.references.index import ReferenceIndex
@@ -29,6 +29,8 @@ BASE, JOINED_FROM = "base", "joined_from"
 def base_of(index: ReferenceIndex, data_set: Sequence[str]) -> ReferenceIndex:
     """The references without the rows of a data set that have joined them; the references themselves, if none have.
 
+    What a manifest names as its base is believed only if all rows of that stand in the references too.
+
     Args:
         index: The references.
         data_set: What identifies the data set, as `with_rows` was told.
@@ -36,9 +38,11 @@ def base_of(index: ReferenceIndex, data_set: Sequence[str]) -> ReferenceIndex:
     if index.facts.get(JOINED_FROM) != list(data_set):
         return index
     try:
-        return ReferenceIndex.of(index.facts[BASE])
-    except MissingError:  # they were made on another machine: what has joined there stays
+        base = ReferenceIndex.of(str(index.facts.get(BASE)))
+    except (MissingError, IntegrityError):  # it was made on another machine, or is none: what has joined stays
         return index
+    same = all(set(_ids(base, side)) <= set(_ids(index, side)) for side in SIDES)
+    return base if same and base.embed == index.embed else index
 
 
 def with_rows(
@@ -87,6 +91,10 @@ def with_rows(
         source=f"{index.source}; {count} rows of {name}, chosen by people",
         more={BASE: index.digest, JOINED_FROM: list(data_set)},
     )
+
+
+def _ids(index: ReferenceIndex, side: str) -> list[str]:
+    return [row.row_id for row in index.rows(side)]
 
 
 def _side(

@@ -44,16 +44,18 @@ class Learnt:
     Attributes:
         saved: The rows.
         references: What their probe, or first score, compares them with.
+        joined: Whether rows have joined these.
         sentence: What was learnt from, and what it is worth.
     """
 
     saved: Saved
     references: ReferenceIndex
+    joined: bool
     sentence: str
 
-    def write(self, output: Path, *, joined: bool) -> Saved:
-        """Write the rows, and the references if rows have `joined` them or earlier ones lie there; give them back."""
-        if joined or (output / REFERENCES).is_dir():
+    def write(self, output: Path) -> Saved:
+        """Write the rows, and the references if rows have joined them or earlier ones lie there; the rows as stored."""
+        if self.joined or (output / REFERENCES).is_dir():
             self.references.save(output / REFERENCES)
         save_again(self.saved, output / SCORED)
         return load_rows_with_steps(output / SCORED, trust_vectors=self.saved.trusted)
@@ -87,7 +89,7 @@ def rows_to_ask(saved: Saved, decided: DecidedLabels, count: int = PER_ROUND) ->
     return _session(saved, decided).rounds.next_rows(count, besides=decided.joining)
 
 
-def learn(saved: Saved, decided: DecidedLabels, output: Path) -> tuple[Learnt, bool]:
+def learn(saved: Saved, decided: DecidedLabels, output: Path) -> Learnt:
     """Fit the probe to the references and to the rows that people have decided on, and score all rows again.
 
     A row that joins the references is one of them from now on, and no label; then every score that compares vectors
@@ -97,9 +99,6 @@ def learn(saved: Saved, decided: DecidedLabels, output: Path) -> tuple[Learnt, b
         saved: The scored rows; they are not changed.
         decided: The decisions.
         output: Folder that is to get the rows; nothing is written yet.
-
-    Returns:
-        The rows, and whether some have joined the references.
 
     Raises:
         OptionError: The rows have no score with references, or no embeddings, or `output` holds other files.
@@ -122,7 +121,7 @@ def learn(saved: Saved, decided: DecidedLabels, output: Path) -> tuple[Learnt, b
     if session.joined:
         said.append(f"{session.joined} {'row has' if session.joined == 1 else 'rows have'} joined the references")
     said.append(session.rounds.point().sentence() if taught else "no label is left: by the references alone")
-    return Learnt(again, session.references, "; ".join(said)), session.joined > 0
+    return Learnt(again, session.references, session.joined > 0, "; ".join(said))
 
 
 def threshold_with(above: int, saved: Saved, column: str) -> Threshold:

@@ -300,13 +300,13 @@ class Review:
         with self._slow:
             bound = float(threshold) if is_finite(threshold) else self.is_safe.threshold
             above = int((self.rows.scores >= bound).sum())
-            learnt, joined = learn(self.saved, self._decided_now(), self._output)
+            learnt = learn(self.saved, self._decided_now(), self._output)
             renewed = {name for step in learnt.saved.steps if step not in self.saved.steps for name in step.produces()}
             column, probe = self.rows.column, score_column("probe")
             if column not in renewed and probe in renewed:  # a score that learns nothing, such as the length
                 column = probe
             is_safe = IsSafe(column, threshold_with(above, learnt.saved, column))
-            self._show(learnt.write(self._output, joined=joined), is_safe, self._output / SCORED)
+            self._show(learnt.write(self._output), is_safe, self._output / SCORED)
             return {"sentence": shown(learnt.sentence), "output": shown(str(self._output / SCORED))}
 
     def _decided_now(self) -> DecidedLabels:

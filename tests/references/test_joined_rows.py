@@ -110,3 +110,13 @@ def test_rows_of_another_data_set_stay_and_a_base_of_another_machine_is_not_need
     there = ReferenceIndex.load(saved)
     assert base_of(there, ("my rows", "1")) == there
     fitted._open.cache_clear()
+
+
+@pytest.mark.parametrize("base", ["other", "", None, 7])
+def test_a_base_that_a_manifest_only_claims_is_not_believed(index, embed, base):
+    """A set whose manifest names another set in this user's store, or nothing, as what rows have joined."""
+    other = ReferenceIndex.build(*reference_rows(9, 8), embed, license="mit", source="another test")
+    files = {name: index.bytes_of(name) for name in index.files if name != "manifest.json"}
+    claimed = {"base": other.digest if base == "other" else base, "joined_from": ["my rows", "1"]}
+    forged = ReferenceIndex.make(dict(index.facts) | claimed, files)
+    assert base_of(forged, ("my rows", "1")) == forged
