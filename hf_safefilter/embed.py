@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from hf_safefilter.model.reading_options import Attention, Dtype, Spans, StreamBlocks, TooLong
+    from hf_safefilter.model.reading_options import Attention, Backend, Dtype, Spans, StreamBlocks, TooLong
     from hf_safefilter.model.source import ModelKey
     from hf_safefilter.model.tokens import Tokens
     from hf_safefilter.model.windows import RowReads
@@ -93,6 +93,8 @@ class EmbedLayers(ReadingOptions, Step):
             "flash_attention_2", "flash_attention_3" or "flex_attention". It decides the speed, not the vectors.
         stream_blocks: "auto" loads one block of the model at a time, for all rows of a call, where not all of them fit
             in memory; "always" does so in any case, "never" not. It decides speed and memory, not the vectors.
+        backend: "transformers", or "vllm", which reads plain decoders on GPUs; what it does not read alike is read by
+            transformers, with a warning.
 
     Raises:
         OptionError: A layer, number format, position or length that makes no sense.
@@ -124,6 +126,7 @@ class EmbedLayers(ReadingOptions, Step):
             ignore: Sequence[str] = (),
             attn: Attention = "auto",
             stream_blocks: StreamBlocks = "auto",
+            backend: Backend = "transformers",
             columns: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         ) -> None: ...
 
@@ -214,8 +217,8 @@ class EmbedLayers(ReadingOptions, Step):
 
     @property
     def rows_per_call(self) -> int:
-        """More rows where each block of the model is loaded once a call."""
-        return ROWS_BY_BLOCKS if self._streams(self.layers, None) else ROWS_PER_CALL
+        """More rows where each block of the model is loaded once a call, or vLLM orders them itself."""
+        return ROWS_BY_BLOCKS if self._takes_whole_calls(self.layers, None) else ROWS_PER_CALL
 
     def vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
         """The same vectors for rows in memory, such as references, in float32, and the rows as conversations."""
@@ -294,7 +297,7 @@ class EmbedLayers(ReadingOptions, Step):
         # Unreadable rows are not cached: their ids do not tell the reasons (the number 5 and the text "5" share an id).
         target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()))
         space = _space(self, pick_device(self.device, rank).type)
-        at_once = len(rows) if self._streams(self.layers, rank) else 0
+        at_once = len(rows) if self._takes_whole_calls(self.layers, rank) else 0
         found = cache.recall(space, target, ids, [row.size for row in rows], read, at_once=at_once)
         found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
         return found
@@ -307,7 +310,7 @@ class EmbedLayers(ReadingOptions, Step):
         options: ReadingOptions | None = None,
     ) -> RowVectors:
         """Float32 vectors as the model gives them."""
-        from hf_safefilter.model import load
+        from hf_safefilter.model.readers import reader
         from hf_safefilter.model.row_parts import read_in_parts
 
         key, main = self._key(), self.positions[0]
@@ -315,10 +318,9 @@ class EmbedLayers(ReadingOptions, Step):
         found: dict[Layer, list[np.ndarray]] = {name: [np.empty((0, self._width()), np.float32)] for name, *_ in names}
         reads: list[RowReads] = []
         if rows:
-            depth, device = self._depth(layers), load.pick_device(self.device, rank)
-            trunk = load.trunk(key, depth, device, attn=self.attn, stream_blocks=self.stream_blocks)
+            chosen = reader(key, self.layers, self._depth(layers), self, rank)
             planned = partial(self.reads, options=options)
-            for part, vectors in read_in_parts(trunk, rows, planned, tuple(layers), bar=rank is None):
+            for part, vectors in read_in_parts(chosen, rows, planned, tuple(layers), bar=rank is None):
                 picks = _joined_picks(part)
                 for name, layer, at in names:
                     found[name].append(vectors[layer][picks[:, at]])
@@ -336,12 +338,12 @@ class EmbedLayers(ReadingOptions, Step):
 
         return load.depth_for(load.model_config(self._key()).get_text_config().num_hidden_layers, tuple(layers))
 
-    def _streams(self, layers: Sequence[Layer], rank: int | None) -> bool:
-        """Whether the blocks of the model are loaded one at a time."""
+    def _takes_whole_calls(self, layers: Sequence[Layer], rank: int | None) -> bool:
         from hf_safefilter.model import load
 
-        device = load.pick_device(self.device, rank)
-        return load.leaves_out(self._key(), self._depth(layers), device, self.stream_blocks)
+        devices = (load.pick_device(self.device, rank), *load.spare_gpus(self.device, rank))
+        where = load.placement(self._key(), self._depth(layers), devices, self.stream_blocks)
+        return self.backend == "vllm" or where.streamed
 
     def _halved(self, read: RowVectors) -> RowVectors:
         read.vectors = {layer: _half(layer, values) for layer, values in read.vectors.items()}
@@ -391,5 +393,6 @@ def _space(step: EmbedLayers, device: str) -> cache.Space:
     names = ("revision", "dtype", "spans", "window", "too_long", "ignore", "chat_template_digest", "algorithm")
     limit = step.max_length or max_tokens(step._key())
     facts = {name: description[name] for name in names} | {"max_length": limit, "device": device}
-    facts |= {"weights": description["weights"]} if "weights" in description else {}
+    facts |= {name: description[name] for name in ("weights",) if name in description}
+    facts |= {"backend": step.backend} if step.backend != "transformers" else {}
     return cache.Space.of(facts, step.model)

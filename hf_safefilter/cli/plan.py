@@ -22,7 +22,7 @@ Devices = Annotated[
 ]
 
 
-@reads_a_model(without=("device", "attn", "stream_blocks"))
+@reads_a_model(without=("device", "attn", "stream_blocks", "backend"))
 def plan(  # noqa: F811  (the command is named after what it makes)
     context: typer.Context,
     reading: ReadingOptions,

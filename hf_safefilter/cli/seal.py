@@ -25,7 +25,7 @@ EXAMPLE = "hf-safefilter seal rows.jsonl trusted.jsonl --model toy --epochs 2 --
 _QUANTILES = ("0", "0.5", "1")
 
 
-@reads_a_model(without=("position", "spans", "window", "too_long", "attn"))
+@reads_a_model(without=("position", "spans", "window", "too_long", "attn", "backend"))
 def seal(
     context: typer.Context,
     rows: Rows,

@@ -37,11 +37,11 @@ class Unfit(Exception):
 
 
 class Packed:
-    """Rows laid out for one forward pass on `device`: which keys each query sees."""
+    """Rows laid out for one forward pass: which keys each query sees."""
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.device = device
+        self._whole: dict[torch.device, Sequences] = {}
 
     @cached_property
     def runs(self) -> list[list[slice]]:
@@ -59,17 +59,18 @@ class Packed:
         longest = max(map(len, self.layout.paths))
         return torch.full((_BLOCK, longest + _BLOCK), -torch.inf).triu(longest + 1)
 
-    @cached_property
-    def whole(self) -> Sequences:
+    def whole(self, device: torch.device) -> Sequences:
         """For flash attention: one query sequence per segment."""
-        lengths = np.diff(self.layout.starts)
-        shared = any(segment.parent >= 0 for segment in self.layout.segments)
-        return Sequences.of(lengths, self.layout.paths, self.device, gather=shared)
+        if device not in self._whole:
+            lengths = np.diff(self.layout.starts)
+            shared = any(segment.parent >= 0 for segment in self.layout.segments)
+            self._whole[device] = Sequences.of(lengths, self.layout.paths, device, gather=shared)
+        return self._whole[device]
 
-    def at(self, indices: np.ndarray) -> Sequences:
+    def at(self, indices: np.ndarray, device: torch.device) -> Sequences:
         """For flash attention: a query sequence of one token for each of the token `indices`."""
         visible = [self.layout.seen_from(index) for index in indices]
-        return Sequences.of(np.ones(len(indices), int), visible, self.device)
+        return Sequences.of(np.ones(len(indices), int), visible, device)
 
 
 class Sequences:
@@ -162,9 +163,10 @@ def attend(
     Returns:
         `(queries, heads, channels)`.
     """
-    if rows.device.type == "cpu":
+    device = query.device
+    if device.type == "cpu":
         return _by_segment(query, key, value, rows, scaling, only)
-    return _in_one_call(query, key, value, rows.whole if only is None else rows.at(only), scaling)
+    return _in_one_call(query, key, value, rows.whole(device) if only is None else rows.at(only, device), scaling)
 
 
 def _in_one_call(

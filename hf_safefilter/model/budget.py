@@ -24,7 +24,8 @@ def token_budget(trunk: Trunk, packed: bool) -> int:
     if trunk.token_budget is not None:
         return trunk.token_budget
     if trunk.device.type == "cuda":
-        trunk.token_budget = _for_memory(trunk, torch.cuda.mem_get_info(trunk.device)[0])
+        free = min(torch.cuda.mem_get_info(device)[0] for device in (trunk.device, *trunk.beside))
+        trunk.token_budget = _for_memory(trunk, free)
         return trunk.token_budget
     return _MPS if trunk.device.type == "mps" else _PACKED if packed else _PADDED
 

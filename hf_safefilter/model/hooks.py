@@ -34,7 +34,7 @@ class Reads:
 
     Attributes:
         places: int64 for each read; states count row by row where there are several, padding included.
-        device: Where the states are.
+        device: Where the states are before the first block.
         packed: The rows, if they are packed; then the deepest block may be computed where it is read alone.
     """
 
@@ -42,23 +42,28 @@ class Reads:
     device: torch.device
     packed: Packed | None = None
     one_each: bool = field(init=False)
-    _index: torch.Tensor = field(init=False)
-    _offsets: torch.Tensor = field(init=False)
+    _there: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = np.array([len(places) for places in self.places])
         self.one_each = bool((counts == 1).all())  # whether each read is of one place
-        self._index = on(self.device, np.concatenate(self.places))
-        self._offsets = on(self.device, np.cumsum(counts) - counts)
+        self._there[self.device] = (
+            on(self.device, np.concatenate(self.places)),
+            on(self.device, np.cumsum(counts) - counts),
+        )
 
     def mean(self, states: torch.Tensor) -> torch.Tensor:
         """Float32 mean over the places of each read: `(..., d)` -> `(reads, d)`."""
-        states, index = states.reshape(-1, states.shape[-1]), self._index
+        states, device = states.reshape(-1, states.shape[-1]), states.device
+        if device not in self._there:
+            index, offsets = self._there[self.device]
+            self._there[device] = index.to(device, non_blocking=True), offsets.to(device, non_blocking=True)
+        index, offsets = self._there[device]
         if self.one_each:
             return states[index].float()
         if states.dtype != torch.float32:  # the sum must not be rounded to 16 bits
-            states, index = states[index].float(), torch.arange(len(index), device=self.device)
-        return nn.functional.embedding_bag(index, states, self._offsets, mode="mean")  # gathers and adds in one go
+            states, index = states[index].float(), torch.arange(len(index), device=device)
+        return nn.functional.embedding_bag(index, states, offsets, mode="mean")  # gathers and adds in one go
 
 
 def read(stack: Stack, layers: Sequence[Layer], reads: Reads, forward: Forward) -> dict[Layer, torch.Tensor]:

@@ -84,7 +84,7 @@ class LeftOut:
             if type(child) is nn.Linear
         ]
         try:
-            self._load(number, device)
+            self.load(number, device)
             if prepack_if_faster(block):
                 for _, _, child in linears:  # its weight lives on in the new layout
                     _forget(child)
@@ -95,7 +95,12 @@ class LeftOut:
             _forget(block)
             return_freed_memory()
 
-    def _load(self, number: int, device: torch.device) -> None:
+    def load(self, number: int, device: torch.device) -> None:
+        """Give a block its weights, on `device`.
+
+        Raises:
+            ModelError: The files lack some of them.
+        """
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
         config = replace(self.config, device_map={"": device})

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any, cast
 from hf_safefilter.checks import is_finite, is_whole
 from hf_safefilter.columns import Layer
 from hf_safefilter.errors import MissingError, ModelError, OptionError
+from hf_safefilter.model import vllm_engine
 from hf_safefilter.model.adapter import merged
 from hf_safefilter.model.blocks import Stack, find_blocks
 from hf_safefilter.model.config_rules import cut_to, no_fetched_code, ruled
-from hf_safefilter.model.fits import fits
+from hf_safefilter.model.fits import Placement, place
 from hf_safefilter.model.left_out import LeftOut, blocks_left_out
 from hf_safefilter.model.loaded_weights import require_all, take_over
 from hf_safefilter.model.model_files import INDEX, require_plain_names
-from hf_safefilter.model.picks import DTYPES, pick_attn, pick_device, pick_dtype
+from hf_safefilter.model.picks import DTYPES, pick_attn, pick_device, pick_dtype, spare_gpus
 from hf_safefilter.model.quantised import forget_quantisation, needs_head, strip_exceptions
 from hf_safefilter.model.reading_options import StreamBlocks
 from hf_safefilter.model.source import (
@@ -46,6 +47,7 @@ from hf_safefilter.model.source import (
     resolve_revision,
     unchanged,
 )
+from hf_safefilter.model.spread import spread
 from hf_safefilter.model.stored_weights import stored_weights
 from hf_safefilter.model.text_tower import model_class, renaming, tower_prefix
 from hf_safefilter.model.tokenizer_rules import require_modest_tokenizer
@@ -61,16 +63,17 @@ __all__ = [
     "causal_lm",
     "depth_for",
     "fresh_causal_lm",
-    "leaves_out",
     "max_tokens",
     "model_config",
     "moved",
     "pick_attn",
     "pick_device",
     "pick_dtype",
+    "placement",
     "resolve_revision",
     "sequence_classifier",
     "single_thread_after_fork",
+    "spare_gpus",
     "tokenizer",
     "trunk",
     "trunk_of",
@@ -93,7 +96,8 @@ class Trunk:
         depth: Number of blocks that are loaded.
         n_blocks: L, the number of blocks of the whole model.
         hidden_size: Width of the states between blocks.
-        device: Where the weights are.
+        device: Where the weights are, or the first of them.
+        beside: Further devices that have some of its blocks.
         token_budget: Largest number of tokens that a batch may hold; None until it was measured or memory ran out.
         packs: Whether it reads packed rows correctly; None until it was tried.
         pads: Whether it reads padded rows correctly; None until it was tried.
@@ -108,6 +112,7 @@ class Trunk:
     n_blocks: int
     hidden_size: int
     device: torch.device
+    beside: tuple[torch.device, ...] = ()
     token_budget: int | None = None
     packs: bool | None = None
     pads: bool | None = None
@@ -124,6 +129,7 @@ def trunk(
     plain: bool = False,
     attn: str = "auto",
     stream_blocks: StreamBlocks = "never",
+    beside: tuple[torch.device, ...] = (),
 ) -> Trunk:
     """The first `depth` blocks of a model on `device`, from this process's table or from disk.
 
@@ -137,6 +143,7 @@ def trunk(
             replaced by faster ones whose weights are not accessible.
         attn: One of `ATTENTIONS`.
         stream_blocks: "auto" leaves the weights of the blocks in their files if they do not fit in memory.
+        beside: Devices that may take blocks as well if `device` alone does not hold them; with "auto".
 
     Raises:
         ModelError: The model cannot be loaded, or its files are incomplete.
@@ -147,23 +154,28 @@ def trunk(
     single_thread_after_fork()
     resident = (key, str(device), plain, attn, False)
     held = _trunks.get(resident)
-    leave_out = stream_blocks == "always"
+    where = Placement(streamed=stream_blocks == "always")
     if held is None or held.depth < depth:
-        leave_out = leaves_out(key, depth, device, stream_blocks)
-    slot = (*resident[:-1], leave_out)
+        where = placement(key, depth, (device, *beside), stream_blocks)
+    slot = (*resident[:-1], where.streamed)
     existing = _trunks.get(slot)
     if existing is None or existing.depth < depth:
         _trunks.pop(slot, None)
         while len(_trunks) >= _HELD:
             _trunks.popitem(last=False)
-        _trunks[slot] = _load_trunk(key, depth, device, attn, leave_out)
-        if not plain and not leave_out:
+        _trunks[slot] = _load_trunk(key, depth, device, attn, where)
+        if not plain and not where.streamed:
             prepack_if_faster(_trunks[slot].model)
     _trunks.move_to_end(slot)
     return _trunks[slot]
 
 
-def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leave_out: bool = False) -> Trunk:
+def streamed(key: ModelKey, depth: int, device: torch.device) -> Trunk:
+    """A trunk whose blocks are loaded one at a time, and which is not kept."""
+    return _load_trunk(key, depth, device, "auto", Placement(streamed=True))
+
+
+def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, where: Placement) -> Trunk:
     whole = model_config(key)
     text = whole.get_text_config()
     n_blocks = text.num_hidden_layers
@@ -174,7 +186,7 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
         strip_exceptions(config, options["prefix"])
     # An adapter, and a format that keeps weights quantised, name modules as the model with its head does.
     left_out: list[LeftOut] = []
-    if leave_out:
+    if where.streamed or where.shares:
         if base_and_adapter(key.model)[1] is not None:
             raise ModelError(
                 f"{key.model} cannot be read block by block: an adapter is merged into the whole model",
@@ -188,7 +200,11 @@ def _load_trunk(key: ModelKey, depth: int, device: torch.device, attn: str, leav
     else:
         model = _load(model_class(config), key, config=config, **options)
     opened = trunk_of(model, n_blocks, device, packs=False if attn != "auto" else None)
-    opened.left_out = left_out[0] if left_out else None
+    if where.streamed:
+        opened.left_out = left_out[0]
+    if where.shares:
+        spread(left_out[0], where.shares)
+        opened.beside = tuple(one for one, count in where.shares if count and one != device)
     return opened
 
 
@@ -205,16 +221,16 @@ def trunk_of(model: PreTrainedModel, n_blocks: int, device: torch.device, packs:
 
 
 @lru_cache(maxsize=32)
-def leaves_out(key: ModelKey, depth: int, device: torch.device, stream_blocks: StreamBlocks) -> bool:
-    """Whether the blocks of a model are loaded one at a time; decided once a process."""
+def placement(key: ModelKey, depth: int, devices: tuple[torch.device, ...], stream_blocks: StreamBlocks) -> Placement:
+    """Where the blocks of a model are: on the first device if it holds them. Decided once a process."""
     base, adapter = base_and_adapter(key.model)
     text = model_config(key).get_text_config()
     held_anyway = adapter is not None or gguf_file(base) or getattr(text, "quantization_config", None) is not None
     if stream_blocks != "auto" or held_anyway:
-        return stream_blocks == "always"
+        return Placement(streamed=stream_blocks == "always")
     folder = local_folder(base)
     files = None if folder is None else sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return not fits(key.model, cut_to(text, max(1, depth)), key.dtype, device, files)
+    return place(key.model, cut_to(text, max(1, depth)), key.dtype, devices, files)
 
 
 def _load(kind: Any, key: ModelKey, *, prefix: str | None = None, **options: Any) -> PreTrainedModel:
@@ -223,6 +239,7 @@ def _load(kind: Any, key: ModelKey, *, prefix: str | None = None, **options: Any
 
     from hf_safefilter.model.freed_memory import keep_freed_memory
 
+    vllm_engine.close()
     folder, gguf = local_folder(key.model), gguf_file(base_and_adapter(key.model)[0])
     if gguf is not None and find_spec("gguf") is None:
         raise MissingError("reading a GGUF file needs gguf: not installed", fix="pip install 'hf_safefilter[gguf]'")

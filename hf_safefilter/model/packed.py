@@ -58,7 +58,7 @@ def read_packed(trunk: Trunk, sequences: Sequence[TokenSequence], layers: Sequen
 def lay_packed(trunk: Trunk, sequences: Sequence[TokenSequence]) -> tuple[Reads, Forward]:
     """A packed batch: where it is read, and how it goes through the model."""
     layout = Layout.of([one.ids for one in sequences])
-    rows = Packed(layout, trunk.device)
+    rows = Packed(layout)
     paths = [layout.paths[end] for end in layout.ends]
     places = [path[start:stop] for path, one in zip(paths, sequences, strict=True) for start, stop in one.reads]
     ids, positions = (on(trunk.device, values)[None] for values in (layout.ids, layout.positions))

@@ -48,6 +48,19 @@ def pick_device(device: str | None, rank: int | None) -> torch.device:
     return chosen if chosen.index is not None else torch.device("cuda", (rank or 0) % count)
 
 
+def spare_gpus(device: str | None, rank: int | None) -> tuple[torch.device, ...]:
+    """GPUs beside the one of `pick_device` that a model may be spread over: all others, if none was asked for by name.
+
+    Of several processes each has a GPU of its own. CUDA_VISIBLE_DEVICES keeps GPUs out.
+    """
+    import torch
+
+    first = pick_device(device, rank)
+    if device not in (None, "cuda") or rank is not None or first.type != "cuda":
+        return ()
+    return tuple(torch.device("cuda", at) for at in range(torch.cuda.device_count()) if at != first.index)
+
+
 def pick_dtype(dtype: str, device: torch.device, checkpoint: torch.dtype | None = None) -> str:
     """The number format to compute in: "auto" is float32, or on CUDA the checkpoint's own 16-bit format.
 

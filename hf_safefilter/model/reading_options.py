@@ -20,6 +20,7 @@ Spans = Literal["trained", "all"]
 TooLong = Literal["windows", "drop", "cut"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 StreamBlocks = Literal["auto", "always", "never"]
+Backend = Literal["transformers", "vllm"]
 
 MEAN = "mean"
 """The position that is no single token: the mean over all tokens of a span, or of a window of it."""
@@ -131,6 +132,10 @@ class ReadingOptions(ModelOptions):
             "auto loads one block of the model at a time, for many rows, where not all fit in memory; always; never."
         ),
     )
+    backend: Backend = field(
+        default="transformers",
+        metadata=_described("transformers, or vllm where it is installed and reads the model alike."),
+    )
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -174,6 +179,9 @@ def checked_reading(options: ReadingOptions) -> dict[str, Any]:
     require_choice("dtype", options.dtype, get_args(Dtype))
     require_choice("attn", options.attn, ATTENTIONS)
     require_choice("stream_blocks", options.stream_blocks, get_args(StreamBlocks))
+    require_choice("backend", options.backend, get_args(Backend))
+    if options.backend == "vllm":
+        _require_free_hand(options)
     require_choice("spans", options.spans, get_args(Spans))
     require_choice("too_long", options.too_long, get_args(TooLong))
     if options.max_length is not None:
@@ -187,6 +195,19 @@ def checked_reading(options: ReadingOptions) -> dict[str, Any]:
         "window": options.window or None if MEAN in positions else None,  # windows are what a mean is taken over
         "ignore": tuple(sorted({str(name).strip() for name in names} - {""})),
     }
+
+
+def _require_free_hand(options: ReadingOptions) -> None:
+    """vLLM is installed, and nothing is asked for that only transformers can do."""
+    from hf_safefilter.model.vllm_engine import require_vllm
+
+    for name, value in (("attn", options.attn), ("stream_blocks", options.stream_blocks)):
+        if value != "auto":
+            raise OptionError(
+                f"`{name}={value!r}` is for transformers, and the backend is vllm",
+                fix=f"leave out `{name}` or `backend`",
+            )
+    require_vllm()
 
 
 def option_names(kind: type[ModelOptions]) -> list[str]:

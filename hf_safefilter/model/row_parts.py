@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hf_safefilter.model import forward
 from hf_safefilter.model.work_ahead import ahead
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
     from hf_safefilter.columns import Layer
     from hf_safefilter.data.conversations import Conversation
-    from hf_safefilter.model.load import Trunk
+    from hf_safefilter.model.readers import Reader
     from hf_safefilter.model.windows import RowReads
 
 TOKENISED_AT_ONCE = 256
@@ -24,7 +23,7 @@ _BAR_AFTER = 3.0
 
 
 def read_in_parts(
-    trunk: Trunk,
+    reader: Reader,
     rows: Sequence[Conversation],
     plan: Callable[[Sequence[Conversation]], list[RowReads]],
     layers: tuple[Layer, ...],
@@ -34,7 +33,7 @@ def read_in_parts(
     """The reads of each part, and for each layer their vectors, float32 `(reads, hidden_size)`.
 
     Args:
-        trunk: The model.
+        reader: Reads the model.
         rows: All rows of the call.
         plan: Says where each row is read.
         layers: Layers that are read.
@@ -42,7 +41,7 @@ def read_in_parts(
     """
     from datasets.utils import tqdm
 
-    size = len(rows) if trunk.left_out is not None else TOKENISED_AT_ONCE
+    size = len(rows) if reader.whole_calls else TOKENISED_AT_ONCE
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     shown = tqdm(
         total=len(rows), desc="Read", unit=" rows", leave=False, delay=_BAR_AFTER, disable=None if bar else True
@@ -55,4 +54,4 @@ def read_in_parts(
                 shown.update(start + int(share * count) - shown.n)
 
             sequences = [one for row in part for one in row.sequences]
-            yield part, forward.read_layers(trunk, sequences, layers, None, advance)
+            yield part, reader.read(sequences, layers, advance)

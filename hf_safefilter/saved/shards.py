@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOWN = 12  # missing shards that an error lists
+_HOW = {"device", "attn", "stream_blocks", "backend"}  # where and how rows were read, not what was read of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ def _difference(first: Trail, second: Trail) -> tuple[str, Any, Any] | None:
         ("data set", facts["rows"], other_facts["rows"]),
     ]
     for record, other in zip(first.steps, second.steps, strict=False):
-        names = sorted({*record, *other} - {"device", "attn"})  # these say where and how it was computed, not what
+        names = sorted({*record, *other} - _HOW)
         pairs += [(name, record.get(name), other.get(name)) for name in names]
     pairs.append(("number of steps", len(first.steps), len(second.steps)))
     return next((pair for pair in pairs if pair[1] != pair[2]), None)

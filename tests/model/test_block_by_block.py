@@ -31,10 +31,10 @@ LAYERS = (0, 1, 3, 4)
 def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "store"))
     load._trunks.clear()
-    load.leaves_out.cache_clear()
+    load.placement.cache_clear()
     yield tmp_path / "store"
     load._trunks.clear()
-    load.leaves_out.cache_clear()
+    load.placement.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ print(max(seen) - before)
 def interrupted(monkeypatch, at):
     """From now on a pass is interrupted in the middle of block `at`; returns the blocks that are loaded."""
     loads, real = [], next_states
-    original = load.LeftOut._load
+    original = load.LeftOut.load
 
     def counted(self, number, device):
         loads.append(number)
@@ -155,7 +155,7 @@ def interrupted(monkeypatch, at):
             raise KeyboardInterrupt
         return real(stack, number, states, layers, reads, run)
 
-    monkeypatch.setattr(load.LeftOut, "_load", counted)
+    monkeypatch.setattr(load.LeftOut, "load", counted)
     monkeypatch.setattr(block_by_block, "next_states", stopping)
     return loads
 
@@ -228,7 +228,7 @@ def test_a_text_model_that_has_no_name_of_its_own_is_measured(monkeypatch, caplo
     config.pad_token_id = 0
     for free, held in ((10**9, True), (1000, False)):
         monkeypatch.setattr(fits, "memory_available", lambda device, free=free: free)
-        assert fits.fits("a model", config, "float32", CPU, None) is held
+        assert fits.place("a model", config, "float32", [CPU], None).streamed is not held
     assert "2 blocks of a model take" in caplog.text
 
 
@@ -332,7 +332,7 @@ def test_a_model_is_read_so_where_it_does_not_fit(llama, monkeypatch, caplog):
     monkeypatch.setattr(fits, "memory_available", lambda device: free[0])
     assert opened(llama, "auto").left_out is None
     load._trunks.clear()
-    load.leaves_out.cache_clear()
+    load.placement.cache_clear()
     free[0] = 4 * 32 * 320  # the embedding alone
     streamed = opened(llama, "auto")
     assert streamed.left_out is not None and "each is read from disk once for many rows" in caplog.text

@@ -17,6 +17,8 @@ from hf_safefilter.model.packed import can_pack
 from hf_safefilter.model.prefix_tree import Layout, grown, order
 from hf_safefilter.model.windows import TokenSequence
 
+CPU = torch.device("cpu")
+
 HEAD = list(range(10, 30))
 PROMPT = list(range(40, 55))
 
@@ -193,7 +195,7 @@ def test_one_call_of_the_kernel_reads_the_same(small, layers, spans, alone, monk
     calls = []
 
     def in_one_call(query, key, value, rows, scaling, only):
-        sequences = rows.whole if only is None else rows.at(only)
+        sequences = rows.whole(query.device) if only is None else rows.at(only, query.device)
         calls.append(len(query))
         return attention._in_one_call(query, key, value, sequences, scaling)
 
@@ -214,13 +216,13 @@ def test_segment_by_segment_each_token_sees_its_own_row(dtype, close, heads, gro
     tails = [draw.integers(100, 200, length).astype(np.int32) for length in (150, 64, 65, 20, 129)]
     rows = [np.concatenate([np.array(HEAD, np.int32), tail]) for tail in tails[:-1]] + tails[-1:]
     layout = Layout.of([rows[number] for number in order(rows)])
-    packed = Packed(layout, torch.device("cpu"))
+    packed = Packed(layout)
     drawn = torch.Generator().manual_seed(0)
     sizes = (heads, heads // grouped, heads // grouped)
     query, key, value = (torch.randn(len(layout.ids), each, 8, generator=drawn) for each in sizes)
     indices = np.arange(len(layout.ids)) if only is None else np.array(only)
     query, key, value = (part.to(dtype) for part in (query[indices], key, value))
-    sequences = packed.whole if only is None else packed.at(indices)
+    sequences = packed.whole(CPU) if only is None else packed.at(indices, CPU)
     expected = by_definition(
         query, key[sequences.gather], value[sequences.gather], *sequences.bounds, *sequences.longest,
         scale=0.3, window_size=(-1, 0), enable_gqa=grouped > 1,
@@ -231,9 +233,9 @@ def test_segment_by_segment_each_token_sees_its_own_row(dtype, close, heads, gro
 
 
 def test_heads_too_wide_for_the_kernel_are_refused():
-    rows = Packed(Layout.of([np.arange(3, dtype=np.int32)]), torch.device("cpu"))
+    rows = Packed(Layout.of([np.arange(3, dtype=np.int32)]))
     with pytest.raises(Unfit, match="256 channels"):
-        attention._in_one_call(*torch.zeros(3, 3, 2, 320), rows.whole, 1.0)
+        attention._in_one_call(*torch.zeros(3, 3, 2, 320), rows.whole(CPU), 1.0)
 
 
 # Budgets
@@ -247,6 +249,7 @@ def stand_in(free, monkeypatch, hidden=4096, inner=14336, dtype=torch.bfloat16):
         model=SimpleNamespace(config=config, dtype=dtype),
         hidden_size=hidden,
         device=torch.device("cuda", 0),
+        beside=(),
         token_budget=None,
     )
 
@@ -258,6 +261,13 @@ def test_a_gpu_s_budget_comes_from_its_free_memory(monkeypatch):
     assert 1000 < token_budget(scarce, packed=True) < 10_000
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("asked twice"))
     assert token_budget(scarce, packed=True) == scarce.token_budget
+
+
+def test_the_fullest_of_several_gpus_decides(monkeypatch):
+    spread, alone = (stand_in(60e9, monkeypatch) for _ in range(2))
+    spread.beside = (torch.device("cuda", 1),)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((60e9, 1e9)[device.index], 80e9))
+    assert token_budget(spread, packed=True) < 10_000 < token_budget(alone, packed=True)
 
 
 def test_vectors_wait_on_the_device_until_they_are_many():

@@ -97,7 +97,7 @@ def test_the_deepest_block_at_the_read_position_alone(name):
     config = _build(*ARCHITECTURES[name]).config
     model = transformers.AutoModel.from_config(config).eval()
     states = torch.randn(1, TOKENS, 32)
-    rows = Packed(Layout.of([np.arange(TOKENS, dtype=np.int32)]), torch.device("cpu"))
+    rows = Packed(Layout.of([np.arange(TOKENS, dtype=np.int32)]))
     rotary = model.rotary_emb(states, torch.arange(TOKENS)[None])
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         at_positions(model.layers[0], states[0], rotary, rows, np.array([TOKENS - 1]))

@@ -1,0 +1,180 @@
+"""States read by vLLM: its engine runs the whole model, and hands back one mean a read and layer.
+
+Through its hidden-state extraction, a method of speculative decoding that proposes nothing. It numbers layers as we do:
+k is the input of block k, and the number of blocks the raw output of the last one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_safefilter.errors import MissingError
+from hf_safefilter.model.source import ModelKey, location
+
+if TYPE_CHECKING:
+    from hf_safefilter.columns import Layer
+    from hf_safefilter.model.windows import TokenSequence
+
+AT_ONCE = 256
+"""Sequences that are handed to the engine at a time."""
+
+_SHORTEST = 4096  # tokens that an engine is made for at least: a longer sequence needs another one
+_held: list[VllmEngine] = []
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",  # it would report them to its makers
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # the token that it generates comes after the longest row, and is never read
+}
+
+
+def require_vllm() -> None:
+    """Raise unless vLLM is installed.
+
+    Raises:
+        MissingError: It is not.
+    """
+    if find_spec("vllm") is None:
+        raise MissingError(
+            '`backend="vllm"` needs vLLM: not installed',
+            fix="install vllm beside hf_safefilter, or leave the option out",
+        )
+
+
+@dataclass(slots=True)
+class VllmEngine:
+    """A model in vLLM.
+
+    Attributes:
+        key: The pinned model.
+        layers: What it hands back, ascending.
+        longest: Tokens of the longest sequence that it takes.
+        folder: Where its workers write means, which are deleted as they are read.
+        llm: vLLM's own object.
+    """
+
+    key: ModelKey
+    layers: tuple[int, ...]
+    longest: int
+    folder: Path
+    llm: Any
+
+    def read(
+        self,
+        sequences: Sequence[TokenSequence],
+        layers: Sequence[Layer],
+        advance: Callable[[float], None] | None = None,
+    ) -> dict[Layer, np.ndarray]:
+        """As `forward.read_layers`: for each layer float32 `(reads, hidden_size)`, in the order of the sequences."""
+        parts: list[np.ndarray] = []
+        for start in range(0, len(sequences), AT_ONCE):
+            parts += self._means(sequences[start : start + AT_ONCE])
+            if advance is not None:
+                advance(min(1.0, (start + AT_ONCE) / len(sequences)))
+        together = np.concatenate(parts)
+        return {layer: np.ascontiguousarray(together[:, self.layers.index(int(layer))]) for layer in layers}
+
+    def _means(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
+        from vllm import SamplingParams
+        from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_connector as extraction
+
+        prompts = [{"prompt_token_ids": one.ids.tolist()} for one in sequences]
+        asked = [
+            SamplingParams(
+                max_tokens=1,
+                temperature=0,
+                detokenize=False,
+                extra_args={"kv_transfer_params": {"reads": [list(map(int, read)) for read in one.reads]}},
+            )
+            for one in sequences
+        ]
+        found = []
+        for output in self.llm.generate(prompts, asked, use_tqdm=False):
+            path = output.kv_transfer_params["hidden_states_path"]
+            found.append(extraction.load_hidden_states(path)["states"].numpy())  # waits until it is written
+            extraction.cleanup_hidden_states(path)
+        return found
+
+    def close(self) -> None:
+        """End its processes and give back the memory of its devices."""
+        self.llm = None
+        gc.collect()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def engine(key: ModelKey, layers: Sequence[int], longest: int) -> VllmEngine:
+    """The engine of this process that reads these layers of a model; one is held at a time.
+
+    Args:
+        key: The pinned model.
+        layers: Layers from 0 to the number of blocks.
+        longest: Tokens of the longest sequence.
+
+    Raises:
+        IntegrityError: A local folder has changed since the key was made.
+        Exception: Whatever vLLM raises of a model that it does not read so.
+    """
+    if serves(key, layers, longest):
+        return _held[0]
+    close()
+    _held.append(_started(key, tuple(sorted(set(layers))), max(_SHORTEST, 1 << (longest - 1).bit_length())))
+    return _held[0]
+
+
+def serves(key: ModelKey, layers: Sequence[int], longest: int = 1) -> bool:
+    """Whether the engine that is held reads these layers of this model, and sequences of this length."""
+    return any(one.key == key and one.longest >= longest and set(one.layers) >= set(layers) for one in _held)
+
+
+def close() -> None:
+    """End the engine, which holds most of a GPU's memory: another model is to be loaded."""
+    while _held:
+        _held.pop().close()
+
+
+def _started(key: ModelKey, layers: tuple[int, ...], longest: int) -> VllmEngine:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+    from vllm.config import KVTransferConfig
+
+    place = location(key)
+    folder = Path(tempfile.mkdtemp(prefix="hf-safefilter-vllm-"))
+    wanted = {"hf_config": {"eagle_aux_hidden_state_layer_ids": list(layers)}}
+    try:
+        llm = LLM(
+            model=place["pretrained_model_name_or_path"],
+            revision=place["revision"],
+            dtype=key.dtype,
+            load_format="safetensors",
+            trust_remote_code=False,
+            skip_tokenizer_init=True,
+            max_model_len=longest + 1,
+            max_num_batched_tokens=2 * (longest + 1),
+            enable_chunked_prefill=False,
+            enforce_eager=True,  # graphs make generation faster, and prompts alone are read
+            seed=0,
+            speculative_config={
+                "method": "extract_hidden_states", "num_speculative_tokens": 1, "draft_model_config": wanted
+            },
+            kv_transfer_config=KVTransferConfig(
+                kv_connector="MeanStates",
+                kv_connector_module_path="hf_safefilter.model.vllm_worker",
+                kv_role="kv_producer",
+                kv_connector_extra_config={"shared_storage_path": str(folder)},
+            ),
+        )  # fmt: skip
+        location(key)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return VllmEngine(key, layers, longest, folder, llm)

@@ -1,0 +1,311 @@
+"""vLLM as the reader: means that its workers hand back, against transformers; and what becomes of all it cannot read.
+
+vLLM is not installed where these tests run. A stand-in has the parts of its interface that are used: paged states, a
+connector that is asked in the scheduler and in the worker, and files with a lock beside them. The last test needs vLLM.
+"""
+
+import importlib.machinery
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file
+from small_models import save_small_model
+
+from hf_safefilter import EmbedLayers
+from hf_safefilter.errors import MissingError, OptionError
+from hf_safefilter.model import load, readers, vllm_engine
+from hf_safefilter.toy.corpus import mixed_rows
+
+REAL = find_spec("vllm") is not None
+BLOCK = 4
+LAYERS = [0, 1, 3, 4]
+
+
+@dataclass
+class Pending:
+    """What the scheduler tells the worker of a request."""
+
+    req_id: str
+    filename: str
+    token_ids: torch.Tensor
+    block_ids: list[int]
+
+
+class Connector:
+    """vLLM's own connector, as far as ours builds on it."""
+
+    def __init__(self, folder):
+        self._pending_saves, self._lock_fds, self._req_copy_events = {}, {}, {}
+        self._is_tp_rank_zero, self._block_size, self._folder = True, BLOCK, folder
+        self._kv_cache = None
+
+    def request_finished(self, request, block_ids):
+        path = f"{self._folder}/{request.request_id}.safetensors"
+        self._pending_saves[request.request_id] = Pending(
+            request.request_id, path, torch.tensor(request.prompt_token_ids), block_ids
+        )
+        return True, {"hidden_states_path": path}
+
+
+class Model:
+    """vLLM: each request goes through the model of a folder, and its states into a paged cache."""
+
+    made = []
+    fault = None
+
+    def __init__(self, **options):
+        if Model.fault == "start":
+            raise ValueError("Model architectures ['FooForCausalLM'] are not supported for now.")
+        Model.made.append(self)
+        self.options, self.asked = options, []
+        self.layers = options["speculative_config"]["draft_model_config"]["hf_config"][
+            "eagle_aux_hidden_state_layer_ids"
+        ]
+        self.model = transformers.AutoModel.from_pretrained(options["model"], dtype=torch.float32).eval()
+        transfer = options["kv_transfer_config"]
+        worker = importlib.import_module(transfer.kv_connector_module_path)
+        self.connector = getattr(worker, transfer.kv_connector)(
+            transfer.kv_connector_extra_config["shared_storage_path"]
+        )
+
+    def generate(self, prompts, params, use_tqdm):
+        assert not use_tqdm and len(prompts) == len(params)
+        outputs = []
+        for number, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
+            ids = prompt["prompt_token_ids"]
+            assert len(ids) < self.options["max_model_len"] and asked.max_tokens == 1
+            self.asked.append(ids)
+            request = types.SimpleNamespace(
+                request_id=f"{len(self.asked)}-{number}",
+                prompt_token_ids=ids,
+                kv_transfer_params=asked.extra_args["kv_transfer_params"],
+            )
+            outputs.append(types.SimpleNamespace(kv_transfer_params=self._through(request)))
+        return outputs
+
+    def _through(self, request):
+        states = self.states(request.prompt_token_ids)
+        n = len(request.prompt_token_ids)
+        blocks = -(-n // BLOCK)
+        order = np.random.default_rng(n).permutation(2 * blocks)[:blocks].tolist()  # pages lie anywhere
+        cache = torch.full((2 * blocks, len(self.layers), BLOCK, states.shape[-1]), torch.nan)
+        for at in range(n):
+            cache[order[at // BLOCK], :, at % BLOCK] = states[:, at]
+        self.connector._kv_cache = cache
+        finished, answer = self.connector.request_finished(request, order)
+        pending = self.connector._pending_saves.pop(request.request_id)
+        Path(pending.filename + ".lock").touch()
+        self.connector._submit_async_write(pending)
+        assert finished and self.connector._req_copy_events[request.request_id].query()
+        return answer
+
+    def states(self, ids):
+        """What goes into block k, or comes out of the last one, for each layer."""
+        found = []
+        blocks = self.model.layers
+        handles = [
+            block.register_forward_pre_hook(
+                lambda _, args, kwargs: found.append((args[0] if args else kwargs["hidden_states"])[0]),
+                with_kwargs=True,
+            )
+            for block in blocks
+        ]
+        handles.append(
+            blocks[-1].register_forward_hook(
+                lambda _, args, out: found.append((out[0] if type(out) is tuple else out)[0])
+            )
+        )
+        with torch.inference_mode():
+            self.model(input_ids=torch.tensor([ids]))
+        for handle in handles:
+            handle.remove()
+        shift = 1 if Model.fault == "other numbers" else 0
+        picked = torch.stack([found[max(0, layer - shift)] for layer in self.layers])
+        return picked * torch.nan if Model.fault == "nan" else picked
+
+
+def cleanup(path):
+    Path(path).unlink()
+    Path(path + ".lock").unlink()
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch, tmp_path):
+    """The stand-in in the place of the package."""
+    monkeypatch.setenv("HF_SAFEFILTER_ROW_CACHE", "off")
+    monkeypatch.setattr(vllm_engine.tempfile, "tempdir", str(tmp_path))
+    extraction = types.SimpleNamespace(
+        ExampleHiddenStatesConnector=Connector,
+        extract_from_kv_cache=lambda cache, slots, n: cache[slots // BLOCK, :, slots % BLOCK][:n],
+        load_hidden_states=lambda path: load_file(path),
+        cleanup_hidden_states=cleanup,
+    )
+    names = ["vllm", "vllm.config", "vllm.distributed", "vllm.distributed.kv_transfer"]
+    names += ["vllm.distributed.kv_transfer.kv_connector", "vllm.distributed.kv_transfer.kv_connector.v1"]
+    for name in names:
+        module = types.ModuleType(name)
+        module.__spec__, module.__path__ = importlib.machinery.ModuleSpec(name, None), []
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["vllm"].LLM = Model
+    sys.modules["vllm"].SamplingParams = types.SimpleNamespace
+    sys.modules["vllm.config"].KVTransferConfig = types.SimpleNamespace
+    sys.modules[names[-1]].example_hidden_states_connector = extraction
+    monkeypatch.setitem(sys.modules, f"{names[-1]}.example_hidden_states_connector", extraction)
+    monkeypatch.delitem(sys.modules, "hf_safefilter.model.vllm_worker", raising=False)
+    Model.made, Model.fault = [], None
+    fresh()
+    yield
+    fresh()
+    sys.modules.pop("hf_safefilter.model.vllm_worker", None)
+
+
+def fresh():
+    """Nothing is loaded, tried or said."""
+    vllm_engine.close()
+    readers._unfit.cache_clear()
+    readers._say.cache_clear()
+    load._trunks.clear()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return str(save_small_model(tmp_path_factory.mktemp("llama")))
+
+
+def rows(count=24):
+    return Dataset.from_list(
+        [{name: row[name] for name in ("prompt", "response")} for row in mixed_rows(count, 0.3, 4)]
+    )
+
+
+def read(folder, given, layers=LAYERS, **options):
+    return (
+        EmbedLayers(folder, layers=layers, position="mean,last_prompt", window=6, **options).vectors(given)[0].vectors
+    )
+
+
+def test_it_reads_what_transformers_reads(llama, monkeypatch, tmp_path):
+    monkeypatch.setattr(vllm_engine, "AT_ONCE", 5)
+    found = read(llama, rows(), backend="vllm")
+    for name, wanted in read(llama, rows()).items():
+        assert found[name].dtype == np.float32 and len(wanted) > 24
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+    assert len(Model.made) == 1
+    assert not list(tmp_path.rglob("*.safetensors*"))  # what was handed back is deleted
+
+
+def test_nothing_of_a_repository_is_run_or_unpickled_and_nothing_is_reported(llama, monkeypatch):
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
+    read(llama, rows(3), backend="vllm")
+    options = Model.made[0].options
+    assert options["trust_remote_code"] is False and options["load_format"] == "safetensors"
+    assert options["skip_tokenizer_init"] and options["dtype"] == "float32"
+    assert vllm_engine.os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("start", "FooForCausalLM"), ("other numbers", "the two differ by"), ("nan", "the two differ by nan")],
+)
+def test_a_model_that_it_does_not_read_alike_is_read_by_transformers(llama, fault, said, caplog):
+    Model.fault = fault
+    found, wanted = read(llama, rows(5), backend="vllm"), read(llama, rows(5))
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert [record.getMessage() for record in caplog.records if said in record.getMessage()]
+    assert not vllm_engine._held
+    read(llama, rows(6), backend="vllm")
+    assert len([record for record in caplog.records if said in record.getMessage()]) == 1  # tried and said once
+
+
+def test_the_final_norm_and_one_of_several_processes_are_left_to_transformers(llama, monkeypatch, caplog):
+    found = read(llama, rows(4), [2, "norm"], backend="vllm")
+    assert all(np.array_equal(values, found[name]) for name, values in read(llama, rows(4), [2, "norm"]).items())
+    assert "final norm" in caplog.text and not Model.made
+    monkeypatch.setattr(readers.torch.cuda, "device_count", lambda: 2)
+    step = EmbedLayers(llama, layers=[2], backend="vllm", device="cpu")
+    step(rows(3)[:], rank=0)
+    assert "GPU of another" in caplog.text and not Model.made
+
+
+def test_one_engine_is_held_and_it_makes_room_for_other_models(llama, tmp_path):
+    read(llama, rows(4), [1, 3], backend="vllm")
+    (first,) = vllm_engine._held
+    read(llama, rows(5), [3], backend="vllm")
+    assert len(Model.made) == 1
+    read(llama, rows(4), [2], backend="vllm")
+    assert len(Model.made) == 2 and vllm_engine._held[0] is not first and first.llm is None
+    assert not first.folder.exists() and vllm_engine._held[0].folder.is_dir()
+    load.causal_lm.cache_clear()
+    load.causal_lm(load.ModelKey(llama, load.resolve_revision(llama, None), "float32"), torch.device("cpu"))
+    assert not vllm_engine._held
+
+
+def test_a_longer_row_gets_a_longer_engine(llama, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "_SHORTEST", 8)
+    key = load.ModelKey(llama, load.resolve_revision(llama, None), "float32")
+    lengths = [vllm_engine.engine(key, [1], tokens).longest for tokens in (3, 9, 40, 12)]
+    assert lengths == [8, 16, 64, 64] and len(Model.made) == 3
+    assert [model.options["max_model_len"] for model in Model.made] == [9, 17, 65]  # a token is generated after the row
+    assert all(model.options["max_num_batched_tokens"] >= model.options["max_model_len"] for model in Model.made)
+
+
+def test_without_vllm_it_is_refused_before_anything_is_read(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="needs vLLM"):
+        EmbedLayers(llama, layers=[1], backend="vllm")
+
+
+@pytest.mark.parametrize("other", [{"attn": "sdpa"}, {"stream_blocks": "always"}])
+def test_what_only_transformers_can_do_is_not_asked_of_vllm(llama, other):
+    with pytest.raises(OptionError, match="is for transformers"):
+        EmbedLayers(llama, layers=[1], backend="vllm", **other)
+    with pytest.raises(OptionError, match="backend"):
+        EmbedLayers(llama, layers=[1], backend="sglang")
+
+
+def test_vectors_of_the_two_are_kept_apart_and_are_of_one_space(llama, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_SAFEFILTER_ROW_CACHE", "on")
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "store"))
+    given = rows(4)
+    own, theirs = EmbedLayers(llama, layers=[2]), EmbedLayers(llama, layers=[2], backend="vllm")
+    first = own(given[:])
+    theirs(given[:])
+    count = len(Model.made[0].asked)
+    again = theirs(given[:])
+    assert len(Model.made[0].asked) == count > 4  # from the store
+    assert first["read_as"][0] == again["read_as"][0]
+
+
+@pytest.mark.skipif(not REAL, reason="vLLM is not installed")
+def test_the_real_one_reads_what_transformers_reads(tmp_path):
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}  # its kernels want wide heads
+    folder = save_small_model(tmp_path / "model", **sizes)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "from hf_safefilter import EmbedLayers\n"
+        "from hf_safefilter.model import vllm_engine\n"
+        "from hf_safefilter.toy.corpus import mixed_rows\n"
+        "if __name__ == '__main__':\n"
+        "    rows = mixed_rows(24, 0.3, 4)\n"
+        "    for row in rows: row.pop('label', None)\n"
+        "    one, two = (EmbedLayers(sys.argv[1], [0, 2, 4], backend=name).vectors(rows)[0].vectors\n"
+        "        for name in ('transformers', 'vllm'))\n"
+        "    assert vllm_engine._held, 'it was not used'\n"
+        "    assert all(np.allclose(one[name], two[name], atol=1e-4) for name in one)\n"
+        "    vllm_engine.close()\n"
+    )
+    ended = subprocess.run([sys.executable, program, folder], capture_output=True, text=True, timeout=900, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
