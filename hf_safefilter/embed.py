@@ -143,6 +143,7 @@ class EmbedLayers(ReadingOptions, Step):
         load.depth_for(config.get_text_config().num_hidden_layers, self.layers)
         set_field(self, "dtype", load.pick_dtype(self.dtype, device, getattr(config.get_text_config(), "dtype", None)))
         load.pick_attn(self.attn, self.dtype, device)
+        load.pick_backend(self.backend)
         Step.__post_init__(self)
 
     def _settle(self) -> None:

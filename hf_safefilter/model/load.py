@@ -28,7 +28,7 @@ from hf_safefilter.model.fits import Placement, place
 from hf_safefilter.model.left_out import LeftOut, blocks_left_out
 from hf_safefilter.model.loaded_weights import require_all, take_over
 from hf_safefilter.model.model_files import INDEX, require_plain_names
-from hf_safefilter.model.picks import DTYPES, pick_attn, pick_device, pick_dtype, spare_gpus
+from hf_safefilter.model.picks import DTYPES, pick_attn, pick_backend, pick_device, pick_dtype, spare_gpus
 from hf_safefilter.model.quantised import forget_quantisation, needs_head, strip_exceptions
 from hf_safefilter.model.reading_options import StreamBlocks
 from hf_safefilter.model.source import (
@@ -67,6 +67,7 @@ __all__ = [
     "model_config",
     "moved",
     "pick_attn",
+    "pick_backend",
     "pick_device",
     "pick_dtype",
     "placement",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from hf_safefilter.checks import require_choice
-from hf_safefilter.errors import ModelError, OptionError
+from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model.reading_options import ATTENTIONS
 
 if TYPE_CHECKING:
@@ -96,3 +97,16 @@ def pick_attn(attn: str, dtype: str, device: torch.device) -> None:
         )
     if attn in is_installed and not is_installed[attn]():
         raise OptionError(f"`attn={attn!r}` is not installed here", fix='install it, or use `attn="auto"`')
+
+
+def pick_backend(backend: str) -> None:
+    """Check that what is to compute the states is installed.
+
+    Raises:
+        MissingError: It is not.
+    """
+    if backend == "vllm" and find_spec("vllm") is None:
+        raise MissingError(
+            '`backend="vllm"` needs vLLM: not installed',
+            fix="install vllm beside hf_safefilter, or leave the option out",
+        )

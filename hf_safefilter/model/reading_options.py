@@ -198,16 +198,13 @@ def checked_reading(options: ReadingOptions) -> dict[str, Any]:
 
 
 def _require_free_hand(options: ReadingOptions) -> None:
-    """vLLM is installed, and nothing is asked for that only transformers can do."""
-    from hf_safefilter.model.vllm_engine import require_vllm
-
+    """Nothing is asked for that only transformers can do."""
     for name, value in (("attn", options.attn), ("stream_blocks", options.stream_blocks)):
         if value != "auto":
             raise OptionError(
                 f"`{name}={value!r}` is for transformers, and the backend is vllm",
                 fix=f"leave out `{name}` or `backend`",
             )
-    require_vllm()
 
 
 def option_names(kind: type[ModelOptions]) -> list[str]:

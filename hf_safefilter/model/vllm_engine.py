@@ -12,13 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.errors import MissingError
 from hf_safefilter.model.source import ModelKey, location
 
 if TYPE_CHECKING:
@@ -35,19 +33,6 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # the token that it generates comes after the longest row, and is never read
 }
-
-
-def require_vllm() -> None:
-    """Raise unless vLLM is installed.
-
-    Raises:
-        MissingError: It is not.
-    """
-    if find_spec("vllm") is None:
-        raise MissingError(
-            '`backend="vllm"` needs vLLM: not installed',
-            fix="install vllm beside hf_safefilter, or leave the option out",
-        )
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from small_models import save_small_model
 
 from hf_safefilter import EmbedLayers
 from hf_safefilter.errors import MissingError, OptionError
-from hf_safefilter.model import load, readers, vllm_engine
+from hf_safefilter.model import load, picks, readers, vllm_engine
 from hf_safefilter.toy.corpus import mixed_rows
 
 REAL = find_spec("vllm") is not None
@@ -261,7 +261,7 @@ def test_a_longer_row_gets_a_longer_engine(llama, monkeypatch):
 
 def test_without_vllm_it_is_refused_before_anything_is_read(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(picks, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match="needs vLLM"):
         EmbedLayers(llama, layers=[1], backend="vllm")
 
