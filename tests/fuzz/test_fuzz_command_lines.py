@@ -47,6 +47,7 @@ LINES = [
     "reference starter --model no_model --layers 3 --output refs", "score rows.jsonl --method random --option seed=3 --output scored2",
     "diff decided published", "diff no_decision decided --trust-vectors",
     "review no_decision --by length_score --drop-count 2 --no-browser --export-atlas new.parquet",
+    "review no_decision --by length_score --drop-count 2 --no-browser --import cut.jsonl --decisions new.jsonl",
     "select scored --by length_score --drop-count 2 --decisions lied --add-refusals 2 --preview --output cut",
     "verify no_output --every", "effect no_decision --trust-vectors --model no_model --output effect",
     "locate no_model --method scaling --over-refusal rows.jsonl --scales 0.8,1.2 --max-new-tokens 1 --output found",

@@ -30,6 +30,8 @@ from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.push import push_folder
 from hf_safefilter.recipe import Recipe
+from hf_safefilter.review.imports import read_decisions
+from hf_safefilter.review.review import Review
 from hf_safefilter.saved.decision import read_decision, write_decision
 from hf_safefilter.saved.saved_rows import load_rows_with_steps, save_rows
 from hf_safefilter.saved.shards import Shard, embed_shard, merge
@@ -244,6 +246,33 @@ def test_a_log_of_labels(good, tmp_path_factory, places, at, letters, raw):
             read(path)
         except SafefilterError as error:
             assert str(error).strip()
+
+
+@settings(max_examples=MANY // 5 or 40)
+@given(places=changes, at=st.floats(0, 1), letters=noise, raw=st.booleans(), argilla=st.booleans())
+def test_decisions_that_were_made_elsewhere(good, at_home, tmp_path_factory, places, at, letters, raw, argilla):
+    own = tmp_path_factory.mktemp("own")
+    path, row_id = own / "theirs.jsonl", load_rows_with_steps(good / "scored").rows[3]["row_id"]
+    entry = {"row_id": row_id, "decision": "mask", "who": "me", "when": "2020-01-01T00:00:00+00:00", "turns": [1]}
+    response = {"value": "drop", "user_id": "5b0e7c1e-3a0c-5d53-9a5e-2f6f0b6f6f10"}
+    record = {"id": "0", "fields": {}, "metadata": {"row_id": row_id}, "responses": {"decision": [response]}}
+    line = record if argilla else entry
+    content = (json.dumps(line) + "\n").encode() * 2
+    if raw:
+        place = int(at * len(content))
+        content = content[:place] + letters + content[place:]
+    else:
+        content = json.dumps(changed(line, places)).encode() + b"\n" + content
+    path.write_bytes(content)
+    review = Review.of(good / "scored", own / "decisions.jsonl", by="length_score", output=own / "labelled")
+    try:
+        taken = review.take(read_decisions(path, ["me"]).decisions)
+    except SafefilterError as error:
+        assert str(error).strip()
+    else:
+        assert taken["taken"] <= 3
+    again = Review.of(good / "scored", own / "decisions.jsonl", by="length_score", output=own / "labelled")
+    assert again.overview()["decisions"] == review.overview()["decisions"]  # what was taken can be read
 
 
 def test_what_is_changed_is_read_where_nothing_is_changed(good, at_home, tmp_path_factory):

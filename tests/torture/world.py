@@ -40,6 +40,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prune": ("cache", "prune", "--max-size", "0"),
     "push": ("push", "published", "loopback/rows", "--yes", "--anyway"),
     "label": ("label", "scored", "--from", "label", "-o", "out"),
+    "import": ("review", "scored", "--by", "larf_score", "--drop-count", "4", "--import", "theirs.jsonl", "--decisions",
+               "out/decisions.jsonl"),
 }  # fmt: skip
 """The commands that are tortured, each with what comes out of it in `out`, in the store or on the Hub."""
 
@@ -194,6 +196,7 @@ class Worlds:
         self._earlier: dict[str, Path] = {}
         for words in _PREPARED:
             self._must(self._base, words)
+        _write_decisions(self._base.folder)
         shutil.rmtree(self._base.folder / "home")
         shutil.rmtree(self._base.folder / "store" / "rows")
         (self._base.folder / "home").mkdir()
@@ -244,6 +247,23 @@ def _write_rows(folder: Path) -> None:
     (folder / "folders.yaml").write_text(yaml.safe_dump(_RECIPE | {"data": _RECIPE["data"] | {"path": "rowset"}}))
     Dataset.from_list(sides["rows"]).save_to_disk(folder / "rowset")
     (folder / "earlier.yaml").write_text(yaml.safe_dump(_RECIPE | {"layer": 1}))
+
+
+def _write_decisions(folder: Path) -> None:
+    """What two people have decided elsewhere, one of them twice on some rows."""
+    ids = Dataset.load_from_disk(str(folder / "scored"))["row_id"]
+    lines = [
+        {
+            "row_id": row_id,
+            "decision": ("keep", "drop", "unsure")[(at + number) % 3],
+            "who": who,
+            "when": f"2020-01-{number + 1:02}T00:00:00+00:00",
+        }
+        for number, who in enumerate(("ada", "bo", "ada"))
+        for at, row_id in enumerate(ids)
+        if at % (number + 1) == 0
+    ]
+    (folder / "theirs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 _VOLATILE = {
