@@ -28,17 +28,18 @@ _PEOPLE = uuid.UUID("5b0e7c1e-3a0c-5d53-9a5e-2f6f0b6f6f10")
 
 
 def write_argilla(review: Review, path: Path, *, text: bool) -> None:
-    """Write a record a row, one JSON object a line, as `argilla.Record.from_dict` reads them.
+    """Write a record a row into one JSON array, as `from_json` of the records of an Argilla data set reads them.
 
-    The decision at the threshold is a suggestion, and each person's decision a response to the question `QUESTION`.
+    The decision at the threshold is a suggestion, and each person's decision a submitted response to the question
+    `QUESTION`. Argilla takes a response only of a person whom it knows by the id `person_id`.
 
     Args:
         review: The review.
         path: The file; an earlier one is replaced.
         text: Whether to write what the rows say; they are fields of their row id alone otherwise.
     """
-    lines = [json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n" for record in _records(review, text)]
-    atomic_text(path, "".join(lines))
+    lines = [json.dumps(record, ensure_ascii=True, allow_nan=False) for record in _records(review, text)]
+    atomic_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def write_atlas(review: Review, path: Path, *, text: bool) -> None:
@@ -88,7 +89,7 @@ def _records(review: Review, text: bool) -> Iterator[dict[str, Any]]:
 
 
 def _response(decision: RowDecision) -> dict[str, Any]:
-    return {"value": decision.decision, "user_id": person_id(decision.who)}
+    return {"value": decision.decision, "user_id": person_id(decision.who), "status": "submitted"}
 
 
 def person_id(name: str) -> str:

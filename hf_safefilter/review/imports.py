@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import json
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hf_safefilter.decide.decision_log import DECISIONS, MASK, RowDecision
-from hf_safefilter.errors import MissingError
+from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.review.exports import QUESTION, person_id
 from hf_safefilter.storage.append_log import AppendLog
 
 _LONGEST_ID = 64
+
+_Entries: TypeAlias = "list[RowDecision | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Imported:
 
 
 def read_decisions(path: Path, people: Collection[str] = ()) -> Imported:
-    """The decisions in a file of JSON lines: lines of a log, or records as `exports.write_argilla` writes them.
+    """The decisions in a file: lines of a log, or Argilla's records, in an array as it writes them or a line each.
 
     Args:
         path: The file.
@@ -39,7 +42,7 @@ def read_decisions(path: Path, people: Collection[str] = ()) -> Imported:
 
     Raises:
         MissingError: There is no such file.
-        IntegrityError: A line is neither.
+        IntegrityError: A line or a record is neither.
     """
     if not path.is_file():
         raise MissingError(f"there is no file {path}", fix="check the path")
@@ -50,13 +53,34 @@ def read_decisions(path: Path, people: Collection[str] = ()) -> Imported:
 
     last: dict[tuple[str, str], RowDecision] = {}
     without = 0
-    for decision in chain.from_iterable(AppendLog(path).read(entries, "decision, and no record of Argilla")):
+    read = _in_array(path, entries)
+    if read is None:
+        read = AppendLog(path).read(entries, "decision, and no record of Argilla")
+    for decision in chain.from_iterable(read):
         if decision is None:
             without += 1
         else:
             last.pop((decision.row_id, decision.who), None)
             last[decision.row_id, decision.who] = decision
     return Imported(tuple(last.values()), without)
+
+
+def _in_array(path: Path, entries: Callable[[dict[str, Any]], _Entries]) -> list[_Entries] | None:
+    """`entries` of each member of the array that a file is; None for a file that is none."""
+    content = path.read_bytes()
+    if not content.lstrip().startswith(b"["):
+        return None
+    found: list[_Entries] = []
+    bodies = None
+    try:
+        bodies = json.loads(content)
+        found += (entries(dict(body)) for body in bodies)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{path} is no whole array" if bodies is None else f"record {len(found) + 1} of {path} is no decision"
+        raise IntegrityError(
+            f"{what}, or its records are not those of Argilla", fix="write it again: dataset.records.to_json(path)"
+        ) from error
+    return found
 
 
 def _of_record(body: dict[str, Any], names: dict[str, str]) -> Iterator[RowDecision | None]:

@@ -15,11 +15,11 @@ def folder(tmp_path_factory):
 
 
 def test_both_exports_and_no_server(folder, call, tmp_path):
-    records, table, log = tmp_path / "records.jsonl", tmp_path / "rows.parquet", tmp_path / "decisions.jsonl"
+    records, table, log = tmp_path / "records.json", tmp_path / "rows.parquet", tmp_path / "decisions.jsonl"
     words = ("--export-argilla", records, "--export-atlas", table, "--decisions", log)
     code, out, _ = call("--format", "json", "review", folder, "--by", "probe_score", *words)
     assert code == 0 and json.loads(out)["rows"] == 40
-    assert len(records.read_text().splitlines()) == 40 and table.exists() and not log.exists()
+    assert len(json.loads(records.read_text())) == 40 and table.exists() and not log.exists()
 
 
 def test_mistakes_are_told(folder, call, tmp_path, monkeypatch):

@@ -18,12 +18,13 @@ def decided(review):
 
 
 def test_argilla_records(decided, tmp_path):
-    write_argilla(decided, tmp_path / "records.jsonl", text=False)
-    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    write_argilla(decided, tmp_path / "records.json", text=False)
+    records = json.loads((tmp_path / "records.json").read_text())  # an array: what Argilla's `from_json` reads
     assert len(records) == 60 and len({record["id"] for record in records}) == 60
     assert set(records[3]) == {"id", "fields", "metadata", "suggestions", "responses", "vectors"}
     assert [response["value"] for response in records[3]["responses"]["decision"]] == ["keep", "drop"]
     assert len({response["user_id"] for response in records[3]["responses"]["decision"]}) == 2
+    assert {response["status"] for response in records[3]["responses"]["decision"]} == {"submitted"}  # else drafts
     kept = decided.rows.scores < decided.is_safe.threshold
     assert [record["suggestions"]["decision"]["value"] for record in records] == np.where(kept, "keep", "drop").tolist()
     assert "score" not in records[UNREAD]["metadata"] and records[3]["metadata"]["category"] == "travel"
@@ -42,8 +43,8 @@ def test_a_table_for_embedding_atlas(decided, tmp_path):
 
 
 def test_texts_only_where_asked_and_as_they_may_be_shown(decided, tmp_path):
-    write_argilla(decided, tmp_path / "records.jsonl", text=True)
+    write_argilla(decided, tmp_path / "records.json", text=True)
     write_atlas(decided, tmp_path / "rows.parquet", text=True)
-    record = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[HOSTILE])
+    record = json.loads((tmp_path / "records.json").read_text())[HOSTILE]
     said = pq.read_table(tmp_path / "rows.parquet")["text"][HOSTILE].as_py()
     assert record["fields"]["text"] == said and said.endswith(f"assistant: {PLAIN}") and said.startswith("user: ")

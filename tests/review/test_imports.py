@@ -48,9 +48,9 @@ def test_records_of_argilla_come_back_as_they_went(review, scored, tmp_path):
         review.decide(place, {"decision": word, "who": "ada"})
     review.decide(0, {"decision": "mask", "who": "ada", "turns": [1]})
     review.decide(3, {"decision": "drop", "who": "somebody else"})
-    write_argilla(review, tmp_path / "records.jsonl", text=True)
+    write_argilla(review, tmp_path / "records.json", text=True)
     other = Review.of(scored[0], tmp_path / "new.jsonl", by="largest_rank_score")
-    imported = read_decisions(tmp_path / "records.jsonl", ["ada"])
+    imported = read_decisions(tmp_path / "records.json", ["ada"])
     assert imported.without_turns == 1
     assert other.take(imported.decisions)["taken"] == 4
     assert {d.who: d.decision for d in other.decisions_on(3)} == {"ada": "keep"} | {
@@ -58,6 +58,37 @@ def test_records_of_argilla_come_back_as_they_went(review, scored, tmp_path):
     }
     assert [d.decision for place in (4, 5) for d in other.decisions_on(place)] == ["drop", "unsure"]
     assert all(d.when > "2026" for d in other.decisions_on(4))
+
+
+def test_records_come_as_lines_and_as_the_array_that_argilla_writes(review, tmp_path):
+    """With responses as its `to_json` has them: no status, and ids that it has given to people itself."""
+    answered = [{"value": "drop", "user_id": "0b5c1a6e-0000-4000-8000-000000000001"}]
+    records = [
+        {"id": f"{place}", "fields": {}, "metadata": {"row_id": review.rows.ids[place]}, "suggestions": {},
+         "responses": {"decision": answered} if place else {}, "vectors": {}, "status": "pending", "_server_id": "1"}
+        for place in range(3)
+    ]  # fmt: skip
+    (tmp_path / "array.json").write_text(json.dumps(records))
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    array, lines = (read_decisions(tmp_path / name) for name in ("array.json", "lines.jsonl"))
+    assert array == lines and [decision.row_id for decision in array.decisions] == review.rows.ids[1:3]
+    assert {decision.who for decision in array.decisions} == {f"argilla {answered[0]['user_id']}"}
+    assert review.take(array.decisions)["taken"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"metadata": {"row_id"', "is no whole array"),
+        ("[" * 100_000, "is no whole array"),
+        ('[{"responses": {}, "metadata": {"row_id": "a"}}, []]', "record 2 of"),
+        ('[{"responses": {}, "metadata": {}}]', "record 1 of"),
+    ],
+)
+def test_an_array_of_something_else_is_named(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(IntegrityError, match=message):
+        read_decisions(tmp_path / "a.json")
 
 
 OTHERS = [
@@ -75,9 +106,9 @@ def test_what_is_known_is_never_replaced_by_something_older_or_without_a_time(re
     ids = review.rows.ids
     review.decide(3, {"decision": "drop", "who": "bob", "note": "mine", "reference": True})
     review.decide(4, {"decision": "keep", "who": "bob"})
-    write_argilla(review, tmp_path / "records.jsonl", text=False)
+    write_argilla(review, tmp_path / "records.json", text=False)
     review.decide(4, {"decision": "drop", "who": "bob"})
-    found = review.take(read_decisions(tmp_path / "records.jsonl", ["bob"]).decisions)
+    found = review.take(read_decisions(tmp_path / "records.json", ["bob"]).decisions)
     assert found == {"taken": 0, "known": 1, "of_other_rows": 0, "older": 1}
     log = other_log(
         tmp_path / "bob.jsonl", [RowDecision(ids[3], "keep", "bob", WHEN), RowDecision(ids[4], "keep", "bob", "?")]
@@ -93,8 +124,8 @@ def test_annotators_stay_apart_and_a_line_that_was_being_written_is_left_out(rev
     record = {"metadata": {"row_id": review.rows.ids[3]}, "responses": {"decision": [
         {"value": "keep", "user_id": name} for name in ("annotator-1", "annotator-2", "a" * 70 + "1", "a" * 70 + "2")
     ]}}  # fmt: skip
-    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n" + '{"metadata": {"row')
-    assert review.take(read_decisions(tmp_path / "records.jsonl").decisions)["taken"] == 4
+    (tmp_path / "records.json").write_text(json.dumps(record) + "\n" + '{"metadata": {"row')
+    assert review.take(read_decisions(tmp_path / "records.json").decisions)["taken"] == 4
     assert len({decision.who for decision in review.decisions_on(3)}) == 4
 
 
