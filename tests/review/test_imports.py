@@ -76,6 +76,23 @@ def test_records_come_as_lines_and_as_the_array_that_argilla_writes(review, tmp_
     assert review.take(array.decisions)["taken"] == 2
 
 
+def test_the_classes_of_argilla_read_the_export_and_write_what_is_imported(review, tmp_path):
+    argilla = pytest.importorskip("argilla", reason="it is held against the real classes: pip install argilla requests")
+    review.decide(3, {"decision": "keep", "who": "ada"})
+    write_argilla(review, tmp_path / "records.json", text=True)
+    records = [argilla.Record.from_dict(body) for body in json.loads((tmp_path / "records.json").read_text())]
+    (response,) = records[3].responses
+    assert (response.value, response.status.value, records[3].suggestions["decision"].agent) == (
+        "keep", "submitted", "largest_rank_score"
+    )  # fmt: skip
+    records[4].responses.add(argilla.Response("decision", "drop", user_id=response.user_id, status="submitted"))
+    (tmp_path / "answers.json").write_text(json.dumps([record.to_dict() for record in records]))
+    found = read_decisions(tmp_path / "answers.json", ["ada"]).decisions
+    assert {(decision.row_id, decision.who, decision.decision) for decision in found} == {
+        (review.rows.ids[3], "ada", "keep"), (review.rows.ids[4], "ada", "drop")
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
