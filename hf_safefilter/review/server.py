@@ -85,6 +85,8 @@ def application(review: Review, guard: Guard, who: str = "") -> Any:
                 body, status = work(request), 200
             except SafefilterError as error:
                 body, status = {"error": str(error)}, 409
+            except OSError as error:  # a full disk, a folder that may not be written; its path is nothing for the page
+                body, status = {"error": f"a file or folder cannot be used: {error.strerror}"}, 507
             return Answer(json.dumps(body, allow_nan=False), status, media_type="application/json")
 
         return answer

@@ -1,5 +1,6 @@
 """The application on Gradio: what it answers to whom, through a test client."""
 
+import errno
 import sys
 
 import pytest
@@ -69,6 +70,17 @@ def test_a_decision_and_its_refusals(client, review):
     assert client.get("/review/row/99").status_code == 409 and client.get("/review/row/a").status_code == 404
     assert len(review.log.current) == 1
     assert client.post("/review/search", json={"words": {"a": 1}}).json()["count"] == 0
+
+
+def test_a_disk_that_takes_nothing_is_said_on_the_page(client, review, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/ada/decisions.jsonl")
+
+    monkeypatch.setattr(type(review), "_append", full)
+    answer = client.post("/review/row/1/decision", json={"decision": "keep", "who": "ada"})
+    assert answer.status_code == 507 and answer.json()["error"] == (
+        "a file or folder cannot be used: No space left on device"
+    )
 
 
 def test_without_gradio_the_error_names_the_extra(monkeypatch):
