@@ -81,12 +81,7 @@ def application(review: Review, guard: Guard, who: str = "") -> Any:
 
     def answering(work: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
         def answer(request: Request) -> Response:
-            try:
-                body, status = work(request), 200
-            except SafefilterError as error:
-                body, status = {"error": str(error)}, 409
-            except OSError as error:  # a full disk, a folder that may not be written; its path is nothing for the page
-                body, status = {"error": f"a file or folder cannot be used: {error.strerror}"}, 507
+            body, status = _answer(work, request)
             return Answer(json.dumps(body, allow_nan=False), status, media_type="application/json")
 
         return answer
@@ -190,3 +185,13 @@ def serve(review: Review, *, who: str = "", token: str | None = None) -> None:
     running = start(review, who=who, token=token)
     logging.getLogger(__name__).warning("the review page: %s", running.address)
     threading.Event().wait()
+
+
+def _answer(work: Callable[[Request], dict[str, Any]], request: Request) -> tuple[dict[str, Any], int]:
+    """What `work` says, or why it could not, and the status of the answer."""
+    try:
+        return work(request), 200
+    except SafefilterError as error:
+        return {"error": str(error)}, 409
+    except OSError as error:  # a full disk, a folder that may not be written; its path is nothing for the page
+        return {"error": f"a file or folder cannot be used: {error.strerror}"}, 507
