@@ -13,6 +13,7 @@ import yaml
 
 from hf_safefilter.errors import IntegrityError, PublishError
 from hf_safefilter.publish.data_files import Published, SplitSize
+from hf_safefilter.publish.plots import shares_drawn
 from hf_safefilter.publish.provenance import Provenance
 
 BEGIN = "<!-- hf_safefilter: begin; what stands between these two lines is written anew at each push -->"
@@ -160,6 +161,7 @@ def _body(provenance: Provenance, text_included: bool, repository: str) -> str:
 
     facts = _escaped(provenance.to_dict())
     counts = facts["counts"]
+    by, drawn = shares_drawn(provenance.counts)
     titles = (("split", "by_split"), ("source", "by_source"), ("category", "by_category"))
     try:
         text = _template().render(
@@ -168,6 +170,8 @@ def _body(provenance: Provenance, text_included: bool, repository: str) -> str:
             end=END,
             repository=_escape(repository),
             tables=[(title, counts[key]) for title, key in titles if counts[key]],
+            shares_by=by,
+            drawn=len(drawn),
             labelled_rule="labelled rows" in provenance.selection.rule,
             text_included=text_included,
             own_model=provenance.written_by_its_own_model(),
