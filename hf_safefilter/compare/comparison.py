@@ -161,35 +161,47 @@ def _rounded(value: float | None, digits: int = 3) -> float | None:
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Write ``path.png`` and ``path.svg``: the AUROC of each score where there are labels, and how scores agree."""
+    """Write ``path.png`` and ``path.svg``: AUROCs where there are labels, verdicts, and how scores agree."""
     names = [entry.method for entry in comparison.entries]
-    labelled = comparison.label is not None
+    labelled = any(entry.separation is not None for entry in comparison.entries)
     side = 1.2 + 0.45 * len(names)
-    with figure(path, side + 1.6 + (4.5 if labelled else 0), side) as canvas:
-        axes = canvas.subplots(1, 2, width_ratios=[4.5, side + 1.6]) if labelled else [canvas.subplots()]
+    with figure(path, side + (6.2 if labelled else 3.6), side + 0.3) as canvas:
+        axes = canvas.subplots(1, 2, width_ratios=[6.2, side]) if labelled else [canvas.subplots()]
         if labelled:
             _draw_separations(axes[0], comparison)
+            canvas.legend(frameon=False, loc="outside lower left", ncols=3, fontsize=9)
         grid = np.array([[np.nan if rho is None else rho for rho in line.values()]
                          for line in comparison.agreement.values()])  # fmt: skip
         axes[-1].imshow(grid, vmin=-1, vmax=1, cmap="RdBu")
         for (row, column), rho in np.ndenumerate(grid):
             text = "" if np.isnan(rho) else f"{rho:.2f}"
-            axes[-1].text(column, row, text, ha="center", va="center", fontsize=8,
+            axes[-1].text(column, row, text, ha="center", va="center", fontsize=9,
                           color="white" if abs(rho) > 0.6 else "black")  # fmt: skip
         axes[-1].set_xticks(range(len(names)), names, rotation=45, ha="right")
+        if not labelled:
+            names = [f"{entry.method}: {entry.verdict.finding}" for entry in comparison.entries]
         axes[-1].set_yticks(range(len(names)), names)
-        axes[-1].set_title("Spearman correlation of the scores", loc="left")
+        axes[-1].set_title("Spearman correlation of scores", loc="left", fontsize=10)
 
 
 def _draw_separations(axes: Axes, comparison: Comparison) -> None:
+    named: set[str] = set()
     for height, entry in enumerate(comparison.entries):
+        kind = "control" if entry.method in CONTROLS else "score"
+        axes.text(1.02, height, entry.verdict.finding, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
         if (separation := entry.separation) is None:
             continue
-        colour = GREY if entry.method in CONTROLS else BLUE
-        axes.plot([separation.low, separation.high], [height, height], color=colour, linewidth=2)
-        axes.plot([separation.auroc], [height], "o", color=colour)
-    axes.axvline(0.5, color="black", linewidth=1, linestyle="--")
+        colour, mark = (GREY, "s") if kind == "control" else (BLUE, "o")
+        axes.errorbar(
+            [separation.auroc], [height], color=colour, fmt=mark, linewidth=2, label=None if kind in named else kind,
+            xerr=[[max(0.0, separation.auroc - separation.low)], [max(0.0, separation.high - separation.auroc)]],
+        )  # fmt: skip
+        named.add(kind)
+    axes.axvline(0.5, color="black", linewidth=1, linestyle="--", label="chance")
     axes.set_yticks(range(len(comparison.entries)), [entry.method for entry in comparison.entries])
-    axes.invert_yaxis()
-    axes.set_xlabel("AUROC, 95 % interval (controls grey; dashed: chance)")
-    axes.set_title(f"{comparison.unsafe} of {comparison.labelled} labelled rows are unsafe", loc="left")
+    axes.set_ylim(len(comparison.entries) - 0.5, -0.5)
+    axes.set_xlabel("AUROC, 95 % interval")
+    axes.set_title(
+        f"{comparison.unsafe:,} of {comparison.labelled:,} labelled rows are unsafe; verdicts at the right",
+        loc="left", fontsize=10,
+    )  # fmt: skip

@@ -2,17 +2,19 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
+from svg_texts import texts_of
 
 from hf_safefilter import EmbedLayers, ReferenceIndex, compare_methods, demo
 from hf_safefilter.compare import compare_methods as compare
 from hf_safefilter.compare.comparison import draw
-from hf_safefilter.decide.verdict import Verdict
+from hf_safefilter.decide.verdict import Finding, Verdict
 from hf_safefilter.decide.verdict.rank_statistics import Interval
 from hf_safefilter.engine.local import embed_rows, score_rows
 from hf_safefilter.errors import DataError, MissingError, OptionError
@@ -191,6 +193,19 @@ def test_table_json_and_plot(found, tmp_path):
         draw(found, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    shown = texts_of(tmp_path / "one.svg")
+    assert {"score", "control", "chance", "AUROC, 95 % interval"} <= set(shown)
+    findings = [text for text in shown if text in get_args(Finding)]
+    assert sorted(findings) == sorted([*(one.verdict.finding for one in found.entries), "control"])  # and the legend's
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_plot_without_labels_names_the_verdicts_beside_the_scores(found, tmp_path):
+    bare = replace(found, label=None, entries=tuple(replace(one, separation=None) for one in found.entries))
+    draw(replace(bare, agreement={one: dict.fromkeys(line) for one, line in bare.agreement.items()}), tmp_path / "plot")
+    shown = texts_of(tmp_path / "plot.svg")
+    assert {f"{one.method}: {one.verdict.finding}" for one in found.entries} <= set(shown)
+    assert "AUROC, 95 % interval" not in shown
 
 
 def test_without_labels_the_references_and_the_lengths_judge(rows, references):
