@@ -106,7 +106,9 @@ def curve_point(
 
 def draw_curve(points: Sequence[CurvePoint], path: Path) -> None:
     """Write ``path.png`` and ``path.svg``."""
-    with figure(path, 6.5, 4) as canvas:
+    from matplotlib.ticker import MaxNLocator
+
+    with figure(path, 7, 4.4) as canvas:
         axes = canvas.subplots()
         judged = [(point, point.auroc) for point in points if point.auroc is not None]
         labels = [point.labels for point, _ in judged]
@@ -116,8 +118,12 @@ def draw_curve(points: Sequence[CurvePoint], path: Path) -> None:
         axes.errorbar(labels, values, ends, fmt="o-", color=BLUE, capsize=3, linewidth=1.5, label=with_labels)
         before = [np.nan if point.references is None else point.references for point, _ in judged]
         axes.plot(labels, before, "s--", color=GREY, markersize=4, label="references alone, on the same rows")
-        axes.axhline(0.5, color=GREY, linewidth=0.8)
+        axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", label="chance")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0, 1.05 * max([10, *(point.labels for point in points)]))
+        axes.set_ylim(min([0.45, *(auroc.low - 0.02 for _, auroc in judged)]), 1.02)
         axes.set_xlabel("rows labelled")
         axes.set_ylabel("AUROC, 95 % interval")
-        axes.set_title(f"AUROC {OF_DOUBTFUL_ROWS}", loc="left", fontsize=8)
-        axes.legend(frameon=False, loc="lower right")
+        last = f"{points[-1].sentence()}\n" if points else ""
+        axes.set_title(f"{last}AUROC {OF_DOUBTFUL_ROWS}", loc="left", fontsize=9)
+        canvas.legend(frameon=False, loc="outside lower left", ncols=3, fontsize=9)

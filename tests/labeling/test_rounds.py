@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from stand_in import StandIn, safe_rows, unsafe_rows, vector_of
+from svg_texts import texts_of
 
+from hf_safefilter.decide.verdict.rank_statistics import Interval
 from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.labeling import LabelRounds
-from hf_safefilter.labeling.curve import LEAST, curve_point, draw_curve, folds_by_request
+from hf_safefilter.labeling.curve import LEAST, CurvePoint, curve_point, draw_curve, folds_by_request
 from hf_safefilter.labeling.read_rows import ReadRows
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores.probe import ProbeScore, fit_probe
@@ -141,6 +143,18 @@ def test_the_curve_has_a_point_for_each_round(references, tmp_path):
     assert points[-1] == session.point()
     draw_curve(points, tmp_path / "curve")
     assert {path.name for path in tmp_path.iterdir()} == {"labels.jsonl", "curve.png", "curve.svg"}
+    shown = texts_of(tmp_path / "curve.svg")
+    assert {"chance", "rows labelled", "AUROC, 95 % interval", "references alone, on the same rows"} <= set(shown)
+    assert points[-1].sentence() in " ".join(shown)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("points", [[], [CurvePoint(4, 1, None, None)], [CurvePoint(9, 5, Interval(0.3, 0.1, 1), 0.2)]])
+def test_a_curve_of_few_points_is_drawn_on_whole_numbers_of_rows(points, tmp_path):
+    draw_curve(points, tmp_path / "curve")
+    shown = texts_of(tmp_path / "curve.svg")
+    assert {"1.0", "8", "10"} <= set(shown)
+    assert any("no AUROC yet" in text for text in shown) == (bool(points) and points[0].auroc is None)
 
 
 def test_rows_without_ids_or_vectors_are_refused(references, tmp_path):
