@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
+from svg_texts import texts_of
 
 from hf_safefilter.effect import margin
 from hf_safefilter.effect.contrasts import Contrast, Mean, verdict
@@ -164,6 +165,16 @@ def test_the_table_and_the_plot(report, tmp_path):
         draw(report, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    shown = texts_of(tmp_path / "one.svg")
+    assert report.verdict in " ".join(shown)
+    assert {"before tuning", "one of 3 seeds", "mean and 95 % interval over seeds"} <= set(shown)
+    assert {"harmful prompts refused, share", "loss on held-out benign rows, nats a token", "tuned on"} <= set(shown)
+
+
+def test_the_plot_of_a_single_seed_says_what_its_interval_is_over(report, tmp_path):
+    draw(replace(report, runs=tuple(one for one in report.runs if one.seed == 0)), tmp_path / "one")
+    shown = texts_of(tmp_path / "one.svg")
+    assert {"the only seed", "mean; of the margin with 95 % interval over prompts"} <= set(shown)
 
 
 def test_a_report_is_read_back_for_the_card(report, tmp_path):
