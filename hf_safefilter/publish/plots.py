@@ -60,7 +60,7 @@ def _scores(canvas: Figure, scores: np.ndarray, provenance: Provenance) -> None:
     labels = [f"{len(sides[0]):,} below the threshold", f"{len(sides[1]):,} at it or above"]
     if provenance.selection.action == "drop" and provenance.review is None:  # else a side is not all of one kind
         labels = [f"kept: {labels[0]}", f"dropped: {labels[1]}"]
-    edges = _edges(finite, threshold)
+    edges = edges_at(finite, threshold, _BINS)
     axes.hist(sides, bins=edges, stacked=True, color=[BLUE, RED], label=labels)
     for bar in axes.containers[1]:
         bar.set(**STRIPES)
@@ -84,14 +84,14 @@ def _scores(canvas: Figure, scores: np.ndarray, provenance: Provenance) -> None:
     canvas.legend(frameon=False, loc="outside lower left", ncols=3, fontsize=9)
 
 
-def _edges(finite: np.ndarray, threshold: float) -> list[float]:
-    """Edges of the bars. The threshold is one of them, so that no bar holds rows of both sides."""
+def edges_at(finite: np.ndarray, threshold: float, bins: int) -> list[float]:
+    """Edges of about so many bars. The threshold is one of them, so that no bar holds rows of both sides."""
     ends = [*([finite.min(), finite.max()] if len(finite) else []), *([threshold] if math.isfinite(threshold) else [])]
     low, high = (float(min(ends)), float(max(ends))) if ends else (0.0, 0.0)
     middle, size = threshold if math.isfinite(threshold) else low, max(abs(low), abs(high))
     if low == high:
         low, high = low - max(0.5, 0.1 * size), high + max(0.5, 0.1 * size)
-    step = max((high - low) / _BINS, 4 * float(np.spacing(size)))  # a smaller one is lost in rounding
+    step = max((high - low) / bins, 4 * float(np.spacing(size)))  # a smaller one is lost in rounding
     edges = middle + step * np.arange(np.floor((low - middle) / step), np.ceil((high - middle) / step) + 2)
     return [float(edge) for edge in edges]
 
