@@ -158,6 +158,54 @@ def test_the_threshold_is_dragged_and_the_counts_follow(review, shown):
     assert float(page.locator("#histogram").get_attribute("aria-valuenow")) == review.is_safe.threshold
 
 
+def test_the_parts_of_a_bar_are_in_proportion_and_named(review, shown):
+    page = shown(review)
+    page.select_option("#histogram-by", "category")
+    assert page.locator("#histogram-legend > span").evaluate_all("all => all.map((one) => one.title)") == [
+        "cooking", "travel"
+    ]  # fmt: skip
+    drawn = page.evaluate(
+        """() => {
+          const seen = [], bar = histogram.bar;
+          histogram.bar = (draw, left, wide, top, tall) => seen.push([left, tall]);
+          histogram.draw();
+          histogram.bar = bar;
+          return [seen, histogram.layers.map((layer) => [...layer.bins])];
+        }"""
+    )
+    heights = {}
+    for left, tall in drawn[0]:
+        heights.setdefault(left, []).append(tall)
+    mixed = [counts for counts in zip(*drawn[1], strict=True) if all(counts)]
+    parts = [tall for tall in heights.values() if len(tall) > 1]
+    assert mixed and len(parts) == len(mixed)
+    for counts, tall in zip(mixed, parts, strict=True):
+        assert np.array(tall) / sum(tall) == pytest.approx(np.array(counts) / sum(counts))
+
+
+def test_ticks_of_scores_that_hardly_differ_come_to_an_end_and_differ(review, shown):
+    page = shown(review)
+    texts = page.evaluate("[tickTexts(ticks(1000, 1000 + 6e-8, 6)), tickTexts(ticks(1 - 1.2e-16, 1, 6))]")
+    assert len(set(texts[0])) == len(texts[0]) > 3 and len(texts[1]) < 30
+
+
+def test_rows_are_drawn_over_the_references_and_dropped_ones_larger(review, shown):
+    page = shown(review)
+    page.wait_for_function("state.points !== null && scatter.cached")
+    colours = page.evaluate(
+        """() => {
+          state.open = -1;
+          scatter.draw();
+          const canvas = byId("map"), scale = window.devicePixelRatio || 1;
+          const places = scatter.places(canvas.clientWidth, canvas.clientHeight), row = state.ascending.at(-1);
+          const [x, y] = [places[2 * row], places[2 * row + 1]].map((place) => Math.round(place * scale));
+          const at = (shift) => [...canvas.getContext("2d").getImageData(x + shift, y, 1, 1).data].slice(0, 3);
+          return [at(0), at(-3), rgb(style("--dropped"))];
+        }"""
+    )
+    assert colours[0] == colours[1] == colours[2]  # of the most dangerous row, which is drawn last
+
+
 def test_filters_and_orders(review, shown):
     page = shown(review)
     page.select_option("#group", label="category: cooking (31)")

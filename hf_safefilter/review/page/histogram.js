@@ -1,7 +1,7 @@
 /* The scores of all rows, with a threshold that can be dragged, or moved by the arrow keys. */
 
 const BINS = 90;
-const EDGE = { left: 44, right: 14, top: 10, bottom: 30 };
+const EDGE = { left: 44, right: 14, top: 24, bottom: 30 };
 const PALETTE = ["--kind-1", "--kind-2", "--kind-3", "--kind-4", "--kind-5", "--kind-6"];
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -76,9 +76,9 @@ const histogram = {
       let below = 0;
       for (const layer of this.layers) {
         if (!layer.bins[bin]) continue;
-        const from = tall(below), to = tall(below + layer.bins[bin]);
-        this.bar(draw, left, wide - 1, floor - to, to - from, at, layer.colour);
-        below += layer.bins[bin];
+        const part = tall(total) * (layer.bins[bin] / total); // the root of each part would not be comparable
+        this.bar(draw, left, wide - 1, floor - below - part, part, at, layer.colour);
+        below += part;
       }
     });
     this.handle(draw, at, floor);
@@ -116,11 +116,11 @@ const histogram = {
     }
     draw.textBaseline = "top";
     draw.textAlign = "center";
-    for (const tick of ticks(this.low, this.high, Math.max(4, Math.floor(width / 90)))) {
-      draw.fillText(score(tick), this.x(tick, width), floor + 5);
-    }
+    const marks = ticks(this.low, this.high, Math.max(4, Math.floor(width / 90)));
+    tickTexts(marks).forEach((text, at) => draw.fillText(text, this.x(marks[at], width), floor + 5));
     draw.textAlign = "left";
-    draw.fillText("rows (square-root scale)", EDGE.left + 4, EDGE.top - 8 + 2);
+    draw.fillText(this.grouped ? "rows (bars on a square-root scale, their parts in proportion)" : "rows (square-root scale)", 4, 2);
+    draw.fillText("score", EDGE.left, floor + 18);
     draw.textAlign = "right";
     draw.fillText("more dangerous →", width - EDGE.right, floor + 18);
   },
@@ -149,7 +149,7 @@ const histogram = {
 function legendItem(colour, name) {
   const swatch = el("i", { class: "swatch" });
   swatch.style.background = `var(${colour})`;
-  return el("span", {}, swatch, name);
+  return el("span", { title: name }, swatch, el("span", { class: "name" }, name));
 }
 
 /** 1, 10, 100, ... below a number. */
@@ -161,8 +161,17 @@ function ticks(low, high, count) {
   const size = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((factor) => factor * size).find((wide) => wide >= 0.7 * raw);
   const found = [];
-  for (let at = Math.ceil(low / step); at * step <= high; at++) found.push(Number((at * step).toPrecision(12)));
-  return found;
+  // counted, because a number that is too large for its step does not grow when one is added
+  for (let at = Math.ceil(low / step), left = 4 * count; at * step <= high && left; at++, left--) found.push(Number((at * step).toPrecision(16)));
+  return [...new Set(found)];
+}
+
+/** The ticks as texts, with as many digits as tell them apart. */
+function tickTexts(marks) {
+  const short = marks.map(score);
+  if (new Set(short).size === marks.length) return short;
+  const digits = Array.from({ length: 12 }, (_, at) => at + 5).find((most) => new Set(marks.map((tick) => tick.toPrecision(most))).size === marks.length);
+  return marks.map((tick) => String(Number(tick.toPrecision(digits || 17))));
 }
 
 /** Set the threshold; `done` is false while it is still being dragged. */

@@ -1,5 +1,6 @@
 /* The map: rows in the plane of their two largest components, coloured by their score against the threshold. */
 
+const MANY = 5000; // rows that are drawn smaller, and below the references
 const REACH = 14; // pixels from a point within which a click opens its row
 
 const scatter = {
@@ -9,18 +10,21 @@ const scatter = {
     const { draw, width, height } = cleared(canvas);
     const scale = window.devicePixelRatio || 1;
     const places = this.places(width, height);
-    const image = draw.createImageData(canvas.width, canvas.height);
+    const many = state.rows > MANY; // so many rows would hide the references, which else would hide them
+    if (!many) this.references(draw, width, height);
+    const image = draw.getImageData(0, 0, canvas.width, canvas.height);
     const pixels = new Uint32Array(image.data.buffer);
-    const size = Math.max(2, Math.round((state.rows > 5000 ? 2 : 4) * scale));
+    const base = Math.max(2, Math.round((many ? 2 : 4) * scale));
     const colours = this.colours();
     for (const row of state.ascending) { // the highest scores last, on top
+      const size = isKept(row) ? base : Math.round(1.5 * base); // larger, so that the colour is not all that tells
       const x = Math.round(places[2 * row] * scale - size / 2), y = Math.round(places[2 * row + 1] * scale - size / 2);
       if (!(x >= 0 && y >= 0 && x + size < canvas.width && y + size < canvas.height)) continue;
       const colour = colours[this.shade(row)];
       for (let down = 0; down < size; down++) pixels.fill(colour, (y + down) * canvas.width + x, (y + down) * canvas.width + x + size);
     }
     draw.putImageData(image, 0, 0);
-    this.references(draw, width, height);
+    if (many) this.references(draw, width, height);
     if (state.open >= 0 && Number.isFinite(places[2 * state.open])) {
       draw.strokeStyle = style("--ink");
       draw.lineWidth = 2;
@@ -84,14 +88,12 @@ const scatter = {
 
   references(draw, width, height) {
     const at = this.onto(width, height);
-    draw.strokeStyle = style("--panel");
-    draw.lineWidth = 1.5;
+    draw.lineWidth = 1.25; // outlines, so that rows are seen through them
     for (const [points, colour, mark] of [[state.points.safe, "--safe-reference", circle], [state.points.unsafe, "--unsafe-reference", triangle]]) {
-      draw.fillStyle = style(colour);
+      draw.strokeStyle = style(colour);
       for (let place = 0; place < points.length; place += 2) {
         draw.beginPath();
         mark(draw, ...at(points[place], points[place + 1]));
-        draw.fill();
         draw.stroke();
       }
     }
@@ -137,7 +139,7 @@ async function loadMap() {
   state.points = { rows: unpacked(body.rows, Float32Array), unsafe: unpacked(body.unsafe, Float32Array), safe: unpacked(body.safe, Float32Array) };
   note.textContent = `Two principal components of ${body.column}: ${(100 * body.share).toFixed(0)} % of the variance. Click a point.`;
   const legend = [legendItem("--kept", "kept"), legendItem("--dropped", "dropped")];
-  if (state.points.unsafe.length) legend.push(el("span", {}, el("b", { class: "unsafe" }, "▲"), "unsafe,"), el("span", {}, el("b", { class: "safe" }, "●"), "safe references"));
+  if (state.points.unsafe.length) legend.push(el("span", {}, el("b", { class: "unsafe" }, "△"), "unsafe,"), el("span", {}, el("b", { class: "safe" }, "○"), "safe references"));
   byId("map-legend").replaceChildren(...legend);
   scatter.draw();
 }
