@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_safefilter.figures import BLUE, GREY, RED, figure
+
 Figures = dict[str, Any]
 
 
@@ -129,32 +131,55 @@ def table(lines: list[Line]) -> str:
 
 def plot(lines: list[Line], memory: Figures | None, path: Path) -> None:
     """Ratios, shares of the limit, and memory against the number of rows, as PNG and SVG."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "hf_safefilter", "font.size": 9, "axes.spines.top": False,
-                                "axes.spines.right": False}):  # fmt: skip
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        left, middle, right = figure.subplots(1, 3)
-        timed = [line for line in lines if line.ratio is not None][::-1]
-        left.barh([f"{line.what}\nagainst {line.baseline}" for line in timed], [line.ratio for line in timed])
-        left.set_xscale("log")
-        left.axvline(1, color="black", linewidth=0.8)
-        left.set_xlabel("times as fast")
-        limited = [line for line in lines if line.share is not None][::-1]
-        middle.barh([line.what for line in limited], [line.share for line in limited], color="#c8553d")
-        middle.set_xlim(0, 1)
-        middle.set_xlabel("share of the machine's limit")
-        for name, every in (memory or {"memory": {}})["memory"].items():
-            right.plot(memory["sizes"], [one / 2**20 for one in every], marker="o", label=name)
+    timed = [line for line in lines if line.ratio is not None]
+    limited = [line for line in lines if line.share is not None]
+    with figure(path, 9, max(4.5, 1 + 0.55 * len(timed))) as canvas:
+        panels = canvas.subplot_mosaic([["ratios", "shares"], ["ratios", "memory"]])
+        _ratios(panels["ratios"], timed)
+        axes = panels["shares"]
+        _bars(axes, [line.what for line in limited], [line.share for line in limited], 0, "{:.0%}")
+        axes.set_xlim(0, 1.2)
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_xlabel("share of the machine's limit", fontsize=9)
+        axes = panels["memory"]
+        for (name, every), (style, colour) in zip((memory or {"memory": {}})["memory"].items(), _LINES, strict=False):
+            axes.plot(memory["sizes"], [one / 2**20 for one in every], style, color=colour, label=name)
         if memory:
-            right.set_xscale("log")
-            right.set_ylim(bottom=0)
-            right.legend()
-        right.set_xlabel("rows")
-        right.set_ylabel("memory of the process (MiB)")
-        figure.savefig(path.with_suffix(".png"), dpi=130, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set_ylim(bottom=0)
+            axes.legend(frameon=False, fontsize=9)
+        axes.set_xlabel("rows (log scale)", fontsize=9)
+        axes.set_ylabel("memory of the\nprocess (MiB)", fontsize=9)
+
+
+_LINES = (("o-", BLUE), ("s--", RED), ("^:", GREY))
+
+
+def _ratios(axes: Any, lines: list[Line]) -> None:
+    axes.set_xscale("log")
+    names = [f"{line.what}\nagainst {line.baseline}" for line in lines]
+    _bars(axes, names, [line.ratio for line in lines], 1, "{:.2g}")
+    axes.axvline(1, color="black", linewidth=0.8)
+    most = max([1, *(line.ratio for line in lines)])
+    ticks = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
+    least = min([1, *(line.ratio for line in lines)])
+    axes.set_xlim(least / 1.6, 1.8 * most)
+    axes.set_xticks([tick for tick in ticks if least / 1.6 <= tick <= 1.8 * most])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("times as fast (log scale; 1: alike)", fontsize=9)
+
+
+def _bars(axes: Any, names: list[str], values: list[float], start: float, shape: str) -> None:
+    """A bar for each value, from a start, with its number."""
+    places = range(len(names))
+    axes.barh(places, [value - start for value in values], left=start, color=BLUE)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    for place, value in zip(places, values, strict=True):
+        end = (max(value, start), place)
+        axes.annotate(shape.format(value), end, (3, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 def main() -> None:
@@ -171,7 +196,7 @@ def main() -> None:
         parser.error(f"there is no benchmark {unknown[0]}; use some of {', '.join(PROGRAMS)}")
     given.output.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
-    figures: dict[str, Figures] = {}
+    found: dict[str, Figures] = {}
     for name in names:
         path = given.output / f"{name}{'.quick' if given.quick else ''}.json"
         if not path.exists():
@@ -181,11 +206,11 @@ def main() -> None:
             command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(half)]
             subprocess.run(command, check=True, stdout=sys.stderr)
             half.replace(path)
-        figures[name] = json.loads(path.read_text(encoding="utf-8"))
-        lines += PROGRAMS[name].lines(figures[name])
+        found[name] = json.loads(path.read_text(encoding="utf-8"))
+        lines += PROGRAMS[name].lines(found[name])
     text = table(lines)
     (given.output / "table.md").write_text(text, encoding="utf-8")
-    plot(lines, figures.get("scoring"), given.output / "plot")
+    plot(lines, found.get("scoring"), given.output / "plot")
     print(text, end="")
 
 

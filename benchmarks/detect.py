@@ -23,6 +23,7 @@ from hf_safefilter import EmbedLayers, ReferenceIndex, choose_reading
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict import verdict_from_labels
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
+from hf_safefilter.figures import BLUE, GREY, drawable, figure
 from hf_safefilter.locate.choose_reading import METHODS
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.scores import make_score
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--labeled", nargs="+", required=True, metavar="FILE", help="labelled rows, JSON Lines")
     add_options(parser)
     parser.add_argument("--limit", type=int, help="rows of each file, spread evenly")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the AUROCs there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the AUROCs there, as .png and .svg")
     options = parsed(parser)
     reading = Reading.of(options)
     choice = choose_reading(reading.index, (*METHODS, "shift"))
@@ -115,23 +116,23 @@ def show_means(results: dict[str, dict]) -> None:
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
-    """AUROC with its interval, one panel a file."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6), sharey=True, squeeze=False)
-    for panel, (file, verdicts) in zip(panels[0], results.items(), strict=True):
-        for place, (name, verdict) in enumerate(reversed(verdicts.items())):
-            colour = "0.6" if name in BESIDE else "C0"
-            panel.plot([verdict.auroc.low, verdict.auroc.high], [place, place], color=colour, lw=2)
-            panel.plot(verdict.auroc.value, place, "o", color=colour)
-        panel.axvline(0.5, color="0.8", lw=1, zorder=0)
-        panel.set(title=file, xlabel="AUROC", xlim=(0.2, 1.02))
-        panel.set_yticks(range(len(verdicts)), [*reversed(verdicts)])
-    figure.tight_layout()
-    figure.savefig(path)
+    """AUROC with its interval, one panel a file; written as PNG and SVG."""
+    with figure(path.with_suffix(""), 1.8 + 2.4 * len(results), 4.2) as canvas:
+        panels = canvas.subplots(1, len(results), sharey=True, squeeze=False)[0]
+        for panel, (file, verdicts) in zip(panels, results.items(), strict=True):
+            for place, (name, verdict) in enumerate(verdicts.items()):
+                colour, mark = (GREY, "s") if name in BESIDE else (BLUE, "o")
+                ends = [[verdict.auroc.value - verdict.auroc.low], [verdict.auroc.high - verdict.auroc.value]]
+                panel.errorbar([verdict.auroc.value], [place], xerr=ends, color=colour, fmt=mark, linewidth=2,
+                               label={0: "methods", len(verdicts) - 1: "what needs no model"}.get(place))  # fmt: skip
+            panel.axvline(0.5, color="black", linewidth=1, linestyle="--", zorder=0, label="chance")
+            panel.set_title(drawable(file, "file", 24), fontsize=10)
+            panel.set_xlabel("AUROC, 95 % interval")
+            panel.set_xlim(min(0.3, *(verdict.auroc.low for verdict in verdicts.values())), 1.02)
+            panel.set_yticks(range(len(verdicts)), [*verdicts])
+        panels[0].invert_yaxis()
+        handles = panels[0].get_legend_handles_labels()
+        canvas.legend(*handles, frameon=False, loc="outside lower left", ncols=3, fontsize=9)
 
 
 if __name__ == "__main__":

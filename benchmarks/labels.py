@@ -175,14 +175,22 @@ def draw(results: dict[str, np.ndarray], path: Path) -> None:
         panels = canvas.subplots(1, len(results), squeeze=False)[0]
         for axes, (name, curves) in zip(panels, results.items(), strict=True):
             labels = PER_ROUND * np.arange(curves.shape[2])
-            for arm, (label, colour) in enumerate(zip(ARMS, (BLUE, GREY), strict=True)):
+            for arm, (label, colour, line) in enumerate(zip(ARMS, (BLUE, GREY), ("o-", "s--"), strict=True)):
                 low, high = np.quantile(curves[:, arm], [0.05, 0.95], axis=0)
                 axes.fill_between(labels, low, high, color=colour, alpha=0.2, linewidth=0)
-                axes.plot(labels, curves[:, arm].mean(axis=0), "o-", color=colour, markersize=4, label=f"{label} rows")
+                axes.plot(
+                    labels,
+                    curves[:, arm].mean(axis=0),
+                    line,
+                    color=colour,
+                    markersize=4,
+                    label=f"{label} rows, mean of {len(curves)} seeds; band: nine of ten",
+                )
             axes.set_title(name, loc="left")
             axes.set_xlabel("rows labelled")
         panels[0].set_ylabel("AUROC on rows kept aside")
-        panels[0].legend(frameon=False, loc="lower right")
+        handles = panels[0].get_legend_handles_labels()
+        canvas.legend(*handles, frameon=False, loc="outside lower left", fontsize=9)
 
 
 if __name__ == "__main__":
