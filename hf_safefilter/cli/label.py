@@ -62,7 +62,7 @@ def label(
         session.take(_labels(source, unsafe, saved), who=who or _shown(source))
     else:
         _Dialogue(session, context.obj, who).run(rounds)
-    _finish(context.obj, session, saved, output)
+    _finish(context.obj, session, saved, output, asked=source is None)
 
 
 def _labels(source: str, unsafe: str, saved: Saved) -> dict[str, str]:
@@ -183,9 +183,9 @@ def visible(text: str) -> str:
     return "\n".join("".join(sign for sign in line if unicodedata.category(sign)[0] != "C") for line in lines)
 
 
-def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path) -> None:
-    """Write the rescored rows and the curve, and report."""
-    from hf_safefilter.labeling.curve import OF_DOUBTFUL_ROWS, draw_curve
+def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path, *, asked: bool) -> None:
+    """Write the rescored rows and the curve, and report; `asked`: the rows were chosen here, as the doubtful ones."""
+    from hf_safefilter.labeling.curve import OF_DOUBTFUL_ROWS, OF_LABELLED_ROWS, draw_curve
     from hf_safefilter.labeling.rescored import rescored
     from hf_safefilter.saved.saved_rows import SCORED, save_again
     from hf_safefilter.scores.probe import ProbeScore
@@ -198,8 +198,9 @@ def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path) 
         return
     points = session.curve()
     atomic_text(output / "curve.json", json.dumps([point.to_json() for point in points], indent=1) + "\n")
-    draw_curve(points, output / "curve")
-    printer.table(f"AUROC {OF_DOUBTFUL_ROWS}", [_line(point.to_json()) for point in points])
+    rows = OF_DOUBTFUL_ROWS if asked else OF_LABELLED_ROWS
+    draw_curve(points, output / "curve", rows)
+    printer.table(f"AUROC {rows}", [_line(point.to_json()) for point in points])
     again = rescored(saved, probe=session.probe())
     save_again(again, output / SCORED)
     step = next(step for step in again.steps if isinstance(step, ProbeScore))

@@ -17,6 +17,7 @@ LEAST = 5
 """Labels of each kind below which an AUROC says nothing."""
 
 OF_DOUBTFUL_ROWS = "on the rows asked for, which are the doubtful ones: over all rows it is likely higher"
+OF_LABELLED_ROWS = "on the labelled rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ def curve_point(
     )
 
 
-def draw_curve(points: Sequence[CurvePoint], path: Path) -> None:
-    """Write ``path.png`` and ``path.svg``."""
+def draw_curve(points: Sequence[CurvePoint], path: Path, rows: str = OF_DOUBTFUL_ROWS) -> None:
+    """Write ``path.png`` and ``path.svg``; `rows` says on which rows it was measured."""
     from matplotlib.ticker import MaxNLocator
 
     with figure(path, 7, 4.4) as canvas:
@@ -125,5 +126,5 @@ def draw_curve(points: Sequence[CurvePoint], path: Path) -> None:
         axes.set_xlabel("rows labelled")
         axes.set_ylabel("AUROC, 95 % interval")
         last = f"{points[-1].sentence()}\n" if points else ""
-        axes.set_title(f"{last}AUROC {OF_DOUBTFUL_ROWS}", loc="left", fontsize=9)
+        axes.set_title(f"{last}AUROC {rows}", loc="left", fontsize=9)
         canvas.legend(frameon=False, loc="outside lower left", ncols=3, fontsize=9)

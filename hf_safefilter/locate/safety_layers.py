@@ -91,7 +91,8 @@ class SafetyLayers:
             f"{record['count']} {kind.replace('_', '-')}" for kind, record in self.facts.get("prompts", {}).items()
         )
         cost = f"; {prompts} prompts, {self.facts['seconds']} s" if "seconds" in self.facts else ""
-        return f"{ways[self.method]}: blocks {self.first} to {self.last}{cost}"
+        found = "no signal" if self.first is None else f"blocks {self.first} to {self.last}"
+        return f"{ways[self.method]}: {found}{cost}"
 
     def require(self) -> SafetyLayers:
         """This result, if it has a signal.

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from datasets import Dataset
+from svg_texts import texts_of
 
 from hf_safefilter import EmbedLayers, ReferenceIndex
 from hf_safefilter.cli.label import visible
@@ -103,6 +104,8 @@ def test_labels_made_elsewhere(call, scored, tmp_path):
     assert code == 0, err
     facts = json.loads(said)
     assert facts["labels"]["count"] == 60 and facts["curve"][-1]["auroc"]["value"] > 0.5
+    drawn = str(texts_of(tmp_path / "a" / "curve.svg"))
+    assert "AUROC on the labelled rows" in drawn and "doubtful" not in drawn  # nobody has chosen them here
     log = tmp_path / "a" / "labels.jsonl"
     assert json.loads(log.read_text().splitlines()[0])["round"] == 0
     code, again, err = call("--format", "json", "label", scored, "-o", tmp_path / "b", "--from", log)

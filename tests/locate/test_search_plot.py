@@ -46,3 +46,8 @@ def test_a_long_verdict_is_not_cut_off(tmp_path, method):
 def test_bounds_that_had_no_range_to_start_from_show_the_gap(tmp_path):
     texts = shown(tmp_path, "bounds", (), (None, None), "no range to start from", gap={"table": GAPS})
     assert "angular gap (degrees)" in texts and "prompts refused" not in texts
+
+
+def test_what_was_not_found_is_not_named():
+    assert SafetyLayers("gap", None, None, "no gap", ()).how.endswith(": no signal")
+    assert SafetyLayers("gap", 1, 2, "", ()).how.endswith(": blocks 1 to 2")
