@@ -11,4 +11,4 @@ def described(folder):
     for entry in record["distribution"]:
         entry["sha256"] = file_sha256(folder / entry["name"])
         entry["contentSize"] = f"{(folder / entry['name']).stat().st_size} B"
-    (folder / "croissant.json").write_text(json.dumps(record))
+    (folder / "croissant.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from hf_safefilter.publish.provenance import Provenance
 
 RECORD = "croissant.json"
+
+TEXTS = ("README.md", "provenance.json")
+"""What is described beside the data files. A push writes both anew, for its repository."""
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -60,16 +65,31 @@ CONTEXT: dict[str, Any] = {
 }
 _FORMATS = {
     ".parquet": "application/x-parquet", ".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml",
+    ".md": "text/markdown",
 }  # fmt: skip
 _KINDS = {"string": "sc:Text", "large_string": "sc:Text", "bool": "sc:Boolean"}
 
 
-def croissant(provenance: Provenance, published: Published, folder: Path) -> dict[str, Any]:
-    """The Croissant record of a folder that already holds the data and ``dropped.parquet``.
+def croissant(
+    provenance: Provenance, published: Published, folder: Path, instead: Mapping[str, bytes] | None = None
+) -> str:
+    """The text of the Croissant record of a folder that already holds everything else.
 
     Columns of plain values and of lists of them are described as fields; nested columns are in the files only.
+
+    Args:
+        provenance: The record of the rows.
+        published: Features and sizes of the shards.
+        folder: The folder.
+        instead: Name -> content of `TEXTS` that are published in place of those in the folder.
     """
+    record = _record(provenance, published, folder, instead or {})
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _record(provenance: Provenance, published: Published, folder: Path, instead: Mapping[str, bytes]) -> dict[str, Any]:
     files = _data_files(folder)
+    texts = [name for name in TEXTS if name in instead or (folder / name).is_file()]
     counts, selection = provenance.counts, provenance.selection
     activity = (
         f"dropped {counts.dropped} of {counts.rows} rows: {selection.column} below {selection.threshold!r} was kept"
@@ -95,7 +115,7 @@ def croissant(provenance: Provenance, published: Published, folder: Path) -> dic
             ],
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": provenance.tool},
         },
-        "distribution": [_file(path, folder) for path in files],
+        "distribution": [*(_file(path, folder) for path in files), *(_text(name, folder, instead) for name in texts)],
         "recordSet": [_records(split, published, files, folder) for split in published.splits],
     }
 
@@ -104,17 +124,30 @@ def require_described(folder: Path) -> None:
     """Raise unless each data file of a folder is the one that its Croissant record describes, and none is missing.
 
     Raises:
-        IntegrityError: A file is another than the one that is described, or is not described.
+        IntegrityError: A file is another than the one that is described, is missing, or is not described.
+    """
+    described = described_in(folder)
+    present = {path.relative_to(folder).as_posix(): path for path in _data_files(folder) if path.is_file()}
+    for name in sorted({*described, *present} - {*TEXTS}):
+        if name not in present:
+            raise IntegrityError(f"{name} is missing, which {RECORD} describes", fix="write the folder again")
+        if name not in described:
+            raise IntegrityError(f"{name} was added: {RECORD} does not describe it", fix="write the folder again")
+        if file_sha256(present[name]) != described[name]:
+            raise IntegrityError(f"{name} is not the file that {RECORD} describes", fix="write the folder again")
+
+
+def described_in(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of each file that the Croissant record of a folder describes.
+
+    Raises:
+        IntegrityError: There is no such record.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        described = {str(entry["name"]): entry["sha256"] for entry in record["distribution"]}
+        return {str(entry["name"]): str(entry["sha256"]) for entry in record["distribution"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{folder / RECORD} is missing or damaged", fix="write the folder again") from error
-    present = {path.relative_to(folder).as_posix(): path for path in _data_files(folder) if path.is_file()}
-    for name in sorted({*described, *present}):
-        if name not in present or file_sha256(present[name]) != described.get(name):
-            raise IntegrityError(f"{name} is not the file that {RECORD} describes", fix="write the folder again")
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -127,15 +160,23 @@ def _entity(name: str, version: str | None) -> dict[str, Any]:
 
 
 def _file(path: Path, folder: Path) -> dict[str, Any]:
-    name = path.relative_to(folder).as_posix()
+    return _file_object(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))
+
+
+def _text(name: str, folder: Path, instead: Mapping[str, bytes]) -> dict[str, Any]:
+    content = instead[name] if name in instead else (folder / name).read_bytes()
+    return _file_object(name, len(content), sha256(content).hexdigest())
+
+
+def _file_object(name: str, size: int, digest: str) -> dict[str, Any]:
     return {
         "@type": "cr:FileObject",
         "@id": name,
         "name": name,
         "contentUrl": name,
-        "contentSize": f"{path.stat().st_size} B",
-        "encodingFormat": _FORMATS.get(path.suffix, "application/octet-stream"),
-        "sha256": file_sha256(path),
+        "contentSize": f"{size} B",
+        "encodingFormat": _FORMATS.get(Path(name).suffix, "application/octet-stream"),
+        "sha256": digest,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +84,7 @@ def write_folder(
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)
         published = read_published(folder)
         (folder / PROVENANCE).write_text(provenance.to_json(), encoding="utf-8")
-        record = croissant(provenance, published, folder)
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = render(provenance, published, text_included=include_text)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / RECORD).write_text(croissant(provenance, published, folder), encoding="utf-8")
         record_files(folder, PROVENANCE)

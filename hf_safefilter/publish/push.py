@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_safefilter.errors import IntegrityError, MissingError, PublishError
 from hf_safefilter.errors.redaction import everywhere, shown
 from hf_safefilter.publish.card import render
-from hf_safefilter.publish.croissant import RECORD, require_described
+from hf_safefilter.publish.croissant import RECORD, croissant, require_described
 from hf_safefilter.publish.data_files import DROPPED, Published, read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
@@ -122,7 +122,7 @@ def push_folder(
     def operations(repository: Repository) -> list[CommitOperationAdd | CommitOperationDelete]:
         # New objects at each try: a used one stores the content of the repository before, and would be left out of the
         # commit if somebody has changed that file since. Data that were uploaded are not sent again.
-        adds = [CommitOperationAdd(name, str(path)) for name, path in ready.files.items()]
+        adds = [CommitOperationAdd(name, str(path)) for name, path in ready.files.items() if name != RECORD]
         stale = [
             CommitOperationDelete(name)
             for name in sorted(repository.files - set(ready.files))
@@ -140,8 +140,9 @@ def push_folder(
             text_included=ready.text_included,
             repository=repo_id,
         )
-        readme = CommitOperationAdd("README.md", card_text.encode())
-        return [*adds, *stale, CommitOperationAdd(PROVENANCE, ready.record), readme]
+        texts = {PROVENANCE: ready.record, "README.md": card_text.encode()}
+        texts[RECORD] = croissant(ready.provenance, ready.published, Path(folder), texts).encode()
+        return [*adds, *stale, *(CommitOperationAdd(name, text) for name, text in texts.items())]
 
     counts = ready.provenance.counts
     return commit(repo_id, operations, f"{counts.kept} of {counts.rows} rows kept", private, token, sleep)

@@ -155,7 +155,8 @@ def test_a_published_folder_that_was_altered_is_not_compared(scored, call, tmp_p
     change(tmp_path / "out" / file)
     code, _, err = call("diff", tmp_path / "one", tmp_path / "out")
     assert code == 1 and any(
-        words in err for words in ("is not the file that", "not a provenance", "holds no selection")
+        words in err
+        for words in ("is not the file that", "is missing, which", "not a provenance", "holds no selection")
     )
 
 
