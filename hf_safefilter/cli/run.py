@@ -25,6 +25,9 @@ def run(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(help="YAML recipe.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
+    scored: Annotated[
+        Path | None, typer.Option(help="Folder that gets all rows with vectors and scores, for review and inspect.")
+    ] = None,
     include_text: Annotated[bool, typer.Option(help="Put the text of dropped rows into dropped.parquet.")] = False,
     engine: Annotated[str | None, typer.Option(help="ray: embed and score in a pool of Ray actors.")] = None,
     actors: Annotated[int | None, typer.Option(help="With --engine ray: number of actors; 1 if left out.")] = None,
@@ -54,7 +57,7 @@ def run(
             "run needs a recipe and --output", fix="start with an example: hf-safefilter run --example > recipe.yaml"
         )
     pool = _engine(engine, actors, gpus_per_actor)
-    run_recipe(context.obj, Recipe.read(recipe), output, include_text, pool, anyway)
+    run_recipe(context.obj, Recipe.read(recipe), output, include_text, pool, anyway, scored)
 
 
 def _engine(name: str | None, actors: int | None, gpus_per_actor: float | None) -> Engine | None:
@@ -78,8 +81,9 @@ def run_recipe(
     include_text: bool = False,
     engine: Engine | None = None,
     anyway: bool = False,
+    scored: Path | None = None,
 ) -> Purified:
-    """Carry out a recipe, write the output folder, and print the result.
+    """Carry out a recipe, write the output folder and, if it is named, that of the scored rows; print the result.
 
     Raises:
         typer.Exit: Something speaks against the score that decides, and the user does not insist.
@@ -88,9 +92,17 @@ def run_recipe(
     from hf_safefilter.locate.choose_reading import ReadingChoice
     from hf_safefilter.pipeline.purify import purify
     from hf_safefilter.publish.folder import PROVENANCE, write_folder
+    from hf_safefilter.saved.saved_rows import TRAIL, save_rows
     from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, PROVENANCE)
+    if scored is not None:
+        require_replaceable(scored, TRAIL)
+        if scored.resolve() == output.resolve() or engine is not None or recipe.data.streaming:
+            raise OptionError(
+                "all rows with their scores are written beside the output, by this process, and not of a stream",
+                fix="name another folder, or leave out --scored",
+            )
     if engine is not None and recipe.data.streaming and include_text:
         raise OptionError(
             "the text of dropped rows is not stored for a stream", fix="leave out --include-text or data.streaming"
@@ -102,20 +114,25 @@ def run_recipe(
         output, result.scored, result.is_safe, result.provenance, include_text=include_text,
         kept=result.kept if streamed else None, additions=result.additions, recheck=result.source.require_unchanged,
     )  # fmt: skip
+    if scored is not None:
+        save_rows(result.scored, scored, result.steps, name=result.source.name, revision=result.source.revision,
+                  recheck=result.source.require_unchanged)  # fmt: skip
     if (choice := result.layer_choice) is not None:
         title = choice.how if isinstance(choice, ReadingChoice) else f"layer {choice.layer}, by {choice.how}"
         printer.table(f"Read: {title}", choice.shown())
     if result.evaluation is not None:
         printer.table("How well each score separates the labels", result.evaluation.table())
     printer.table("Rows", [{"": name, "rows": number} for name, number in _flat(result.counts)])
+    review = f"hf-safefilter review {scored} --by {result.is_safe.column} --threshold {result.is_safe.threshold:.6g}"
+    look = f"look at {output / 'README.md'}" if scored is None else f"look at the rows: {review}"
     printer.judged(
         result.verdict,
         {"output": str(output), "threshold": float(result.is_safe.threshold), "rule": result.is_safe.rule,
          "counts": result.provenance.to_dict()["counts"]},
         anyway=anyway,
         ids=[str(output)],
-        hint=f"look at {output / 'README.md'}, then: hf-safefilter push {output} me/my-set",
-        instead=_comparison(recipe),
+        hint=f"{look}, then: hf-safefilter push {output} me/my-set",
+        instead=_comparison(recipe) if scored is None else review,
     )  # fmt: skip
     return result
 

@@ -74,6 +74,7 @@ class Purified:
         additions: Rows that were added to the kept ones, at the end of their split.
         verdict: What is known of the deciding score, by the labels, or else by its references and the rows' lengths.
         source: What `purify` has loaded the rows from, and they are still read from; None if they were passed to it.
+        steps: The steps that gave `scored` its columns, in order.
     """
 
     kept: Dataset | DatasetDict | IterableDataset | IterableDatasetDict
@@ -87,6 +88,7 @@ class Purified:
     verdict: Verdict
     additions: Additions | None = None
     source: Loaded | None = None
+    steps: Sequence[Step] = ()
 
 
 def purify(
@@ -161,7 +163,7 @@ def purify(
     purified = _decide(scored, recipe, steps, choice, by_people, source_revision, streamed, anyway)
     if loaded is not None:
         loaded.require_unchanged()
-    return replace(purified, source=loaded)
+    return replace(purified, source=loaded, steps=tuple(steps))
 
 
 def _require_labels(ds: Any, recipe: Recipe) -> None:

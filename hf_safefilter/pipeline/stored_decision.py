@@ -17,8 +17,11 @@ DECIDING = (SCORE_SUFFIX, PAIR_SHIFT)
 """Endings of the columns by which rows are decided."""
 
 
-def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vectors: bool) -> tuple[Saved, IsSafe]:
-    """The scored rows and the decision, which select has written or which is made here."""
+def decision_in(
+    folder: Path, by: str | None, ways: dict[str, Any], trust_vectors: bool, decisions: Path | None = None
+) -> tuple[Saved, IsSafe]:
+    """The scored rows and the decision, which select has written or which is made here, with what people decided."""
+    from hf_safefilter.decide.row_decisions import RowDecisions
     from hf_safefilter.decide.select import IsSafe
     from hf_safefilter.pipeline.decision_rule import decide_threshold
     from hf_safefilter.recipe import SelectionRule
@@ -27,8 +30,10 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
 
     rule = {name: value for name, value in ways.items() if value is not None}
     if (folder / DECISION).is_file():
-        if by is not None or rule:
-            raise OptionError(f"{folder} already holds a decision", fix="leave out `by=...` and the threshold")
+        if by is not None or rule or decisions is not None:
+            raise OptionError(
+                f"{folder} already holds a decision", fix="leave out `by=...`, the threshold and `decisions=...`"
+            )
         decision = read_decision(folder, trust_vectors=trust_vectors)
         return decision.saved, decision.is_safe
     selection = SelectionRule.checked(**rule) if by is not None or rule else None
@@ -41,7 +46,11 @@ def decision_in(folder: Path, by: str | None, ways: dict[str, Any], trust_vector
             fix="name it, e.g. `by=larf_score`",
         )
     by = deciding_column(saved, by)
-    return saved, IsSafe(by, decide_threshold(saved.rows, by, selection, saved.steps))
+    by_people = None if decisions is None else RowDecisions.read(decisions)
+    columns = None if by_people is None else saved.mapping
+    return saved, IsSafe(
+        by, decide_threshold(saved.rows, by, selection, saved.steps), columns=columns, decisions=by_people
+    )
 
 
 def deciding_column(saved: Saved, by: str) -> str:

@@ -140,9 +140,15 @@ class Review:
         return cls(saved, is_safe, log, folder / SCORED if decided else folder, output)
 
     def command(self, threshold: str) -> str:
-        """The command that selects rows by a threshold and the decisions made here."""
-        words = ["hf-safefilter", "select", str(self._folder), "--by", self.rows.column, "--threshold", threshold]
-        return shlex.join([*words, "--decisions", str(self.log.path), "--output", "decided"])
+        """The command that takes a threshold and the decisions made here over into a folder to publish."""
+        words = [str(self._folder), "--by", self.rows.column, "--threshold", threshold]
+        if self.log.path.exists():
+            words += ["--decisions", str(self.log.path)]
+        if self.is_safe.action != "drop":
+            words = ["select", *words, "--action", self.is_safe.action, "--output", "decided"]
+        else:
+            words = ["card", *words, "--license", "LICENSE", "--source", "SOURCE", "--output", "out"]
+        return shlex.join(["hf-safefilter", *words])
 
     def overview(self) -> dict[str, Any]:
         """All that the page needs of all rows, but for the map: numbers as base64 of little-endian arrays."""
@@ -164,7 +170,6 @@ class Review:
             },
             "decisions": {str(place): self._plain_decisions(place) for place in self._decided()},
             "log": self.log.path.name,
-            "command": shown(self.command("THRESHOLD")),
             **self._state(),
         }
 
@@ -370,7 +375,8 @@ class Review:
         """Who has decided, and how far they agree."""
         several = [decision for row in self._by_row.values() if len(row) > 1 for decision in row.values()]
         reviewers = sorted({who for row in self._by_row.values() for who in row})
-        return {"reviewers": reviewers, "agreement": asdict(Agreement.of(several))}
+        told = {"command": shown(self.command("THRESHOLD")), "reviewers": reviewers}
+        return told | {"agreement": asdict(Agreement.of(several))}
 
 
 def _say_the_same(known: RowDecision | None, given: RowDecision, *, dated: bool) -> bool:

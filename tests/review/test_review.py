@@ -142,13 +142,26 @@ def test_a_decision_is_on_the_disk_and_counts_for_copies(review):
 
 
 def test_the_command_takes_the_decisions_over(review, call, tmp_path):
-    review.decide(int(np.nanargmax(review.rows.scores)), {"decision": "keep", "who": "ada"})
-    words = shlex.split(review.overview()["command"].replace("THRESHOLD", repr(review.is_safe.threshold)))
-    words[words.index("decided")] = str(tmp_path / "decided")
-    code, out, _ = call("--format", "json", *words[1:])
-    assert code == 0 and json.loads(out)["dropped"] == 11  # 11 above the threshold and one unread, less the kept one
+    assert "--decisions" not in review.overview()["command"]  # there is no such file yet
+    said = review.decide(int(np.nanargmax(review.rows.scores)), {"decision": "keep", "who": "ada"})
+    words = shlex.split(said["command"].replace("THRESHOLD", repr(review.is_safe.threshold)))
+    assert words == shlex.split(review.command(repr(review.is_safe.threshold))) and words[1] == "card"
+    words = [{"LICENSE": "mit", "out": str(tmp_path / "out")}.get(word, word) for word in words]
+    assert call(*words[1:], "--anyway")[0] == 0
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert record["counts"]["dropped"] == 11  # 11 above the threshold and one unread, less the kept one
+    assert record["selection"]["threshold"] == review.is_safe.threshold and record["review"]["kept"] == 1
+
+
+def test_a_decision_that_masks_is_taken_over_by_select_as_it_is(review, call, tmp_path):
+    ways = ("--by", "probe_score", "--threshold", review.is_safe.threshold, "--action", "mask")
+    assert call("select", review._folder, *ways, "--output", tmp_path / "decided", "--anyway")[0] == 0
     again = Review.of(tmp_path / "decided", review.log.path)
-    assert again.is_safe.threshold == review.is_safe.threshold and len(again.overview()["decisions"]) == 1
+    words = shlex.split(again.command(repr(again.is_safe.threshold)))
+    assert words[1] == "select" and words[words.index("--action") + 1] == "mask"
+    words[words.index("decided")] = str(tmp_path / "more")
+    assert call(*words[1:], "--anyway")[0] == 0
+    assert Review.of(tmp_path / "more", review.log.path).is_safe == again.is_safe
 
 
 def test_several_reviewers_and_their_agreement(review):
