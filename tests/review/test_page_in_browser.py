@@ -142,6 +142,83 @@ def test_keys_for_keep_unsure_mask_and_note(review, shown):
     page.wait_for_selector("#facts .said:has-text('<i>look</i> again')")
 
 
+def test_a_note_that_is_begun_before_the_decision_is_saved_loses_no_letter_and_decides_no_row(review, shown):
+    page = shown(review)
+    first = page.inner_text("#standing h2")
+    page.evaluate(PRESS + "for (const key of 'dn') press(key)")
+    page.keyboard.type("drunk words, z")  # of which each letter is a key of the page
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#facts .said:has-text('drunk words, z')")
+    assert [(line["decision"], line["note"]) for line in lines(review)] == [("drop", ""), ("drop", "drunk words, z")]
+    assert page.inner_text("#standing h2") == first
+
+
+def test_a_note_on_a_row_that_is_still_fetched_stays_when_the_row_is_there(review, shown):
+    page = shown(review)
+    page.select_option("#sort", "low")
+    page.wait_for_selector("#row[aria-busy=false]")
+    held, released = [], []
+
+    def hold(route):
+        route.continue_() if released else held.append(route)
+
+    page.route("**/review/row/*", hold)
+    page.keyboard.press("End")
+    page.keyboard.press("n")
+    page.keyboard.type("mud")
+    page.wait_for_selector("#row[aria-busy=true]")
+    released.append(True)
+    for route in held:
+        route.continue_()
+    page.wait_for_selector("#row[aria-busy=false]")
+    page.keyboard.type("dy")
+    assert page.input_value("#note") == "muddy" and not lines(review)
+
+
+def test_keys_go_far_in_a_long_list(review, shown):
+    page = shown(review)
+    page.select_option("#sort", "order")
+    for key, row in [("PageDown", 10), ("End", 59), ("PageUp", 49), ("Home", 0), ("PageUp", 0)]:
+        page.keyboard.press(key)
+        page.wait_for_selector(f"#standing h2:text-is('Row {row}')")
+
+
+def test_a_threshold_that_is_no_number_is_refused_in_words(review, shown):
+    page = shown(review)
+    before = page.input_value("#threshold")
+    for typed in ("high", ""):
+        page.fill("#threshold", typed)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#alert:has-text('is no threshold')")
+        assert page.input_value("#threshold") == before
+    page.fill("#threshold", "0,5")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#alert", state="hidden")
+    assert float(page.locator("#histogram").get_attribute("aria-valuenow")) == 0.5
+
+
+def test_the_command_at_the_end_is_in_sight_whatever_else_is_said(review, shown):
+    page = shown(review)
+    page.evaluate("document.querySelector('#verdict').textContent = 'many words '.repeat(80)")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.parentElement.id") == "then":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#command", state="visible")
+    box = page.locator("#command").bounding_box()
+    inside = "([x, y]) => document.elementFromPoint(x, y).id"
+    assert page.evaluate(inside, [box["x"] + 5, box["y"] + 5]) == "command"
+    first, second = page.inner_text("#command").splitlines()
+    assert (
+        first.startswith("hf-safefilter card ") and "--decisions" not in first and second.endswith("push out me/my-set")
+    )
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    press_and_go_on(page, "d")
+    assert f"--decisions {review.log.path}" in page.inner_text("#command")
+
+
 def test_the_threshold_is_dragged_and_the_counts_follow(review, shown):
     page = shown(review)
     box = page.locator("#histogram").bounding_box()
@@ -306,7 +383,10 @@ def test_ten_rows_are_asked_for_and_all_are_scored_again_in_place(review, shown)
     page.keyboard.press("ArrowUp")
     before, group = review.rows.scores.copy(), page.inner_text("#counts dd.dropped")
     page.keyboard.press("s")
+    page.keyboard.press("k")
+    page.wait_for_selector("#alert:has-text('being scored again')")
     page.wait_for_selector("#taught:has-text('Scored again')")
+    page.wait_for_selector("#alert", state="hidden")
     assert (before != review.rows.scores).sum() > 30
     lines_seen = page.locator(".line").all_inner_texts()
     shown_scores = {int(line.split()[0]): float(line.split()[1]) for line in lines_seen if "none" not in line}

@@ -18,6 +18,7 @@ const KEYS = [
   ["w", "Words", () => toggleWords()],
   ["/", "Search", () => byId("search").focus()],
 ];
+const FAR = { PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }; // rows to go by
 const TEACHING = { l: () => askForTen(), s: () => scoreAgain() }; // these have buttons of their own
 const ALSO = { ArrowLeft: "ArrowUp", ArrowRight: "ArrowDown", p: "ArrowUp", j: "ArrowDown" };
 const NAMES = { ArrowUp: "↑", ArrowDown: "↓" };
@@ -59,7 +60,7 @@ async function decide(decision, { turns = [], note = mine(state.open)?.note || "
     teaching.since++;
     showTeaching();
     afterDecision(row);
-    if (next && state.open === row) await step(1);
+    if (next && state.open === row && !byId("note")) await step(1); // who writes a note on this row stays with it
   } finally {
     deciding = false;
   }
@@ -105,8 +106,9 @@ function toggleTurn(turn) {
 
 async function step(by) {
   const at = state.shown.indexOf(state.open);
-  const next = at < 0 ? 0 : at + by;
-  if (next >= 0 && next < state.shown.length) await openRow(state.shown[next]);
+  const last = state.shown.length - 1;
+  const next = at < 0 ? 0 : Math.abs(by) === 1 ? at + by : Math.max(0, Math.min(last, at + by));
+  if (next >= 0 && next <= last) await openRow(state.shown[next]);
 }
 
 function toggleText() {
@@ -122,24 +124,27 @@ function showTextToggle() {
   button.replaceChildren(el("kbd", {}, "T"), state.text ? " Hide text" : " Show text");
 }
 
-/** A field for a note on the open row; Enter saves it, Escape does not. */
+/** A field for a note on the open row; Enter saves it, Escape does not. It stays while the row is fetched or saved. */
 function openNote() {
   if (state.open < 0 || byId("note")) return;
-  const before = mine(state.open);
+  const row = state.open;
   const field = el("textarea", { id: "note", maxlength: "4000", rows: "3", "aria-label": "Note" });
-  const box = el("div", { class: "note-box" }, field, el("small", {}, "Enter saves, Shift+Enter makes a new line, Escape leaves. A row without a decision becomes unsure."));
-  field.value = before?.note || "";
+  const box = el("div", { class: "note-box", "data-row": row }, field, el("small", {}, "Enter saves, Shift+Enter makes a new line, Escape leaves. A row without a decision becomes unsure."));
+  field.value = mine(row)?.note || "";
   field.addEventListener("keydown", async (event) => {
     event.stopPropagation();
     if (event.key === "Escape") box.remove();
     if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
-    const note = field.value;
+    await sending; // a decision of just before is the one that the note goes to
+    if (deciding || rowPanel.body?.place !== row || waitForScores()) return;
+    const before = mine(row);
     box.remove();
-    await decide(before?.decision || UNSURE, { turns: before?.turns || [], note, next: false });
+    await decide(before?.decision || UNSURE, { turns: before?.turns || [], note: field.value, next: false });
     if (rowPanel.body) rowPanel.facts(rowPanel.body);
   });
-  byId("standing").after(box);
+  if (byId("standing")) byId("standing").after(box);
+  else byId("row").append(box);
   field.focus();
 }
 
@@ -160,8 +165,9 @@ function watchKeys() {
     if (event.key === "Escape" && writing) event.target.blur();
     if (writing || event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const action = actions.get(ALSO[key] || key) || TEACHING[key];
-    if (!action || (event.repeat && !key.startsWith("Arrow"))) return; // a key that is held down decides once
+    const far = key in FAR ? () => step(FAR[key]) : null;
+    const action = actions.get(ALSO[key] || key) || TEACHING[key] || far;
+    if (!action || (event.repeat && !far && !key.startsWith("Arrow"))) return; // a key that is held down decides once
     event.preventDefault();
     action();
   });

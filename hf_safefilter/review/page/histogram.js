@@ -204,7 +204,12 @@ function watchHistogram() {
     event.stopPropagation(); // the arrows change the row elsewhere
     moveThreshold(state.threshold + (steps * (histogram.high - histogram.low)) / 400);
   });
-  byId("threshold").addEventListener("change", (event) => moveThreshold(Number.parseFloat(event.target.value)));
+  byId("threshold").addEventListener("change", (event) => {
+    const typed = Number(event.target.value.trim().replace(",", ".") || NaN);
+    alertUser(Number.isFinite(typed) ? "" : `${event.target.value || "Nothing"} is no threshold: write a number, such as ${score(state.threshold)}.`);
+    if (Number.isFinite(typed)) moveThreshold(typed);
+    else byId("threshold").value = score(state.threshold);
+  });
   byId("reset").addEventListener("click", () => moveThreshold(state.start));
   byId("histogram-by").addEventListener("change", (event) => {
     histogram.count(event.target.value);
@@ -223,7 +228,10 @@ function showOutcome() {
     ...(unscored ? line("no score", unscored, "unscored") : []),
   );
   byId("threshold").value = score(state.threshold);
-  byId("command").textContent = state.command.replace("THRESHOLD", String(state.threshold));
+  const card = "hf-safefilter card decided --license LICENSE --source SOURCE --output out";
+  const first = state.command.replace("THRESHOLD", String(state.threshold));
+  const middle = first.startsWith("hf-safefilter card ") ? [] : [card];
+  byId("command").textContent = [first, ...middle, "hf-safefilter push out me/my-set"].join("\n");
   byId("reset").hidden = state.threshold === state.start;
   const canvas = byId("histogram");
   canvas.setAttribute("aria-valuemin", histogram.low);

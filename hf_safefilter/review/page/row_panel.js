@@ -42,6 +42,7 @@ const rowPanel = {
 
   show(body) {
     this.body = body;
+    const note = document.querySelector(`.note-box[data-row="${body.place}"]`); // opened before the row was there
     const turns = body.sides.flatMap((side) => [
       side.name ? el("h3", { class: "side" }, `${side.name} answer`) : null,
       ...side.turns.map((turn, at) => this.turn(turn, at, side.name)),
@@ -53,6 +54,10 @@ const rowPanel = {
       body.tools ? el("section", { class: "turn" }, el("header", {}, el("b", {}, "tools")), el("pre", { dir: "auto" }, body.tools)) : "",
       ...turns.filter(Boolean),
     );
+    if (note) {
+      byId("standing").after(note);
+      byId("note").focus();
+    }
     byId("row").setAttribute("aria-busy", "false");
     byId("row").scrollTop = 0;
     this.standing();

@@ -111,13 +111,13 @@ function takeOverview(body) {
   state.threshold = state.start = body.threshold;
   state.column = body.column;
   state.log = body.log;
-  state.command = body.command;
   state.decisions.clear();
   for (const [row, decisions] of Object.entries(body.decisions)) state.decisions.set(Number(row), decisions);
   takeState(body);
 }
 
 function takeState(body) {
+  state.command = body.command;
   state.reviewers = body.reviewers;
   state.agreement = body.agreement;
 }

@@ -12,6 +12,7 @@ async function teach(doing, work) {
   try {
     await sending; // what was decided before is on the disk
     said = await work();
+    alertUser(""); // that decisions had to wait
   } catch (error) {
     alertUser(error.message);
   } finally {
