@@ -21,6 +21,7 @@ END = "<!-- hf_safefilter: end -->"
 _OURS = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 _UNNAMED = "OWNER/NAME"
+_NAMED = re.compile(r"`hf-safefilter verify (\S+) --source")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -63,6 +64,8 @@ def stated_in(
 ) -> bool:
     """Whether our part of a card and our metadata are what `render` makes of a record, for this repository or none yet.
 
+    Without a repository, for the one that the card names: a folder may have been downloaded.
+
     Raises:
         PublishError: The metadata of the card are not YAML.
     """
@@ -73,8 +76,12 @@ def stated_in(
     ):
         return False
     ours = _OURS.search(card)
-    names = [name for name in (repository, _UNNAMED) if name is not None]
-    return ours is not None and any(ours[0] == _body(provenance, text_included, name) for name in names)
+    if ours is None:
+        return False
+    named = _NAMED.search(ours[0]) if repository is None else None
+    own = re.sub(r"\\(.)", r"\1", named[1]) if named is not None else repository
+    names = [name for name in (own, _UNNAMED) if name is not None and _REPO.fullmatch(name)]
+    return any(ours[0] == _body(provenance, text_included, name) for name in names)
 
 
 def _parsed(card: str) -> tuple[dict[str, Any], str]:

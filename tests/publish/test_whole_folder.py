@@ -9,6 +9,8 @@ from datasets import load_dataset
 from huggingface_hub import HfApi, snapshot_download
 
 from hf_safefilter.errors import IntegrityError
+from hf_safefilter.publish.card import stated_in
+from hf_safefilter.publish.data_files import read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.gather import gather
 from hf_safefilter.publish.provenance import Provenance
@@ -85,6 +87,19 @@ def test_a_folder_of_links_is_named(folder, tmp_path):
     (folder / "data" / "more").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(IntegrityError, match="data/more was added"):
         others_in(folder)
+
+
+def test_the_card_of_a_downloaded_folder_is_that_of_its_repository(hub, made, tmp_path):
+    name = f"{hub.user}/my__rows"
+    push_folder(made, name, anyway=True)
+    folder = tmp_path / "taken"
+    snapshot_download(name, repo_type="dataset", local_dir=folder)
+    provenance, published = Provenance.from_json((folder / PROVENANCE).read_bytes()), read_published(folder)
+    card = (folder / "README.md").read_text()
+    for repository, stated in {None: True, name: True, "some/body": False}.items():
+        assert stated_in(card, provenance, published, text_included=False, repository=repository) == stated
+    other = card.replace("50 of 60 rows", "51 of 60 rows")
+    assert other != card and not stated_in(other, provenance, published, text_included=False)
 
 
 def test_what_was_pushed_is_whole_with_the_words_of_its_owner(hub, made, tmp_path):
