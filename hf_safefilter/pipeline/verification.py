@@ -25,6 +25,7 @@ from hf_safefilter.errors import IntegrityError, MissingError, PublishError, Saf
 from hf_safefilter.errors.redaction import shown
 from hf_safefilter.pipeline.changed_rows import ids_as_kept
 from hf_safefilter.pipeline.rows_of_source import require_rows_of_source
+from hf_safefilter.pipeline.starter_again import with_starter
 from hf_safefilter.publish.card import stated_in
 from hf_safefilter.publish.data_files import DROPPED, read_published
 from hf_safefilter.publish.drop_reasons import BY_PEOPLE, NO_NUMBER, REACHED, by_split
@@ -32,6 +33,7 @@ from hf_safefilter.publish.provenance import Decision, Provenance
 from hf_safefilter.publish.published_rows import kept_ids, mapping_of, require_added
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, rescored, step_of, tolerance_of
 from hf_safefilter.publish.review_facts import read_rulings
+from hf_safefilter.publish.scoring import take_scoring
 from hf_safefilter.publish.whole_folder import require_undamaged
 from hf_safefilter.saved.saved_rows import step_from
 from hf_safefilter.scores.ranks import Ranks, RankScore
@@ -163,6 +165,7 @@ class Verification:
     def _scores(self, provenance: Provenance) -> str:
         """Some rows of the source, drawn now, have the scores that decided."""
         self._source()
+        provenance, with_what = self._with_what_was_published(provenance)
         scoring = _Scoring.of(provenance)
         rulings = read_rulings(self.folder, provenance)
         dropped = pq.read_table(self.folder / DROPPED)
@@ -184,7 +187,19 @@ class Verification:
                     free = [place for place, word in enumerate(ruled) if not word]
                     scoring.require_changed(free, ids, piece, columns, before, held.get(split, set()))
                 checked += len(ids)
-        return f"{checked} rows, drawn now, were read and scored again"
+        return f"{checked} rows, drawn now, were read and scored again{with_what}"
+
+    def _with_what_was_published(self, provenance: Provenance) -> tuple[Provenance, str]:
+        """The record with references that can be had here, and what rows are scored with that is not this user's."""
+        taken = take_scoring(self.folder, provenance.steps)
+        try:
+            embed = next((step_from(one) for one in provenance.steps if one.get("step") == "EmbedLayers"), None)
+            steps, made = with_starter(provenance.steps, provenance.references, embed)
+        except SafefilterError as error:
+            raise _CannotSay(f"the references cannot be made again here: {error.fact}") from error
+        words = [f"the {' and the '.join(sorted(set(taken)))} published with them"] if taken else []
+        words += ["the starter references, made again here"] if made else []
+        return provenance.model_copy(update={"steps": steps}), f", with {' and '.join(words)}" if words else ""
 
     def _shards(self) -> list[Path]:
         return sorted((self.folder / "data").glob("*.parquet"))

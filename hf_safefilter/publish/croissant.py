@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_safefilter.errors import IntegrityError
 from hf_safefilter.publish.review_facts import RULINGS
+from hf_safefilter.publish.scoring import scoring_files
 from hf_safefilter.storage.artifacts import file_sha256
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def described_in(folder: Path) -> dict[str, str]:
 
 def _data_files(folder: Path) -> list[Path]:
     others = [folder / "dropped.parquet", folder / RULINGS, *sorted((folder / "plots").glob("*"))]
-    return [*sorted((folder / "data").glob("*.parquet")), *(path for path in others if path.exists())]
+    data = [*sorted((folder / "data").glob("*.parquet")), *(path for path in others if path.exists())]
+    return [*data, *scoring_files(folder)]
 
 
 def _entity(name: str, version: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hf_safefilter.publish.data_files import read_published, write_dropped, writ
 from hf_safefilter.publish.drop_reasons import by_split
 from hf_safefilter.publish.plots import write_plots
 from hf_safefilter.publish.review_facts import write_rulings
+from hf_safefilter.publish.scoring import write_scoring
 from hf_safefilter.publish.source_rows import require_source_rows
 from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.recorded_files import record_files
@@ -81,6 +82,7 @@ def write_folder(
         write_rulings(folder, is_safe)
         if recheck is not None:
             recheck()
+        write_scoring(folder, provenance.steps)
         write_plots(folder, numbers_of(scored, is_safe.column), provenance)
         published = read_published(folder)
         (folder / PROVENANCE).write_text(provenance.to_json(), encoding="utf-8")

@@ -18,6 +18,7 @@ from hf_safefilter.publish.data_files import DROPPED, Published, read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.review_facts import RULINGS
+from hf_safefilter.publish.scoring import SCORING, scoring_files
 from hf_safefilter.storage.contained import fault_of
 from hf_safefilter.storage.hub_commit import Pushed, Repository, commit, require_pushable
 from hf_safefilter.storage.recorded_files import require_recorded
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILES = (DROPPED, RULINGS, RECORD)
-_KINDS = (".parquet", ".json", ".png", ".svg")
+_KINDS = (".parquet", ".json", ".png", ".svg", ".safetensors")
 
 
 def push_filtered(
@@ -127,6 +128,7 @@ def push_folder(
             CommitOperationDelete(name)
             for name in sorted(repository.files - set(ready.files))
             if name == RULINGS
+            or name.startswith(f"{SCORING}/")
             or (
                 name.startswith(tuple(f"data/{split}-" for split in ready.published.splits))
                 and name.endswith(".parquet")
@@ -193,7 +195,7 @@ def checked_folder(folder: str | Path, *, anyway: bool = False, trust_vectors: b
         )
     shards = sorted((folder / "data").glob("*.parquet"))
     plots = sorted((folder / "plots").glob("*")) if (folder / "plots").is_dir() else []
-    paths = [*shards, *plots, *(folder / name for name in _FILES if (folder / name).is_file())]
+    paths = [*shards, *plots, *scoring_files(folder), *(folder / name for name in _FILES if (folder / name).is_file())]
     _require_own_files(folder, [*paths, folder / PROVENANCE])
     ours = require_recorded(folder, PROVENANCE, trust_vectors=trust_vectors)
     require_described(folder)

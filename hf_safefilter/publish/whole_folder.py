@@ -46,7 +46,7 @@ def require_undamaged(folder: Path, provenance: Provenance) -> list[str]:
             raise IntegrityError(f"{name} is not the file that {RECORD} describes", fix="write the folder again")
     others = [name for name in names if name not in described and name not in (RECORD, SIGNED)]
     for name in others:
-        if name.startswith(("data/", "plots/")):
+        if name.startswith(("data/", "plots/", "scoring/")):
             raise IntegrityError(f"{name} was added: {RECORD} does not describe it", fix="write the folder again")
     if (folder / RECORD).read_bytes() != croissant(provenance, read_published(folder), folder).encode():
         raise IntegrityError(f"{RECORD} does not say what provenance.json says", fix="write the folder again")

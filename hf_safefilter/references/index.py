@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -208,10 +209,17 @@ class ReferenceIndex(Fitted):
         """Number of ordinary rows on the safe side, its last ones."""
         return self.facts["benign"]
 
+    @property
+    def rows_digest(self) -> str:
+        """sha256 over the ids of the rows of both sides, in order: that of the texts, whatever has read them."""
+        lines = [f"{side} {row.row_id}\n" for side in SIDES for row in self.rows(side)]
+        return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """Facts about these references for a card; they hold no text of the rows."""
         return {
             "digest": self.digest,
+            "rows": self.rows_digest,
             "license": self.license,
             "source": self.source,
             "unsafe": self.counts["unsafe"],
