@@ -219,7 +219,8 @@ class EmbedLayers(ReadingOptions, Step):
     @property
     def rows_per_call(self) -> int:
         """More rows where each block of the model is loaded once a call, or vLLM orders them itself."""
-        return ROWS_BY_BLOCKS if self._takes_whole_calls(self.layers, None) else ROWS_PER_CALL
+        whole = any(self._takes_whole_calls(self.layers, rank) for rank in (None, 0))  # a process may have one GPU
+        return ROWS_BY_BLOCKS if whole else ROWS_PER_CALL
 
     def vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
         """The same vectors for rows in memory, such as references, in float32, and the rows as conversations."""
@@ -343,8 +344,8 @@ class EmbedLayers(ReadingOptions, Step):
         from hf_safefilter.model import load
 
         devices = (load.pick_device(self.device, rank), *load.spare_gpus(self.device, rank))
-        where = load.placement(self._key(), self._depth(layers), devices, self.stream_blocks)
-        return self.backend == "vllm" or where.streamed
+        key, depth = self._key(), self._depth(layers)
+        return self.backend == "vllm" or load.placement(key, depth, devices, self.stream_blocks).streamed
 
     def _halved(self, read: RowVectors) -> RowVectors:
         read.vectors = {layer: _half(layer, values) for layer, values in read.vectors.items()}

@@ -96,15 +96,24 @@ def _way(trunk: Trunk, rows: Sequence[np.ndarray]) -> Way:
     """The fastest of the ways in which this model reads a row as it does alone."""
     if not rows:
         return PADDED
-    largest, words = max(int(row.max()) for row in rows), words_of(trunk.model)
+    require_embedded(rows, words_of(trunk.model))
+    if can_pack(trunk, max(map(len, rows))):
+        return PACKED
+    return PADDED if can_pad(trunk) else ALIKE
+
+
+def require_embedded(rows: Sequence[np.ndarray], words: int) -> None:
+    """Raise unless a model with embeddings for `words` tokens has one for each of these ids.
+
+    Raises:
+        ModelError: It does not.
+    """
+    largest = max((int(row.max()) for row in rows if len(row)), default=0)
     if largest >= words:
         raise ModelError(
             f"the tokenizer writes token {largest}, and the model has embeddings for {words} tokens",
             fix="use the tokenizer that belongs to this model, or enlarge the model: model.resize_token_embeddings",
         )
-    if can_pack(trunk, max(map(len, rows))):
-        return PACKED
-    return PADDED if can_pad(trunk) else ALIKE
 
 
 def _copies(sequences: Sequence[TokenSequence]) -> list[list[int]]:

@@ -150,6 +150,7 @@ def trunk(
         ModelError: The model cannot be loaded, or its files are incomplete.
         IntegrityError: A local folder has changed since the key was made.
     """
+    from hf_safefilter.model.freed_memory import give_back
     from hf_safefilter.model.linears import prepack_if_faster
 
     single_thread_after_fork()
@@ -157,6 +158,10 @@ def trunk(
     held = _trunks.get(resident)
     where = Placement(streamed=stream_blocks == "always")
     if held is None or held.depth < depth:
+        if held is not None:  # its memory is free for the deeper one
+            del held
+            _trunks.pop(resident)
+            give_back(device)
         where = placement(key, depth, (device, *beside), stream_blocks)
     slot = (*resident[:-1], where.streamed)
     existing = _trunks.get(slot)
@@ -169,6 +174,15 @@ def trunk(
             prepack_if_faster(_trunks[slot].model)
     _trunks.move_to_end(slot)
     return _trunks[slot]
+
+
+def let_go(device: torch.device) -> None:
+    """Hold no model any more: another program is to have the device."""
+    from hf_safefilter.model.freed_memory import give_back
+
+    for held in (_trunks.clear, causal_lm.cache_clear, sequence_classifier.cache_clear):
+        held()
+    give_back(device)
 
 
 def streamed(key: ModelKey, depth: int, device: torch.device) -> Trunk:

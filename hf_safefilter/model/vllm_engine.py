@@ -6,17 +6,20 @@ k is the input of block k, and the number of blocks the raw output of the last o
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_safefilter.errors import ModelError
 from hf_safefilter.model.source import ModelKey, location
 
 if TYPE_CHECKING:
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
 AT_ONCE = 256
 """Sequences that are handed to the engine at a time."""
 
-_SHORTEST = 4096  # tokens that an engine is made for at least: a longer sequence needs another one
+SHORTEST = 4095
+"""Tokens that an engine is made for at least; with the one that it generates, no more than many models support."""
+
 _held: list[VllmEngine] = []
+_busy = threading.RLock()  # an engine answers one caller at a time: it returns whatever it has finished
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",  # it would report them to its makers
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -45,6 +51,8 @@ class VllmEngine:
         longest: Tokens of the longest sequence that it takes.
         folder: Where its workers write means, which are deleted as they are read.
         llm: vLLM's own object.
+        proven: Whether it was found to read as transformers does.
+        process: The process that has started it; a fork of it must leave it alone.
     """
 
     key: ModelKey
@@ -52,6 +60,8 @@ class VllmEngine:
     longest: int
     folder: Path
     llm: Any
+    proven: bool = False
+    process: int = field(default_factory=os.getpid)
 
     def read(
         self,
@@ -59,12 +69,24 @@ class VllmEngine:
         layers: Sequence[Layer],
         advance: Callable[[float], None] | None = None,
     ) -> dict[Layer, np.ndarray]:
-        """As `forward.read_layers`: for each layer float32 `(reads, hidden_size)`, in the order of the sequences."""
+        """As `forward.read_layers`: for each layer float32 `(reads, hidden_size)`, in the order of the sequences.
+
+        Whatever stops it ends the engine: what it had begun would come with the answers to the next call.
+
+        Raises:
+            ModelError: It has not answered what it was asked.
+            Exception: Whatever vLLM raises.
+        """
         parts: list[np.ndarray] = []
-        for start in range(0, len(sequences), AT_ONCE):
-            parts += self._means(sequences[start : start + AT_ONCE])
-            if advance is not None:
-                advance(min(1.0, (start + AT_ONCE) / len(sequences)))
+        with _busy:
+            try:
+                for start in range(0, len(sequences), AT_ONCE):
+                    parts += self._means(sequences[start : start + AT_ONCE])
+                    if advance is not None:
+                        advance(min(1.0, (start + AT_ONCE) / len(sequences)))
+            except BaseException:
+                close()
+                raise
         together = np.concatenate(parts)
         return {layer: np.ascontiguousarray(together[:, self.layers.index(int(layer))]) for layer in layers}
 
@@ -82,18 +104,29 @@ class VllmEngine:
             )
             for one in sequences
         ]
+        outputs = self.llm.generate(prompts, asked, use_tqdm=False)
+        if [list(output.prompt_token_ids) for output in outputs] != [prompt["prompt_token_ids"] for prompt in prompts]:
+            raise _unasked(self.key)
         found = []
-        for output in self.llm.generate(prompts, asked, use_tqdm=False):
+        for one, output in zip(sequences, outputs, strict=True):
             path = output.kv_transfer_params["hidden_states_path"]
-            found.append(extraction.load_hidden_states(path)["states"].numpy())  # waits until it is written
+            means = extraction.load_hidden_states(path)["states"].numpy()  # waits until it is written
             extraction.cleanup_hidden_states(path)
+            if means.shape[:2] != (len(one.reads), len(self.layers)):
+                raise _unasked(self.key)
+            found.append(means)
         return found
 
     def close(self) -> None:
         """End its processes and give back the memory of its devices."""
-        self.llm = None
-        gc.collect()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.process == os.getpid():
+            self.llm = None
+            gc.collect()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _unasked(key: ModelKey) -> ModelError:
+    return ModelError(f"vLLM has answered something else than what {key.model} was asked", fix="leave out `backend`")
 
 
 def engine(key: ModelKey, layers: Sequence[int], longest: int) -> VllmEngine:
@@ -108,22 +141,32 @@ def engine(key: ModelKey, layers: Sequence[int], longest: int) -> VllmEngine:
         IntegrityError: A local folder has changed since the key was made.
         Exception: Whatever vLLM raises of a model that it does not read so.
     """
-    if serves(key, layers, longest):
+    with _busy:
+        for held in _held:
+            if held.key == key and held.longest >= longest and set(held.layers) >= set(layers):
+                return held
+        close()
+        _held.append(_started(key, tuple(sorted(set(layers))), max(SHORTEST, 1 << (longest - 1).bit_length())))
         return _held[0]
-    close()
-    _held.append(_started(key, tuple(sorted(set(layers))), max(_SHORTEST, 1 << (longest - 1).bit_length())))
-    return _held[0]
-
-
-def serves(key: ModelKey, layers: Sequence[int], longest: int = 1) -> bool:
-    """Whether the engine that is held reads these layers of this model, and sequences of this length."""
-    return any(one.key == key and one.longest >= longest and set(one.layers) >= set(layers) for one in _held)
 
 
 def close() -> None:
-    """End the engine, which holds most of a GPU's memory: another model is to be loaded."""
-    while _held:
-        _held.pop().close()
+    """End the engine, which holds most of a GPU's memory: another model is to be loaded, or it was interrupted."""
+    with _busy:
+        while _held:
+            _held.pop().close()
+
+
+def _forget_after_fork() -> None:
+    """The engine is the parent's, who talks to it and ends it."""
+    global _busy
+    _held.clear()
+    _busy = threading.RLock()
+
+
+atexit.register(close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _started(key: ModelKey, layers: tuple[int, ...], longest: int) -> VllmEngine:
@@ -143,7 +186,7 @@ def _started(key: ModelKey, layers: tuple[int, ...], longest: int) -> VllmEngine
             load_format="safetensors",
             trust_remote_code=False,
             skip_tokenizer_init=True,
-            max_model_len=longest + 1,
+            max_model_len=longest + 1,  # less, and vLLM would leave out the states of a longest row, and say nothing
             max_num_batched_tokens=2 * (longest + 1),
             enable_chunked_prefill=False,
             enforce_eager=True,  # graphs make generation faster, and prompts alone are read

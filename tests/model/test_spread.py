@@ -6,6 +6,7 @@ device, what is moved gets that of the place it goes to, and an operation on two
 
 import logging
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,16 @@ from token_rows import token_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hf_safefilter import EmbedLayers
 from hf_safefilter.errors import ModelError
-from hf_safefilter.model import fits, load, picks, spread
+from hf_safefilter.model import fits, load, picks, readers, spread
 from hf_safefilter.model.attention import Packed
+from hf_safefilter.model.blocks import Stack
 from hf_safefilter.model.forward import read_layers
 from hf_safefilter.model.hooks import Reads
 from hf_safefilter.model.load import ModelKey, resolve_revision, trunk
 from hf_safefilter.model.prefix_tree import Layout
+from hf_safefilter.step import ROWS_BY_BLOCKS, ROWS_PER_CALL
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FIRST, SECOND = torch.device("cpu", 0), torch.device("cpu", 1)
@@ -174,3 +178,59 @@ def test_gpus_are_shared_only_where_none_was_asked_for(monkeypatch):
     for device, others in names.items():
         assert list(map(str, picks.spare_gpus(device, None))) == others
     assert picks.spare_gpus(None, 1) == ()  # each of several processes has one of its own
+
+
+def test_what_comes_after_the_last_block_is_where_it_is():
+    blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+    loaded = []
+    left_out = SimpleNamespace(
+        stack=Stack("layers", blocks, torch.nn.LayerNorm(2), True),
+        load=lambda number, device: loaded.append((number, device)),
+        key=SimpleNamespace(model="a model"),
+    )
+    spread.spread(left_out, [(CPU, 1), (META, 2)])
+    assert loaded == [(0, CPU), (1, META), (2, META)]
+    assert left_out.stack.final_norm.weight.device == META
+
+
+def test_a_step_spreads_its_model_over_the_gpus_that_are_spare(tmp_path, monkeypatch):
+    folder, asked = str(save_small_model(tmp_path)), []
+
+    def placement(key, depth, devices, stream_blocks):
+        asked.append(devices)
+        return fits.Placement(shares=tuple(zip(devices, (1, 2), strict=True)) if len(devices) > 1 else ())
+
+    monkeypatch.setenv("HF_SAFEFILTER_ROW_CACHE", "off")
+    rows = [{"prompt": "a", "response": "one two three"}, {"prompt": "b", "response": "four"}]
+    step = EmbedLayers(folder, layers=[1, 3])
+    expected = step.vectors(rows)[0].vectors
+    load._trunks.clear()
+    monkeypatch.setattr(load, "placement", placement)
+    monkeypatch.setattr(load, "spare_gpus", lambda device, rank: (SECOND,))
+    found = step.vectors(rows)[0].vectors
+    (held,) = load._trunks.values()
+    assert held.beside == (SECOND,) and asked == [(CPU, SECOND)]
+    assert all(np.allclose(found[layer], expected[layer], atol=1e-5) for layer in found)
+    load._trunks.clear()
+    monkeypatch.setattr(load, "_load_trunk", lambda *_: held)
+    flex = SimpleNamespace(device=None, backend="transformers", attn="flex_attention", stream_blocks="auto")
+    readers.reader(step._key(), (1,), 1, flex, None)
+    assert asked[-1] == (CPU,)  # its masks know their device
+
+
+def test_a_call_has_as_many_rows_as_one_gpu_alone_would_want(tmp_path, monkeypatch):
+    step = EmbedLayers(str(save_small_model(tmp_path)), layers=[2])
+    monkeypatch.setattr(load, "spare_gpus", lambda device, rank: (SECOND,) if rank is None else ())
+    monkeypatch.setattr(load, "placement", lambda key, depth, devices, _: fits.Placement(streamed=len(devices) == 1))
+    assert step.rows_per_call == ROWS_BY_BLOCKS
+    monkeypatch.setattr(load, "placement", lambda *_: fits.Placement())
+    assert step.rows_per_call == ROWS_PER_CALL
+
+
+def test_a_shallower_trunk_is_let_go_before_room_is_sought(tmp_path, monkeypatch):
+    folder = save_small_model(tmp_path)
+    opened(folder, depth=2)
+    held = []
+    monkeypatch.setattr(load, "placement", lambda *_: held.append(len(load._trunks)) or fits.Placement())
+    key = ModelKey(str(folder), resolve_revision(str(folder), None), "float32")
+    assert trunk(key, 4, CPU).depth == 4 and held == [0]

@@ -4,7 +4,9 @@ vLLM is not installed where these tests run. A stand-in has the parts of its int
 connector that is asked in the scheduler and in the worker, and files with a lock beside them. The last test needs vLLM.
 """
 
+import fcntl
 import importlib.machinery
+import os
 import subprocess
 import sys
 import types
@@ -21,12 +23,15 @@ from safetensors.torch import load_file
 from small_models import save_small_model
 
 from hf_safefilter import EmbedLayers
-from hf_safefilter.errors import MissingError, OptionError
+from hf_safefilter.errors import MissingError, ModelError, OptionError
 from hf_safefilter.model import load, picks, readers, vllm_engine
+from hf_safefilter.model.windows import TokenSequence
 from hf_safefilter.toy.corpus import mixed_rows
 
 REAL = find_spec("vllm") is not None
 BLOCK = 4
+LONG = 300
+CPU = torch.device("cpu")
 LAYERS = [0, 1, 3, 4]
 
 
@@ -66,7 +71,7 @@ class Model:
         if Model.fault == "start":
             raise ValueError("Model architectures ['FooForCausalLM'] are not supported for now.")
         Model.made.append(self)
-        self.options, self.asked = options, []
+        self.options, self.asked, self.finished, self.begun = options, [], [], set()
         self.layers = options["speculative_config"]["draft_model_config"]["hf_config"][
             "eagle_aux_hidden_state_layer_ids"
         ]
@@ -79,7 +84,6 @@ class Model:
 
     def generate(self, prompts, params, use_tqdm):
         assert not use_tqdm and len(prompts) == len(params)
-        outputs = []
         for number, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
             ids = prompt["prompt_token_ids"]
             assert len(ids) < self.options["max_model_len"] and asked.max_tokens == 1
@@ -89,7 +93,11 @@ class Model:
                 prompt_token_ids=ids,
                 kv_transfer_params=asked.extra_args["kv_transfer_params"],
             )
-            outputs.append(types.SimpleNamespace(kv_transfer_params=self._through(request)))
+            answer = self._through(request)
+            self.finished.append(types.SimpleNamespace(prompt_token_ids=ids, kv_transfer_params=answer))
+            if Model.fault == "stopped" and number == 2:
+                raise KeyboardInterrupt
+        outputs, self.finished = self.finished, []  # all that is finished, an earlier call's too
         return outputs
 
     def _through(self, request):
@@ -103,7 +111,9 @@ class Model:
         self.connector._kv_cache = cache
         finished, answer = self.connector.request_finished(request, order)
         pending = self.connector._pending_saves.pop(request.request_id)
-        Path(pending.filename + ".lock").touch()
+        lock = os.open(pending.filename + ".lock", os.O_CREAT | os.O_WRONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which whoever reads the file waits for
+        self.connector._lock_fds[request.request_id] = lock
         self.connector._submit_async_write(pending)
         assert finished and self.connector._req_copy_events[request.request_id].query()
         return answer
@@ -130,7 +140,19 @@ class Model:
             handle.remove()
         shift = 1 if Model.fault == "other numbers" else 0
         picked = torch.stack([found[max(0, layer - shift)] for layer in self.layers])
+        if Model.fault == "beginning" and ids[0] in self.begun and len(ids) > 200:
+            picked[:, :8] = 1  # states of its cache that are not those of this row
+        if Model.fault == "long" and self.options["max_model_len"] > LONG:
+            picked = -picked  # as a model that turns positions otherwise if it may get long rows
+        self.begun.add(ids[0])
         return picked * torch.nan if Model.fault == "nan" else picked
+
+
+def load_when_written(path):
+    lock = os.open(path + ".lock", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    os.close(lock)
+    return load_file(path)
 
 
 def cleanup(path):
@@ -146,7 +168,7 @@ def vllm(monkeypatch, tmp_path):
     extraction = types.SimpleNamespace(
         ExampleHiddenStatesConnector=Connector,
         extract_from_kv_cache=lambda cache, slots, n: cache[slots // BLOCK, :, slots % BLOCK][:n],
-        load_hidden_states=lambda path: load_file(path),
+        load_hidden_states=load_when_written,
         cleanup_hidden_states=cleanup,
     )
     names = ["vllm", "vllm.config", "vllm.distributed", "vllm.distributed.kv_transfer"]
@@ -171,7 +193,7 @@ def vllm(monkeypatch, tmp_path):
 def fresh():
     """Nothing is loaded, tried or said."""
     vllm_engine.close()
-    readers._unfit.cache_clear()
+    readers._tried.clear()
     readers._say.cache_clear()
     load._trunks.clear()
 
@@ -196,10 +218,11 @@ def read(folder, given, layers=LAYERS, **options):
 def test_it_reads_what_transformers_reads(llama, monkeypatch, tmp_path):
     monkeypatch.setattr(vllm_engine, "AT_ONCE", 5)
     found = read(llama, rows(), backend="vllm")
+    assert vllm_engine._held[0].proven
     for name, wanted in read(llama, rows()).items():
         assert found[name].dtype == np.float32 and len(wanted) > 24
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
-    assert len(Model.made) == 1
+    assert len(Model.made) == 1 and len(Model.made[0].asked) > 24
     assert not list(tmp_path.rglob("*.safetensors*"))  # what was handed back is deleted
 
 
@@ -215,7 +238,12 @@ def test_nothing_of_a_repository_is_run_or_unpickled_and_nothing_is_reported(lla
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("start", "FooForCausalLM"), ("other numbers", "the two differ by"), ("nan", "the two differ by nan")],
+    [
+        ("start", "FooForCausalLM"),
+        ("other numbers", "the two differ by"),
+        ("nan", "the two differ by nan"),
+        ("beginning", "the two differ by"),
+    ],
 )
 def test_a_model_that_it_does_not_read_alike_is_read_by_transformers(llama, fault, said, caplog):
     Model.fault = fault
@@ -224,6 +252,7 @@ def test_a_model_that_it_does_not_read_alike_is_read_by_transformers(llama, faul
     assert [record.getMessage() for record in caplog.records if said in record.getMessage()]
     assert not vllm_engine._held
     read(llama, rows(6), backend="vllm")
+    readers._say.cache_clear()
     assert len([record for record in caplog.records if said in record.getMessage()]) == 1  # tried and said once
 
 
@@ -231,10 +260,36 @@ def test_the_final_norm_and_one_of_several_processes_are_left_to_transformers(ll
     found = read(llama, rows(4), [2, "norm"], backend="vllm")
     assert all(np.array_equal(values, found[name]) for name, values in read(llama, rows(4), [2, "norm"]).items())
     assert "final norm" in caplog.text and not Model.made
-    monkeypatch.setattr(readers.torch.cuda, "device_count", lambda: 2)
     step = EmbedLayers(llama, layers=[2], backend="vllm", device="cpu")
     step(rows(3)[:], rank=0)
-    assert "GPU of another" in caplog.text and not Model.made
+    assert "an engine of their own" in caplog.text and not Model.made
+
+
+def test_it_reads_on_the_device_that_was_asked_for_or_not_at_all(llama, monkeypatch, caplog):
+    picked = load.pick_device
+    monkeypatch.setattr(
+        load, "pick_device", lambda device, rank: picked(device, rank) if device else torch.device("mps")
+    )
+    read(llama, rows(3), [2], backend="vllm", device="cpu")
+    assert "would not read on cpu" in caplog.text and not Model.made
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "no plain safetensors"),
+        ({"get_text_config": lambda: object()}, "part of another"),
+    ],
+)
+def test_weights_that_it_would_read_otherwise_are_not_tried(llama, change, said, monkeypatch):
+    key = load.ModelKey(llama, load.resolve_revision(llama, None), "float32")
+    config = types.SimpleNamespace(get_text_config=lambda: config)
+    vars(config).update(change)
+    monkeypatch.setattr(load, "model_config", lambda key: config)
+    assert said in readers._unfit(key, (1,), torch.device("cpu"), None)
+    for name in ("base + adapter", "folder/model.gguf"):
+        other = load.ModelKey(name, key.revision, "float32")
+        assert "no plain safetensors" in readers._unfit(other, (1,), torch.device("cpu"), None)
 
 
 def test_one_engine_is_held_and_it_makes_room_for_other_models(llama, tmp_path):
@@ -251,12 +306,142 @@ def test_one_engine_is_held_and_it_makes_room_for_other_models(llama, tmp_path):
 
 
 def test_a_longer_row_gets_a_longer_engine(llama, monkeypatch):
-    monkeypatch.setattr(vllm_engine, "_SHORTEST", 8)
+    monkeypatch.setattr(vllm_engine, "SHORTEST", 8)
     key = load.ModelKey(llama, load.resolve_revision(llama, None), "float32")
     lengths = [vllm_engine.engine(key, [1], tokens).longest for tokens in (3, 9, 40, 12)]
     assert lengths == [8, 16, 64, 64] and len(Model.made) == 3
     assert [model.options["max_model_len"] for model in Model.made] == [9, 17, 65]  # a token is generated after the row
     assert all(model.options["max_num_batched_tokens"] >= model.options["max_model_len"] for model in Model.made)
+
+
+def test_every_engine_is_compared(llama):
+    reader = readers._tried_reader(load.ModelKey(llama, load.resolve_revision(llama, None), "float32"), (1,), CPU)
+    Model.fault = "long"
+    short = TokenSequence(np.array([5, 6, 7], np.int32), ((0, 3),))
+    assert reader.read([short], (1,), None)[1].shape == (1, 32)
+    vllm_engine._held[0].longest = 2  # as if longer rows came
+    with pytest.raises(ModelError, match="the two differ by"):
+        reader.read([short], (1,), None)
+    assert not vllm_engine._held
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next_one(llama):
+    read(llama, rows(4), backend="vllm")
+    Model.fault = "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        read(llama, rows(9), backend="vllm")
+    assert not vllm_engine._held
+    Model.fault = None
+    found, wanted = read(llama, rows(4), backend="vllm"), read(llama, rows(4))
+    assert all(np.allclose(found[name], wanted[name], atol=1e-5) for name in wanted)
+
+
+def test_an_interrupted_trial_is_made_again(llama):
+    Model.fault = "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        read(llama, rows(4), backend="vllm")
+    Model.fault = "other numbers"
+    found, wanted = read(llama, rows(4), backend="vllm"), read(llama, rows(4))
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_answers_to_other_questions_are_refused(llama):
+    read(llama, rows(4), backend="vllm")
+    (engine,) = vllm_engine._held
+    engine.llm.generate([{"prompt_token_ids": [5, 6]}], [asked([(0, 2)])], use_tqdm=False)
+    engine.llm.finished = [types.SimpleNamespace(prompt_token_ids=[5, 6], kv_transfer_params={})]
+    with pytest.raises(ModelError, match="something else than what"):
+        read(llama, rows(5), backend="vllm")
+    assert not vllm_engine._held
+
+
+def asked(reads):
+    return types.SimpleNamespace(max_tokens=1, extra_args={"kv_transfer_params": {"reads": reads}})
+
+
+def test_what_fails_later_ends_in_a_sentence(llama):
+    read(llama, rows(4), backend="vllm")
+    vllm_engine.close()
+    Model.fault = "start"
+    with pytest.raises(ModelError, match="it fails with ValueError"):
+        read(llama, rows(4), backend="vllm")
+
+
+def test_a_token_without_an_embedding_is_refused(llama):
+    reader = readers._tried_reader(load.ModelKey(llama, load.resolve_revision(llama, None), "float32"), (1,), CPU)
+    with pytest.raises(ModelError, match="embeddings for 320 tokens"):
+        reader.read([TokenSequence(np.array([5, 320], np.int32), ((0, 2),))], (1,), None)
+
+
+def test_rows_that_cannot_be_read_start_no_engine(llama):
+    empty = Dataset.from_list([{"prompt": "a", "response": ""}] * 2)
+    columns = EmbedLayers(llama, layers=[1], backend="vllm")(empty[:])
+    assert list(columns["unscorable"]) == ["empty_response"] * 2
+
+
+def test_layers_in_any_order_and_some_of_them_from_the_store(llama, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_SAFEFILTER_ROW_CACHE", "on")
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "store"))
+    given = rows(4)[:]
+    EmbedLayers(llama, layers=[4], backend="vllm")(given)
+    found = EmbedLayers(llama, layers=[4, 2], backend="vllm")(given)
+    assert vllm_engine._held
+    wanted = EmbedLayers(llama, layers=[4, 2])(given)
+    for name in ("emb_layer_4", "emb_layer_2"):
+        for one, two in zip(found[name], wanted[name], strict=True):
+            np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-3)
+
+
+def test_a_mean_of_states_in_16_bits_is_taken_in_32(llama):
+    read(llama, rows(2), [1], backend="vllm")
+    connector = Model.made[0].connector
+    states = torch.randn(2, 1, BLOCK, 64, generator=torch.Generator().manual_seed(0)).bfloat16() + 100
+    connector._kv_cache, connector._is_tp_rank_zero = states, True
+    request = types.SimpleNamespace(
+        request_id="wide", prompt_token_ids=list(range(2 * BLOCK)), kv_transfer_params={"reads": [(0, 2 * BLOCK)]}
+    )
+    _, answer = connector.request_finished(request, [0, 1])
+    pending = connector._pending_saves["wide"]
+    connector._submit_async_write(pending)
+    found = load_file(answer["hidden_states_path"])["states"]
+    assert torch.equal(found[0, 0], states.transpose(1, 2).reshape(2 * BLOCK, 64).float().mean(dim=0))
+    Path(answer["hidden_states_path"]).unlink()
+    connector._is_tp_rank_zero = False  # of several workers, one writes
+    connector._submit_async_write(pending)
+    assert not Path(answer["hidden_states_path"]).exists()
+
+
+def test_a_model_that_cannot_be_read_block_by_block_is_left_to_transformers(llama, monkeypatch, caplog):
+    def refuse(*_):
+        raise ModelError("its blocks share weights")
+
+    monkeypatch.setattr(load, "streamed", refuse)
+    found, wanted = read(llama, rows(4), backend="vllm"), read(llama, rows(4))
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted) and "share weights" in caplog.text
+
+
+def test_a_fork_leaves_the_engine_of_its_parent_alone(llama):
+    read(llama, rows(2), [1], backend="vllm")
+    (engine,) = vllm_engine._held
+    child = os.fork()
+    if not child:
+        wrong = bool(vllm_engine._held)
+        engine.close()
+        vllm_engine.close()
+        os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert engine.folder.is_dir() and vllm_engine._held == [engine]
+
+
+def test_nothing_is_left_at_the_end_of_a_process(tmp_path):
+    program = (
+        "import sys, tempfile; from pathlib import Path\n"
+        "from hf_safefilter.model import vllm_engine\n"
+        "folder = Path(tempfile.mkdtemp(dir=sys.argv[1]))\n"
+        "vllm_engine._held.append(vllm_engine.VllmEngine(None, (1,), 9, folder, None))\n"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_vllm_it_is_refused_before_anything_is_read(llama, monkeypatch):
