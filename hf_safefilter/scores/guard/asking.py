@@ -111,7 +111,9 @@ def settle(client: Client, form: Form, top_logprobs: int | None) -> Settled:
         except Unanswered as error:
             if error.reason == REFUSED and top and top_logprobs is None:
                 continue  # without log-probabilities, or with fewer of them, it may answer
-            raise _unfit(client, f"it does not answer about a sample: {error.fact}") from error
+            longest = "pass a smaller `max_tokens=...`: the server takes no answer of that length"
+            fix = longest if "max_tokens" in error.fact else _SPELLING
+            raise _unfit(client, f"it does not answer about a sample: {error.fact}", fix) from error
         with _lock:
             _count(client.address, reply)
         if form.score(reply, top) is not None:
@@ -122,14 +124,15 @@ def settle(client: Client, form: Form, top_logprobs: int | None) -> Settled:
     raise AssertionError("unreachable")
 
 
-def _unfit(client: Client, found: str) -> ModelError:
-    return ModelError(
-        f"the model at {client.address} does not judge as expected",
-        found=found,
-        fix="pass `preset=...` of its family, or `unsafe=...`, `safe=...` and `leads=...` as it spells its verdict; "
-        "llama.cpp takes the answer that is to be judged for the beginning of its own unless it is started with "
-        "--no-prefill-assistant",
-    )
+_SPELLING = (
+    "pass `preset=...` of its family, or `unsafe=...`, `safe=...` and `leads=...` as it spells its verdict; llama.cpp "
+    "takes the answer that is to be judged for the beginning of its own unless it is started with "
+    "--no-prefill-assistant"
+)
+
+
+def _unfit(client: Client, found: str, fix: str = _SPELLING) -> ModelError:
+    return ModelError(f"the model at {client.address} does not judge as expected", found=found, fix=fix)
 
 
 class Asking:

@@ -70,6 +70,18 @@ def test_a_server_without_log_probabilities_is_read_by_its_words(server):
     assert at(server, top_logprobs=0)(batch_of(ROWS[:1]))["guard_score"].tolist() == [1.0]
 
 
+def test_a_server_that_takes_no_answer_of_that_length_names_the_option(server, monkeypatch):
+    def short(self, body):  # as vLLM does of a model with few tokens
+        return 400, {
+            "error": {"message": f"max_tokens={body['max_tokens']} cannot be greater than max_model_len=2048."}
+        }
+
+    monkeypatch.setattr(ChatServer, "complete", short)
+    with pytest.raises(ModelError, match="max_model_len=2048") as refused:
+        at(server)
+    assert refused.value.fix.startswith("pass a smaller `max_tokens=...`") and "preset" not in refused.value.fix
+
+
 def test_log_probabilities_that_are_ignored_are_seen(server, monkeypatch):
     whole = ChatServer.complete
 
