@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_safefilter.cli import completion
 from hf_safefilter.cli.arguments import Output, TrustVectors, layers_of, values_of
 from hf_safefilter.errors import OptionError
-from hf_safefilter.scores import METHODS, make_score, takes
+from hf_safefilter.scores import COMBINED, METHODS, make_score, takes
 
 if TYPE_CHECKING:
     from hf_safefilter.columns import Layer
@@ -38,14 +38,19 @@ def score(
             autocompletion=completion.layers,
         ),
     ] = None,
-    references: Annotated[str | None, typer.Option(help="Folder or Hub id of a reference set.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the method, e.g. --option k=5.")] = None,
+    references: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a reference set; starter for the one that ships here.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Option of the method, e.g. --option k=5; for largest_rank --option of=probe,shift."),
+    ] = None,
     trust_vectors: TrustVectors = False,
 ) -> None:
     """Add the score column of one method."""
     from hf_safefilter.decide.overlap import warn_of_overlap
     from hf_safefilter.embed import EmbedLayers
-    from hf_safefilter.engine.local import score_rows
+    from hf_safefilter.engine.local import add_ranks, score_rows
     from hf_safefilter.references.open import open_references, require_same_reading
     from hf_safefilter.saved.saved_rows import TRAIL, save_rows
     from hf_safefilter.storage.atomic import require_replaceable
@@ -59,19 +64,15 @@ def score(
     if reader is None and reads_vectors:
         raise OptionError(f"{embedded} holds no embeddings", fix="start with: hf-safefilter embed --help")
     layers = _layers(named, reader.layers, several) if reads_vectors and reader is not None else (0,)
-    index = open_references(references) if references is not None else None
+    index = open_references(references, embed=reader) if references is not None else None
     if index is not None and reader is not None:
         require_same_reading(index, reader)
-    step = make_score(
-        method,
-        options,
-        references=index,
-        layer=layers[0],
-        layers=layers,
-        columns=saved.mapping,
-        rows=saved.rows,
-    )
-    scored = score_rows(saved.rows, step)
+    if method in COMBINED and "ranks" not in options:
+        scored, step = add_ranks(saved.rows, _ranked(saved, options), method)
+    else:
+        step = make_score(method, options, references=index, layer=layers[0], layers=layers, columns=saved.mapping,
+                          rows=saved.rows)  # fmt: skip
+        scored = score_rows(saved.rows, step)
     warn_of_overlap(scored, [step])
     source = saved if loaded is None else loaded
     save_rows(
@@ -84,6 +85,28 @@ def score(
         ids=[str(output)],
         hint=f"hf-safefilter select {output} --by {column} --drop-fraction 0.02 --output decided",
     )
+
+
+def _ranked(saved: Saved, options: dict[str, Any]) -> list[str]:
+    """The score columns whose ranks are combined: those of the methods in the option `of`, or all that there are."""
+    from hf_safefilter.columns import score_column
+    from hf_safefilter.scores.base import Score
+    from hf_safefilter.scores.controls import LengthScore, RandomScore
+    from hf_safefilter.scores.ranks import RankScore
+
+    steps = [step for step in saved.steps if isinstance(step, Score)]
+    present = [step.produces()[0] for step in steps if not isinstance(step, (LengthScore, RandomScore, RankScore))]
+    of = options.pop("of", present)
+    named = of.split(",") if isinstance(of, str) else [str(name) for name in of]
+    columns = [name if name in present else score_column(name) for name in map(str.strip, named)]
+    missing = [name for name in columns if name not in present]
+    if options or missing or len(set(columns)) < max(2, len(columns)):
+        raise OptionError(
+            f"ranks are combined of two scores or more that {saved.name} has",
+            found=", ".join(present) or "no scores",
+            fix="score the rows by two methods, then for example --option of=probe,shift",
+        )
+    return columns
 
 
 def _saved(folder: Path, reads_vectors: bool, trust_vectors: bool) -> tuple[Loaded | None, Saved]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     from hf_safefilter.embed import EmbedLayers
+    from hf_safefilter.scores.base import Score
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def score_rows(ds: Dataset | DatasetDict, step: Step) -> Dataset | DatasetDict:
 
 def add_ranks(
     scored: Dataset | DatasetDict, columns: Sequence[str], how: str = "rank_average"
-) -> tuple[Dataset | DatasetDict, Step]:
+) -> tuple[Dataset | DatasetDict, Score]:
     """Add what combines the rows' ranks over several scores, one of `scores.COMBINED`; its step is returned too."""
     from hf_safefilter.scores import make
     from hf_safefilter.scores.ranks import fit_ranks

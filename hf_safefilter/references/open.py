@@ -21,11 +21,15 @@ _MUST_AGREE = (
 )  # fmt: skip
 
 STARTER = "starter"
-"""The name of the ordinary rows that ship with this package."""
+"""The name of the rows that ship with this package."""
 
 
-def open_references(source: str | Path, revision: str | None = None) -> ReferenceIndex:
-    """A reference index from a local folder or the Hub."""
+def open_references(
+    source: str | Path, revision: str | None = None, embed: EmbedLayers | None = None
+) -> ReferenceIndex:
+    """A reference index from a local folder or the Hub, or with `embed`, which reads them, the `STARTER` set."""
+    if str(source) == STARTER and embed is not None and not is_folder(source):
+        return ReferenceIndex.starter(embed)
     return ReferenceIndex.load(source) if is_folder(source) else ReferenceIndex.from_hub(str(source), revision)
 
 

@@ -123,11 +123,16 @@ class Trail:
         if not path.is_file():
             if not is_there(folder):
                 raise MissingError(f"there is no folder {shortened(str(folder))}", fix="check the path")
-            inside = folder / SCORED
+            inside, published = folder / SCORED, (folder / "provenance.json").is_file()
+            fix = "run the recipe again, with --scored, and name that folder"
+            if not published:
+                fix = f"name {inside}" if (inside / TRAIL).is_file() else "write it: hf-safefilter embed --help"
             raise MissingError(
-                f"{folder} was not written by this program",
+                f"{folder} holds kept rows, and not all with their scores"
+                if published
+                else f"{folder} was not written by this program",
                 found=f"no {TRAIL}",
-                fix=f"name {inside}" if (inside / TRAIL).is_file() else "write it: hf-safefilter embed --help",
+                fix=fix,
             )
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
