@@ -70,7 +70,7 @@ def _scores(canvas: Figure, scores: np.ndarray, provenance: Provenance) -> None:
     axes.set_yscale("symlog", linthresh=_LINEAR)
     most = max(1.0, axes.get_ylim()[1])
     digits, least = (1, 2, 5) if most < 10_000 else (1,), 1 if most < _LINEAR else 2
-    ticks = [digit * 10**power for power in range(10) for digit in digits]
+    ticks = [digit * 10**power for power in range(10) for digit in digits] if most >= _LINEAR else [*range(1, _LINEAR)]
     axes.set_yticks([0, *(tick for tick in ticks if least <= tick <= most)], minor=False)
     axes.set_ylim(0, most)
     axes.yaxis.set_major_formatter("{x:,.0f}")

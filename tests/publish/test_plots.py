@@ -34,6 +34,11 @@ def test_the_scores_have_named_axes_sides_and_a_scale(record, tmp_path):
     assert (tmp_path / "plots" / "scores.svg").read_text().count("pattern") > 1  # what is dropped is striped
 
 
+def test_few_rows_are_counted_one_by_one(record, tmp_path):
+    shown = drawn(tmp_path, np.r_[np.zeros(6), 10.0], moved(record, 9.0))
+    assert {str(number) for number in range(7)} <= set(shown) and "8" not in shown
+
+
 def test_the_verdict_stands_on_the_plot(record, tmp_path):
     scores = np.r_[np.zeros(40), np.linspace(-1, 2, 20)]
     verdict = verdict_from_labels("probe_score", scores, np.arange(60) >= 40, np.ones(60))
