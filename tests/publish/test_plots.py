@@ -35,7 +35,7 @@ def test_the_scores_have_named_axes_sides_and_a_scale(record, tmp_path):
 
 
 def test_few_rows_are_counted_one_by_one(record, tmp_path):
-    shown = drawn(tmp_path, np.r_[np.zeros(6), 10.0], moved(record, 9.0))
+    shown = drawn(tmp_path, np.r_[np.zeros(6), 0.5], moved(record, 0.4))
     assert {str(number) for number in range(7)} <= set(shown) and "8" not in shown
 
 
