@@ -98,7 +98,8 @@ def run_recipe(
     require_replaceable(output, PROVENANCE)
     if scored is not None:
         require_replaceable(scored, TRAIL)
-        if scored.resolve() == output.resolve() or engine is not None or recipe.data.streaming:
+        one, other = scored.resolve(), output.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one) or engine is not None or recipe.data.streaming:
             raise OptionError(
                 "all rows with their scores are written beside the output, by this process, and not of a stream",
                 fix="name another folder, or leave out --scored",

@@ -97,7 +97,7 @@ def _ranked(saved: Saved, options: dict[str, Any]) -> list[str]:
     steps = [step for step in saved.steps if isinstance(step, Score)]
     present = [step.produces()[0] for step in steps if not isinstance(step, (LengthScore, RandomScore, RankScore))]
     of = options.pop("of", present)
-    named = of.split(",") if isinstance(of, str) else [str(name) for name in of]
+    named = [str(name) for name in of] if isinstance(of, list) else str(of).split(",")
     columns = [name if name in present else score_column(name) for name in map(str.strip, named)]
     missing = [name for name in columns if name not in present]
     if options or missing or len(set(columns)) < max(2, len(columns)):

@@ -18,7 +18,7 @@ from hf_safefilter.publish.data_files import DROPPED, Published, read_published
 from hf_safefilter.publish.folder import PROVENANCE, write_folder
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.review_facts import RULINGS
-from hf_safefilter.publish.scoring import SCORING, scoring_files
+from hf_safefilter.publish.scoring import OURS, scoring_files
 from hf_safefilter.storage.contained import fault_of
 from hf_safefilter.storage.hub_commit import Pushed, Repository, commit, require_pushable
 from hf_safefilter.storage.recorded_files import require_recorded
@@ -128,7 +128,7 @@ def push_folder(
             CommitOperationDelete(name)
             for name in sorted(repository.files - set(ready.files))
             if name == RULINGS
-            or name.startswith(f"{SCORING}/")
+            or OURS.fullmatch(name)
             or (
                 name.startswith(tuple(f"data/{split}-" for split in ready.published.splits))
                 and name.endswith(".parquet")

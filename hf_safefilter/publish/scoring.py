@@ -1,92 +1,165 @@
-"""What the recorded steps score with, published beside the rows: fitted numbers, and no text of any reference.
+"""What rows were scored with, published beside them as far as a stranger needs it: no text, and nothing to believe.
 
-A stranger who has the references as well, or can make them again from the starter set, can then score rows anew.
+Of a probe, how it was fitted, so that it can be fitted again; of ranks, the sorted scores, which are held against
+scores of the stranger's own.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.errors.redaction import everywhere, shown
 from hf_safefilter.publish.provenance import portable
 from hf_safefilter.scores.probe import Probe
 from hf_safefilter.scores.ranks import Ranks
-from hf_safefilter.scores.saft.subspace import SaftSubspace
 from hf_safefilter.storage import artifacts
+from hf_safefilter.storage.contained import fault_of
 from hf_safefilter.storage.fitted import Fitted
 
 SCORING = "scoring"
-_KINDS: tuple[type[Fitted], ...] = (Probe, Ranks, SaftSubspace)
+OURS = re.compile(rf"{SCORING}/(probe|ranks)-[0-9a-f]{{16}}\.(json|safetensors)")
+"""The files that are written there, and no others."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_LENGTH = 16  # hex digits of a digest in the name of a folder
+_RANKS = "ranks.safetensors"
+_FACTS = 2**20  # bytes of a description at most
+_HEADER = 2**14  # bytes of a file of numbers beside these
 
 
 def write_scoring(folder: Path, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Write what `steps`, as recorded, score with into a folder each under ``scoring``.
-
-    One whose record names a path of this machine is left out: nobody else has that model.
-    """
-    for digest in sorted(_digests(steps)):
-        for kind in _KINDS:
+    """Write what `steps`, as recorded, score with under ``scoring``; what names a place of this machine is left out."""
+    kinds: dict[str, type[Fitted]] = {"probe": Probe, "ranks": Ranks}
+    for field, kind in kinds.items():
+        for digest in sorted({str(step[field]) for step in steps if _DIGEST.fullmatch(str(step.get(field)))}):
             try:
                 fitted = kind.of(digest)
             except MissingError:
                 continue
-            if portable(json.loads(json.dumps(fitted.facts))) == fitted.facts:
-                fitted.save(folder / SCORING / _name(kind, digest))
+            if not _may_be_shown(fitted.facts):
+                continue
+            (folder / SCORING).mkdir(exist_ok=True)
+            _place(folder, field, digest).write_bytes(fitted.bytes_of(artifacts.MANIFEST))
+            if kind is Ranks:
+                _place(folder, field, digest, "safetensors").write_bytes(fitted.bytes_of(_RANKS))
 
 
 def scoring_files(folder: Path) -> list[Path]:
-    """The files under ``scoring`` of a published folder, in order."""
-    return sorted(path for path in (folder / SCORING).glob("*/*") if path.is_file())
+    """The files of that kind in a published folder, in order."""
+    files = sorted((folder / SCORING).glob("*"))
+    return [path for path in files if path.is_file() and OURS.fullmatch(path.relative_to(folder).as_posix())]
 
 
-def take_scoring(folder: Path, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Copy what `steps` score with from a published folder into this user's store, and nothing else.
-
-    It is kept under the digest of its content, so it takes the place of nothing that is there.
-
-    Returns:
-        The kinds of what was taken, and was not there before.
+def facts_of_probe(folder: Path, digest: str) -> Mapping[str, Any] | None:
+    """How the probe with this digest was fitted, as a published folder says; None if it does not.
 
     Raises:
-        IntegrityError: A file is not the one that was recorded, or is another artefact than its name says.
+        IntegrityError: What it says is of another probe, or damaged.
     """
-    taken = []
-    for digest in sorted(_digests(steps)):
-        for kind in _KINDS:
-            place = folder / SCORING / _name(kind, digest)
-            if not place.is_dir() or _is_here(kind, digest):
-                continue
-            if artifacts.read(place, kind.KIND, kind.VERSION).digest != digest:
-                raise IntegrityError(f"{place.name} holds another {kind.KIND}", fix="write the folder again")
-            kind.load(place)
-            taken.append(kind.KIND)
-    return taken
+    manifest = _manifest(folder, "probe", digest)
+    return None if manifest is None else manifest.facts
 
 
-def _is_here(kind: type[Fitted], digest: str) -> bool:
+def take_ranks(folder: Path, digest: str, rows: int) -> bool:
+    """Copy published ranks into this user's store, unless they are there: sorted finite numbers, and nothing else.
+
+    Args:
+        folder: The published folder.
+        digest: Their digest in the record.
+        rows: Number of rows of the source: there are no more scores.
+
+    Returns:
+        Whether the folder has them.
+
+    Raises:
+        IntegrityError: They are others than recorded, or no ranks of so many rows.
+    """
+    manifest = _manifest(folder, "ranks", digest)
+    if manifest is None:
+        return False
+    file = _place(folder, "ranks", digest, "safetensors")
+    columns = manifest.facts.get("columns")
+    if not isinstance(columns, list) or not 1 <= len(columns) <= 64 or set(manifest.files) != {_RANKS}:
+        raise _damaged(digest)
+    fault = fault_of(folder, file)
+    if fault is not None:
+        raise IntegrityError(f"{file.name} {fault}", fix="write the folder again")
+    if file.stat().st_size > 4 * rows * len(columns) + _HEADER:
+        raise _damaged(digest)
+    content = file.read_bytes()
     try:
-        kind.of(digest)
+        from safetensors.numpy import load
+
+        tensors = load(content)
+        fitted = [tensors[str(number)] for number in range(len(columns))]
+        sound = len(tensors) == len(fitted) and all(_is_sorted(scores, rows) for scores in fitted)
+    except Exception as error:  # of a library that reads what a stranger has written
+        raise _damaged(digest) from error
+    if not sound:
+        raise _damaged(digest)
+    if Ranks.make(manifest.facts, {_RANKS: content}).digest != digest:
+        raise _damaged(digest)
+    return True
+
+
+def is_here(kind: type[Fitted], digest: str) -> bool:
+    """Whether this user's store has it, and it is whole."""
+    try:
+        artifacts.read(artifacts.find(kind.KIND, digest), kind.KIND, kind.VERSION)
     except MissingError:
         return False
     return True
 
 
-def _digests(steps: Sequence[Mapping[str, Any]]) -> set[str]:
-    def inside(value: Any) -> Iterator[str]:
-        if isinstance(value, str) and _DIGEST.fullmatch(value):
-            yield value
-        elif isinstance(value, Mapping):
-            for part in value.values():
-                yield from inside(part)
+def _is_sorted(scores: np.ndarray, rows: int) -> bool:
+    return (
+        scores.ndim == 1
+        and scores.dtype == np.float32
+        and 0 < len(scores) <= rows
+        and bool(np.isfinite(scores).all())
+        and bool((np.diff(scores) >= 0).all())
+    )
 
-    return {digest for step in steps for digest in inside(step)}
+
+def _manifest(folder: Path, kind: str, digest: str) -> artifacts.Manifest | None:
+    path = _place(folder, kind, digest)
+    if not path.exists() and not path.is_symlink():
+        return None
+    fault = fault_of(folder, path)
+    if fault is not None:
+        raise IntegrityError(f"{path.name} {fault}", fix="write the folder again")
+    try:
+        if path.stat().st_size > _FACTS:
+            raise _damaged(digest)
+        body = json.loads(path.read_text(encoding="utf-8"))
+        manifest = artifacts.Manifest(body["kind"], body["version"], dict(body["facts"]), dict(body["files"]))
+        same = manifest.digest == digest and manifest.kind == kind
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        raise _damaged(digest) from error
+    if not same:
+        raise _damaged(digest)
+    return manifest
 
 
-def _name(kind: type[Fitted], digest: str) -> str:
-    return f"{kind.KIND}-{digest.removeprefix('sha256:')[:_LENGTH]}"
+def _damaged(digest: str) -> IntegrityError:
+    return IntegrityError(f"what is published of {digest[:19]}... is something else", fix="write the folder again")
+
+
+def _place(folder: Path, kind: str, digest: str, ending: str = "json") -> Path:
+    return folder / SCORING / f"{kind}-{digest.removeprefix('sha256:')[:16]}.{ending}"
+
+
+def _may_be_shown(facts: Mapping[str, Any]) -> bool:
+    """Whether facts hold no path, no password and no hidden character."""
+    plain = json.loads(json.dumps(facts))
+    embed = plain.get("embed") or {}
+    model = str(embed.get("model", ""))
+    of_a_folder = str(embed.get("revision", "")).startswith("sha256:")
+    named_by_path = re.search(r"\\|^~|^\w+://|^file:", model) or (of_a_folder and "/" in model)
+    return everywhere(portable(plain), shown) == plain and not named_by_path

@@ -42,7 +42,10 @@ def require_undamaged(folder: Path, provenance: Provenance) -> list[str]:
         if fault is not None:
             raise IntegrityError(f"{name} {fault}", fix="write the folder again")
     for name in TEXTS:
-        if name not in described or file_sha256(folder / name) != described[name]:
+        if name not in described:
+            fact = f"{RECORD} does not describe {name}: an earlier version has written it, or somebody has changed it"
+            raise IntegrityError(fact, fix="push the set again")
+        if file_sha256(folder / name) != described[name]:
             raise IntegrityError(f"{name} is not the file that {RECORD} describes", fix="write the folder again")
     others = [name for name in names if name not in described and name not in (RECORD, SIGNED)]
     for name in others:
@@ -50,7 +53,7 @@ def require_undamaged(folder: Path, provenance: Provenance) -> list[str]:
             raise IntegrityError(f"{name} was added: {RECORD} does not describe it", fix="write the folder again")
     if (folder / RECORD).read_bytes() != croissant(provenance, read_published(folder), folder).encode():
         raise IntegrityError(f"{RECORD} does not say what provenance.json says", fix="write the folder again")
-    return [name for name in others if not name.startswith(_OF_THE_HUB)]
+    return [name for name in others if name != _OF_THE_HUB[0] and not name.startswith(_OF_THE_HUB[1])]
 
 
 def _names(folder: Path) -> Iterator[str]:

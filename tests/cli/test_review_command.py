@@ -78,8 +78,10 @@ def test_a_recipe_leaves_its_scored_rows_for_a_review_and_the_two_commands_publi
         "references: {path: starter}\nselect: {drop_fraction: 0.2}\n"
     )
     words = ("run", tmp_path / "recipe.yaml", "--output", tmp_path / "out", "--anyway")
-    code, _, err = call(*words, "--scored", tmp_path / "out")
-    assert code == 2 and "--scored" in err
+    for output, rows in (("out", "out"), ("out", "out/scored"), ("scored/out", "scored")):
+        asked = ("--output", tmp_path / output, "--scored", tmp_path / rows)
+        code, _, err = call("run", tmp_path / "recipe.yaml", *asked)
+        assert code == 2 and "leave out --scored" in err and not (tmp_path / rows).exists()
     code, _, err = call(*words, "--scored", tmp_path / "scored")
     assert code == 0 and f"hf-safefilter review {tmp_path}/scored --by largest_rank_score" in err
     review = Review.of(tmp_path / "scored", tmp_path / "decisions.jsonl", by="largest_rank", drop_fraction=0.2)

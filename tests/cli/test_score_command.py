@@ -37,7 +37,9 @@ def test_starter_references_and_the_larger_rank_of_two_scores(call, embedded, tm
     assert call("score", tmp_path / "shift", *words)[0] == 0
 
 
-@pytest.mark.parametrize("more", [[], ["--option", "of=probe,larf"], ["--option", "of=probe,probe"]], ids=str)
+@pytest.mark.parametrize(
+    "more", [[], ["--option", "of=probe,larf"], ["--option", "of=probe,probe"], ["--option", "of=5"]], ids=str
+)
 def test_ranks_are_of_two_scores_that_are_there(call, embedded, tmp_path, more):
     words = ["--method", "probe", "--references", "starter", "--output", tmp_path / "probe"]
     assert call("score", embedded, *words)[0] == 0

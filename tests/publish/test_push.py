@@ -118,11 +118,15 @@ def test_pushing_again_keeps_own_words_and_leaves_no_stale_shard(hub, name, fold
     stale = io.BytesIO(hub.repo(name).files()["data/train-00000-of-00001.parquet"])
     HfApi().upload_file(path_or_fileobj=stale, path_in_repo="data/train-00007-of-00009.parquet", repo_id=name,
                         repo_type="dataset")  # fmt: skip
+    stale_ranks = "scoring/ranks-0123456789abcdef.json"
+    for path in (stale_ranks, "scoring/make_scores.py"):
+        HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=path, repo_id=name, repo_type="dataset")
     stricter = IsSafe("length_score", 60.0)
     write_folder(tmp_path / "out", scored, stricter, gather(scored, stricter, steps=steps, **FACTS))
     push_folder(tmp_path / "out", name, anyway=True)
     files = hub.repo(name).files()
     assert [path for path in files if path.startswith("data/")] == ["data/train-00000-of-00001.parquet"]
+    assert [path for path in files if path.startswith("scoring/")] == ["scoring/make_scores.py"]  # somebody else's
     assert "My barn, with words of mine" in files["README.md"].decode()
     assert len(load_dataset(name, split="train")) == sum(len(row["response"]) < 60 for row in scored)
 

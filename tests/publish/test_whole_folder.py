@@ -42,7 +42,8 @@ def test_what_was_written_is_whole_and_files_of_the_hub_are_no_others(folder):
     assert others_in(folder) == []
     (folder / ".gitattributes").write_text("*.parquet filter=lfs\n")
     (folder / "LICENSE").write_text("mine")
-    assert others_in(folder) == ["LICENSE"]
+    (folder / ".gitattributes_not.py").write_text("mine")
+    assert others_in(folder) == [".gitattributes_not.py", "LICENSE"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,10 +74,13 @@ def test_a_link_to_elsewhere_is_named_though_it_holds_the_same(folder, tmp_path,
         others_in(folder)
 
 
-@pytest.mark.parametrize("name", ["data/train-00001.jsonl", "data/more/train-00000-of-00001.parquet", "data/x.PARQUET"])
+@pytest.mark.parametrize(
+    "name",
+    ["data/train-00001.jsonl", "data/more/train-00000-of-00001.parquet", "data/x.PARQUET", "plots/x/y", "scoring/x"],
+)
 def test_data_that_were_added_are_named(folder, name):
     """A card asks for data/train-*, so that `load_dataset` would read some of these."""
-    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text('{"prompt": "x", "response": "y"}\n')
     with pytest.raises(IntegrityError, match=f"{name} was added"):
         others_in(folder)
