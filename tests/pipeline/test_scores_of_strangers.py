@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +145,17 @@ def test_ranks_that_are_none_are_refused(stranger, source, lie, said):
     found = checks(stranger, source)
     assert found["scores"].result == "fail" and said in found["scores"].why
     assert found["rows"].result == "pass"  # the other lines are there
+
+
+def test_a_file_of_more_numbers_than_rows_is_not_even_read(stranger, monkeypatch):
+    steps = json.loads((stranger / "provenance.json").read_text())["steps"]
+    digest = next(step["ranks"] for step in steps if "ranks" in step)
+    file = next((stranger / "scoring").glob("ranks-*.safetensors"))
+    with file.open("r+b") as stream:
+        stream.truncate(2**30)  # a hole: it takes no room
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(IntegrityError, match="something else"):
+        scoring.take_ranks(stranger, digest, 40)
 
 
 def test_no_tolerance_that_is_stated_is_believed(stranger, source):
