@@ -48,7 +48,8 @@ def test_what_was_built_is_there(index):
     assert first.conversation == as_conversations(unsafe_rows())[3] and first.spans == 1
     assert first.row_id == row_id(first.conversation)
     assert index.summary() == SAID | {
-        "digest": index.digest, "rows": index.rows_digest, "unsafe": 12, "safe": 9, "benign": 0, "truncated": 0, "model": "stand-in",
+        "digest": index.digest, "rows": index.rows_digest,
+        "unsafe": 12, "safe": 9, "benign": 0, "truncated": 0, "model": "stand-in",
         "revision": "0" * 40,
         "layers": [2, "norm"],
     }  # fmt: skip
