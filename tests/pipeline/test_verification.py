@@ -15,7 +15,8 @@ from datasets import Dataset
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.pipeline.purify import purify
-from hf_safefilter.pipeline.verification import Verification, _Scoring
+from hf_safefilter.pipeline.recorded_scoring import RecordedScoring
+from hf_safefilter.pipeline.verification import Verification
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.provenance import Decision
 from hf_safefilter.publish.rescoring import rescored
@@ -200,7 +201,7 @@ def test_a_kept_row_may_reach_the_threshold_by_rounding_and_by_no_more():
     rows = Dataset.from_list([{"prompt": "Hi", "response": "a" * 5}])
     for threshold, agrees in ((4.995, True), (4.98, False)):
         stated = Decision(column="length_score", threshold=threshold, threshold_hex=threshold.hex(), rule="by hand")
-        scoring = _Scoring(
+        scoring = RecordedScoring(
             [LengthScore()], "length_score", threshold, stated, None, ("length_score",), np.array([0.01])
         )
         with nullcontext() if agrees else pytest.raises(IntegrityError, match="a row was kept that has the scores"):
