@@ -35,6 +35,9 @@ WINDOW = 18
 
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 
+HOW = frozenset({"device", "attn", "stream_blocks", "backend"})
+"""Options that say where and how rows are read, not what is read of them: records may differ in them, or lack them."""
+
 _FIRST = re.compile(r"first_([1-9]\d{0,5})")
 _LISTED = r"^\s*({0})\s*(,\s*({0})\s*)*$".format("|".join([*POSITIONS, _FIRST.pattern]))  # for recipes and their schema
 _PYDANTIC: dict[str, Any] = {"extra": "forbid", "strict": False}

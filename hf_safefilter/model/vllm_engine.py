@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from hf_safefilter.columns import Layer
     from hf_safefilter.model.windows import TokenSequence
 
+STATES = "states"
+"""Name of the tensor that a worker writes for a request: float32 `(reads, layers, hidden_size)`."""
+
 AT_ONCE = 256
 """Sequences that are handed to the engine at a time."""
 
@@ -110,7 +113,7 @@ class VllmEngine:
         found = []
         for one, output in zip(sequences, outputs, strict=True):
             path = output.kv_transfer_params["hidden_states_path"]
-            means = extraction.load_hidden_states(path)["states"].numpy()  # waits until it is written
+            means = extraction.load_hidden_states(path)[STATES].numpy()  # waits until it is written
             extraction.cleanup_hidden_states(path)
             if means.shape[:2] != (len(one.reads), len(self.layers)):
                 raise _unasked(self.key)

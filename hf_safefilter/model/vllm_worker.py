@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_connector as extraction
 
-STATES = "states"
-"""Name of the tensor that is written for a request: float32 `(reads, layers, hidden_size)`."""
+from hf_safefilter.model.vllm_engine import STATES
 
 
 class _Copied:
@@ -38,12 +37,12 @@ class MeanStates(extraction.ExampleHiddenStatesConnector):  # type: ignore[misc]
         """In the worker, when all tokens of a request have gone through the model."""
         if not self._is_tp_rank_zero:
             return
-        device = self._kv_cache.device
-        blocks = torch.tensor(pending.block_ids, device=device)
-        slots = blocks[:, None] * self._block_size + torch.arange(self._block_size, device=device)
-        states = extraction.extract_from_kv_cache(self._kv_cache, slots.flatten(), len(pending.token_ids))
-        means = torch.stack([states[start:stop].float().mean(dim=0) for start, stop in pending.reads])
         try:
+            device = self._kv_cache.device
+            blocks = torch.tensor(pending.block_ids, device=device)
+            slots = blocks[:, None] * self._block_size + torch.arange(self._block_size, device=device)
+            states = extraction.extract_from_kv_cache(self._kv_cache, slots.flatten(), len(pending.token_ids))
+            means = torch.stack([states[start:stop].float().mean(dim=0) for start, stop in pending.reads])
             save_file({STATES: means.cpu().contiguous()}, pending.filename)
         finally:
             lock = self._lock_fds.pop(pending.req_id, None)

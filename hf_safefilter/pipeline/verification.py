@@ -22,7 +22,15 @@ from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import conversations
 from hf_safefilter.data.row_ids import row_id
 from hf_safefilter.decide.decision_log import DROP, KEEP
-from hf_safefilter.errors import IntegrityError, MissingError, ModelError, SafefilterError
+from hf_safefilter.errors import (
+    IntegrityError,
+    MissingError,
+    ModelError,
+    SafefilterError,
+    is_disk_full,
+    is_out_of_memory,
+    is_unusable_place,
+)
 from hf_safefilter.errors.redaction import shown
 from hf_safefilter.pipeline.made_again import made_again
 from hf_safefilter.pipeline.recorded_scoring import CannotSay, RecordedScoring, numbers_in
@@ -41,6 +49,8 @@ from hf_safefilter.scores.ranks import Ranks
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
+    from hf_safefilter.step import Step
 
 
 Result = Literal["pass", "fail", "cannot say"]
@@ -194,7 +204,10 @@ class Verification:
         for split, part in self._drawn().items():
             for start in range(0, len(part), _ROWS):
                 piece = part.select(range(start, min(start + _ROWS, len(part))))
-                columns = rescored(piece, scoring.steps)
+                try:
+                    columns = rescored(piece, scoring.steps)
+                except (MissingError, ModelError) as error:
+                    raise CannotSay(f"rows cannot be scored here: {error.fact}") from error
                 yield split, piece, {name: cells for name, cells in columns.items() if EMBEDDING_PREFIX not in name}
 
     def _with_what_can_be_had(self, provenance: Provenance) -> tuple[Provenance, list[str]]:
@@ -204,7 +217,7 @@ class Verification:
             if isinstance(digest, str) and not is_here(Ranks, digest):
                 take_ranks(self.folder, digest, provenance.counts.rows)
         try:
-            embed = next((step_from(one) for one in provenance.steps if one.get("step") == "EmbedLayers"), None)
+            embed = _reader(provenance)
             steps, made = made_again(
                 provenance.steps, provenance.references, embed, lambda digest: facts_of_probe(self.folder, digest)
             )
@@ -242,7 +255,22 @@ def _line(name: str, check: Callable[[Provenance], str], provenance: Provenance)
     except CannotSay as error:
         return Line(name, "cannot say", str(error))
     except Exception as error:  # what a stranger has written fails in many ways, and the other lines are still wanted
-        return Line(name, "fail", _fact(error))
+        return Line(name, "cannot say" if _is_of_this_machine(error) else "fail", _fact(error))
+
+
+def _is_of_this_machine(error: Exception) -> bool:
+    """Whether it lacks memory or room; what was published has no words in such an error."""
+    kinds = (MemoryError, OSError, RuntimeError)
+    lacks = is_out_of_memory(error) or is_disk_full(error) or is_unusable_place(error)
+    return lacks and isinstance(error, kinds) and not isinstance(error, SafefilterError)
+
+
+def _reader(provenance: Provenance) -> Step | None:
+    """The step that has read the rows; None if there is none, or it cannot be made by this version."""
+    try:
+        return next((step_from(one) for one in provenance.steps if one.get("step") == "EmbedLayers"), None)
+    except SafefilterError:
+        return None
 
 
 def _fact(error: Exception) -> str:

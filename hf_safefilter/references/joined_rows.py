@@ -14,6 +14,7 @@ from hf_safefilter.data.splits import missing_column
 from hf_safefilter.data.vectors import lengths
 from hf_safefilter.errors import DataError, IntegrityError, MissingError
 from hf_safefilter.errors.redaction import shown
+from hf_safefilter.model.reading_options import HOW
 from hf_safefilter.references.files import SIDES, Side
 from hf_safefilter.references.index import ReferenceIndex
 
@@ -42,7 +43,8 @@ def base_of(index: ReferenceIndex, data_set: Sequence[str]) -> ReferenceIndex:
     except (MissingError, IntegrityError):  # it was made on another machine, or is none: what has joined stays
         return index
     same = all(set(_ids(base, side)) <= set(_ids(index, side)) for side in SIDES)
-    return base if same and base.embed == index.embed else index
+    read = [{name: value for name, value in one.embed.items() if name not in HOW} for one in (base, index)]
+    return base if same and read[0] == read[1] else index
 
 
 def with_rows(

@@ -18,6 +18,7 @@ from hf_safefilter.checks import is_whole
 from hf_safefilter.data.saved_folders import open_saved
 from hf_safefilter.data.splits import parts_of
 from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.model.reading_options import HOW
 from hf_safefilter.step import Step, fields_of
 from hf_safefilter.storage.atomic import atomic_folder
 from hf_safefilter.storage.paths import is_there, shortened
@@ -258,10 +259,11 @@ def step_from(record: dict[str, Any]) -> Step:
         raise IntegrityError(
             f"the record of a {kind.__name__} is damaged", found=str(error)[:200], fix="embed and score the rows again"
         ) from error
-    if step.record() != record:
+    now = step.record()
+    if {name: value for name, value in now.items() if name in record or name not in HOW} != record:
         raise IntegrityError(
             f"{kind.__name__} gives other values in this version",
-            found=json.dumps(step.record()),
+            found=json.dumps(now),
             fix="embed and score the rows again",
         )
     return step

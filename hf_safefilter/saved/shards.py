@@ -18,6 +18,7 @@ import pyarrow as pa
 from hf_safefilter.data.saved_folders import open_saved
 from hf_safefilter.data.splits import each_split, joined, splits_of
 from hf_safefilter.errors import DataError, IntegrityError, MissingError, OptionError
+from hf_safefilter.model.reading_options import HOW
 from hf_safefilter.saved.saved_rows import TRAIL, Trail
 from hf_safefilter.storage.atomic import require_replaceable
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOWN = 12  # missing shards that an error lists
-_HOW = {"device", "attn", "stream_blocks", "backend"}  # where and how rows were read, not what was read of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def _difference(first: Trail, second: Trail) -> tuple[str, Any, Any] | None:
         ("data set", facts["rows"], other_facts["rows"]),
     ]
     for record, other in zip(first.steps, second.steps, strict=False):
-        names = sorted({*record, *other} - _HOW)
+        names = sorted({*record, *other} - HOW)
         pairs += [(name, record.get(name), other.get(name)) for name in names]
     pairs.append(("number of steps", len(first.steps), len(second.steps)))
     return next((pair for pair in pairs if pair[1] != pair[2]), None)

@@ -1,5 +1,6 @@
 """A stranger's check of a published folder: it passes as made, and what was altered is named."""
 
+import errno
 import json
 import shutil
 from contextlib import nullcontext
@@ -13,7 +14,8 @@ from altered_folders import described
 from datasets import Dataset
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.errors import IntegrityError, MissingError
+from hf_safefilter.errors import IntegrityError, MissingError, ModelError
+from hf_safefilter.pipeline import verification
 from hf_safefilter.pipeline.purify import purify
 from hf_safefilter.pipeline.recorded_scoring import RecordedScoring
 from hf_safefilter.pipeline.verification import Verification
@@ -162,6 +164,33 @@ def test_without_the_references_the_scores_cannot_be_said(made, source, tmp_path
     found = results(made, source)
     fitted._open.cache_clear()
     assert (found["rows"], found["scores"]) == ("pass", "cannot say")
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (ModelError("no such model"), "cannot say"),
+        (MemoryError(), "cannot say"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot say"),
+        (IntegrityError("out of memory, says a row"), "fail"),
+        (KeyError("out of memory, says a row"), "fail"),
+        (AttributeError("a record of another shape"), "fail"),
+    ],
+    ids=repr,
+)
+def test_what_this_machine_lacks_is_no_fault_of_the_set(made, source, monkeypatch, error, result):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(verification, "rescored", fails)
+    found = results(made, source)
+    assert (found["scores"], found["rows"]) == (result, "pass")
+
+
+def test_a_step_of_another_version_cannot_be_judged(folder, source):
+    record_with(folder, lambda body: body["steps"][0].update(algorithm=1))
+    described(folder)
+    assert results(folder, source)["scores"] == "cannot say"
 
 
 def test_another_folder_is_named(tmp_path):

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.errors import IntegrityError, MissingError, OptionError
+from hf_safefilter.model.reading_options import HOW
 from hf_safefilter.saved.saved_rows import TRAIL, load_rows_with_steps, save_rows
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage.recorded_files import record_files
@@ -33,6 +34,27 @@ def folder(steps, tmp_path):
     return tmp_path / "saved"
 
 
+@pytest.mark.parametrize("name", sorted(HOW))
+def test_a_folder_of_before_an_option_of_how_rows_are_read_is_read(folder, steps, name):
+    altered(folder, lambda record: record.pop(name))
+    assert load_rows_with_steps(folder).steps == steps
+
+
+@pytest.mark.parametrize("name", ["window", "dtype", "algorithm", "spans"])
+def test_an_option_that_decides_what_is_read_may_not_be_missing(folder, name):
+    altered(folder, lambda record: record.pop(name))
+    with pytest.raises(IntegrityError, match="gives other values"):
+        load_rows_with_steps(folder)
+
+
+def altered(folder, change):
+    """The record of the reading step is another, and signed as such."""
+    body = json.loads((folder / TRAIL).read_text())
+    change(body["steps"][0])
+    (folder / TRAIL).write_text(json.dumps(body))
+    record_files(folder, TRAIL)
+
+
 def test_every_option_comes_back(folder, steps):
     saved = load_rows_with_steps(folder)
     assert saved.steps == steps
@@ -55,10 +77,7 @@ def test_without_an_embedding_nothing_is_said_about_columns(tmp_path):
 
 
 def test_rows_of_another_algorithm_are_refused(folder):
-    trail = json.loads((folder / TRAIL).read_text())
-    trail["steps"][0]["algorithm"] = 1
-    (folder / TRAIL).write_text(json.dumps(trail))
-    record_files(folder, TRAIL)
+    altered(folder, lambda record: record.update(algorithm=1))
     with pytest.raises(IntegrityError, match="EmbedLayers gives other values"):
         load_rows_with_steps(folder)
 
