@@ -325,6 +325,18 @@ def test_every_engine_is_compared(llama):
     assert not vllm_engine._held
 
 
+@pytest.mark.parametrize(("given", "said"), [(1, None), (2, "nearer to one beside it")])
+def test_where_rounding_is_coarse_a_layer_must_be_nearest_to_its_own(given, said):
+    drawn = np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32)
+    states = {layer: 10 + 0.1 * drawn[layer] for layer in range(3)}  # nearer to each other than 16 bits may round
+    row = TokenSequence(np.array([5, 6], np.int32), ((0, 1), (1, 2)))
+    trial = readers.Trial((row, row), states, (1,), 0.1, 320, 8)
+    halves = iter([states[given][:2], states[given][2:]])
+    engine = types.SimpleNamespace(read=lambda rows, layers: {1: next(halves) * np.float32(1.001)}, proven=False)
+    found = trial.differs(engine)
+    assert engine.proven is (said is None) and (found is None if said is None else said in found)
+
+
 def test_an_interrupted_call_leaves_nothing_for_the_next_one(llama):
     read(llama, rows(4), backend="vllm")
     Model.fault = "stopped"
