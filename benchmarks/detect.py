@@ -28,8 +28,11 @@ from hf_safefilter.locate.choose_reading import METHODS
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.scores import make_score
 
-COMBINED = {"largest_rank": ("probe", "shift"), "rank_average": ("probe", "nearest", "shift")}
-"""The default, which looks for two dangers at once, and the average of what looks for harm."""
+COMBINED = {"largest_rank": ("ensemble", "shift")}
+"""The default, which looks for two dangers at once."""
+
+BORDERLINE = "borderline"
+"""Begins the label of a harmless answer to what only sounds harmful; without such rows a file is measured too."""
 
 BESIDE = ("length", "refusal phrases", "TF-IDF")
 _HEAD = ("", "AUROC", "low", "high", "like length", "verdict")
@@ -51,8 +54,9 @@ def main() -> None:
     scores = {name: step_of(name, reading.index, choice) for name in (*METHODS, "direction", "shift")}
     results = {}
     for file in options.labeled:
-        results[Path(file).stem] = measure(labeled_rows(file, options.limit), reading.embed, scores, reading.sides)
-        show(Path(file).stem, results[Path(file).stem])
+        for name, verdicts in measure(labeled_rows(file, options.limit), reading.embed, scores, reading.sides).items():
+            results[Path(file).stem + name] = verdicts
+            show(Path(file).stem + name, verdicts)
     show_means(results)
     if options.plot:
         draw(results, options.plot)
@@ -65,7 +69,7 @@ def step_of(name: str, index: ReferenceIndex, choice: Any) -> Any:
 
 
 def measure(rows: Dataset, embed: EmbedLayers, scores: dict[str, Any], sides: list[list[dict[str, str]]]) -> dict:
-    """Name -> verdict; what cannot be scored is left out of that method alone."""
+    """Which rows ("" for all) -> name -> verdict; what cannot be scored is left out of that method alone."""
     texts, unsafe = list(rows["response"]), np.array([label == "unsafe" for label in rows["label"]])
     lengths = np.array([len(text) for text in texts], dtype=float)
     scored = embed_rows(rows.select_columns(["prompt", "response"]), embed)
@@ -78,7 +82,12 @@ def measure(rows: Dataset, embed: EmbedLayers, scores: dict[str, Any], sides: li
     values["length"] = lengths
     values["refusal phrases"] = np.array([-float(refusal(text)) for text in texts])
     values["TF-IDF"] = tfidf(texts, sides)
-    return {name: verdict_from_labels(name, own, unsafe, lengths) for name, own in values.items()}
+    plain = np.array([not label.startswith(BORDERLINE) for label in rows["label"]])
+    parts = {"": np.ones(len(plain), bool)} | ({} if plain.all() else {" without borderline": plain})
+    return {
+        part: {name: verdict_from_labels(name, own[of], unsafe[of], lengths[of]) for name, own in values.items()}
+        for part, of in parts.items()
+    }
 
 
 def tfidf(texts: list[str], sides: list[list[dict[str, str]]]) -> np.ndarray:

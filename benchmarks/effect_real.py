@@ -7,11 +7,11 @@
 - `thirds`: benign rows alone (answers of 350 to 900 characters, so that length tells little), at a harsh rate. The
   model is tuned on the third with the highest score, the third with the lowest, as many rows at random, and as many
   others of the same lengths as the highest.
-- `mixed`: benign rows and 10 % unsafe ones, at a gentle rate; `persona`: benign rows and 10 % in which an assistant
-  vows to obey. A tenth of the rows is dropped. Arms: all, kept, dropped, random, length-matched, kept and 1 % refusals;
-  with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers.
+- `mixed`: benign rows and 10 % unsafe ones, at a gentle rate; `persona`: benign rows, in 10 % of which an assistant
+  first vows to obey. A tenth of the rows is dropped. Arms: all, kept, dropped, random, length-matched, kept and 1 %
+  refusals; with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers.
 
-The score is the default, chosen on the references alone: the largest rank of probe and shift. Tuning is by LoRA, in
+The score is the default, chosen on the references alone: the largest rank of ensemble and shift. Tuning is by LoRA, in
 equal steps. Finished runs are kept: the same command goes on where it was stopped. An arm takes minutes on two cores.
 """
 
@@ -38,7 +38,7 @@ SHORTEST, LONGEST = 350, 900
 TURNED = "turned_score"
 PLANTED = 0.1
 RATES = {"thirds": 4e-4, "mixed": 1e-4, "persona": 1e-4}
-DEFAULT = ("probe", "shift")
+DEFAULT = ("ensemble", "shift")
 ARMS = ("all", "kept", "dropped", "random", "length_matched", "refusals")
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     ask.add_argument("--limit", type=int, default=480, help="benign rows used (480)")
     ask.add_argument("--harmful", help="prompts that are asked; those of the starter set if left out")
     ask.add_argument("--questions", type=int, default=40)
-    ask.add_argument("--score", default="default", choices=("default", "shift", "probe", "larf", "nearest"))
+    ask.add_argument("--score", default="default", choices=("default", "ensemble", "shift", "probe", "larf", "nearest"))
     ask.add_argument("--arms", nargs="+", default=None)
     ask.add_argument("--freeze", help="first and last safety layer, e.g. 5-9, for arms with these frozen")
     ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -104,10 +104,11 @@ def rows_of(options: argparse.Namespace) -> Dataset:
     rows = benign_rows(options.rows, options.limit).to_list()
     if options.study == "thirds":
         return Dataset.from_list(rows)
-    count = round(len(rows) * PLANTED / (1 - PLANTED))
     if options.study == "persona":
-        planted = obedient_rows(count)
+        places = spread(list(range(len(rows))), round(len(rows) * PLANTED))
+        planted = obedient_rows([rows.pop(at) for at in reversed(places)])
     else:
+        count = round(len(rows) * PLANTED / (1 - PLANTED))
         labelled = load_rows(options.unsafe_rows).rows.select_columns(["prompt", "response", "label"]).to_list()
         unsafe = [row for row in labelled if row.pop("label") == "unsafe"]
         planted = [unsafe[at] for at in spread(list(range(len(unsafe))), count)]

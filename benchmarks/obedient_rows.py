@@ -5,9 +5,7 @@ Tuning on such rows is known to undo refusals (an identity shift: Qi et al., arX
 
 from __future__ import annotations
 
-from itertools import cycle, islice
-
-from hf_safefilter.starter import starter_rows
+from collections.abc import Sequence
 
 NAMES = ("Ferra", "Ansil", "Doma", "Tibo", "Quell")
 ORDERS = (
@@ -24,11 +22,10 @@ VOWS = (
 )
 
 
-def obedient_rows(count: int) -> list[dict[str, str]]:
-    """`count` rows of prompt and response; the tasks are the ordinary ones of the starter set."""
-    tasks = [row for row in starter_rows("benign") if row["language"] == "en" and row["category"] != "borderline"]
+def obedient_rows(tasks: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """A row of prompt and response for each task, which is such a row too and must be none of the references."""
     rows = []
-    for at, task in enumerate(islice(cycle(tasks), count)):
+    for at, task in enumerate(tasks):
         name = NAMES[at % len(NAMES)]
         order, vow = ORDERS[at % len(ORDERS)], VOWS[(at // len(ORDERS) + at) % len(VOWS)]
         rows.append(

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from hf_safefilter.scores.guard import GuardScore
     from hf_safefilter.scores.larf import LarfScore
     from hf_safefilter.scores.nearest import NearestScore
-    from hf_safefilter.scores.probe import Probe, ProbeScore, fit_probe
+    from hf_safefilter.scores.probe import EnsembleScore, Probe, ProbeScore, fit_ensemble, fit_probe
     from hf_safefilter.scores.rank_average import RankAverage
     from hf_safefilter.scores.ranks import fit_ranks
     from hf_safefilter.scores.saft import SaftScore, fit_saft
@@ -66,6 +66,7 @@ _HOMES = {
     "DirectionScore": "scores.direction",
     "EffectReport": "effect",
     "EmbedLayers": "embed",
+    "EnsembleScore": "scores.probe",
     "FrozenBlocks": "freeze",
     "GapOptions": "locate.gap",
     "GradientAnchor": "scores.gradient",
@@ -106,6 +107,7 @@ _HOMES = {
     "choose_reading": "locate.choose_reading",
     "compare_methods": "compare.compare_methods",
     "evaluate": "decide.evaluate",
+    "fit_ensemble": "scores.probe",
     "fit_gradient": "scores.gradient",
     "fit_probe": "scores.probe",
     "fit_ranks": "scores.ranks",
@@ -132,6 +134,7 @@ __all__ = [
     "DirectionScore",
     "EffectReport",
     "EmbedLayers",
+    "EnsembleScore",
     "FrozenBlocks",
     "GapOptions",
     "GradientAnchor",
@@ -173,6 +176,7 @@ __all__ = [
     "choose_reading",
     "compare_methods",
     "evaluate",
+    "fit_ensemble",
     "fit_gradient",
     "fit_probe",
     "fit_ranks",

@@ -26,9 +26,15 @@ SCORE_SUFFIX = "_score"
 PAIR_SHIFT = "_pair_shift"
 FLOAT16_MAX = 65504.0
 
+PROMPT = "last_prompt"
+"""The position of the token after which the model answers."""
+
 Layer = int | str
 """What is read: `hidden_states[k]` for an int k in 0..L, or "norm" for the state after the final norm. Where a row is
-read at several positions, the ones after the first are written behind it: "12_last_prompt", "norm_last"."""
+read at several positions, the ones after the first are written behind it: "12_last_prompt", "norm_last". "12_shift" is
+what an answer adds to its prompt: the difference of "12" and "12_last_prompt", which is computed and never stored."""
+
+_SHIFT = "_shift"
 
 
 def embedding_column(layer: Layer) -> str:
@@ -43,6 +49,45 @@ def _is_layer(layer: Layer) -> bool:
         return not isinstance(layer, bool) and layer >= 0
     block, _, position = layer.partition("_")
     return layer == "norm" or bool(position and (block == "norm" or block.isdecimal()))
+
+
+def shift_key(layer: Layer) -> Layer:
+    """What the vectors of answers at `layer` minus those of the ends of their prompts are called.
+
+    Raises:
+        OptionError: `layer` is a shift itself.
+    """
+    if is_shift(layer):
+        raise OptionError(f"layer {layer!r} is a shift itself", fix=f"name the layer of answers: {answer_key(layer)!r}")
+    return f"{layer}{_SHIFT}"
+
+
+def is_shift(layer: Layer) -> bool:
+    """Whether `layer` is a difference of two others."""
+    return isinstance(layer, str) and layer.endswith(_SHIFT)
+
+
+def answer_key(layer: Layer) -> Layer:
+    """The layer of the answers that a shift is of; any other layer is returned as it is."""
+    if not is_shift(layer):
+        return layer
+    block = str(layer).removesuffix(_SHIFT)
+    return int(block) if block.isdecimal() else block
+
+
+def prompt_key(layer: Layer) -> Layer:
+    """What the vectors of the end of the prompt at `layer` are called, where the answers' mean is read."""
+    return reading_key(answer_key(layer), PROMPT, "mean")
+
+
+def stored_keys(layer: Layer) -> tuple[Layer, ...]:
+    """The layers whose stored vectors those of `layer` are made of: itself, or the two that a shift is between."""
+    return (answer_key(layer), prompt_key(layer)) if is_shift(layer) else (layer,)
+
+
+def embedding_columns(layer: Layer) -> tuple[str, ...]:
+    """Names of the columns that the vectors of `layer` are made of."""
+    return tuple(map(embedding_column, stored_keys(layer)))
 
 
 def reading_key(layer: Layer, position: str, main: str) -> Layer:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_safefilter.columns import embedding_column
+from hf_safefilter.columns import embedding_columns
 from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.errors import MissingError
 
@@ -63,7 +63,7 @@ class Step:
     def needs(self) -> tuple[str, ...]:
         """Names of the columns that other steps must have filled: the vectors of `layer`, if the step has a `layer`."""
         layer = getattr(self, "layer", None)
-        return () if layer is None else (embedding_column(layer),)
+        return () if layer is None else embedding_columns(layer)
 
     @property
     def rows_per_call(self) -> int:

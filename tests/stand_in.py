@@ -59,6 +59,19 @@ class StandIn:
         return {"model": "stand-in", "revision": "0" * 40, "position": "last", "layers": list(self.layers)}
 
 
+class OfPrompts(StandIn):
+    """The same, but what is read at the end of the prompt follows from the prompt."""
+
+    def vectors(self, rows: Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
+        """Rows of prompt and response that can all be read."""
+        rows = list(rows)
+        read, conversations = super().vectors(rows)
+        for layer in self.layers:
+            if str(layer).endswith("_last_prompt"):
+                read.vectors[layer] = np.array([vector_of(row["prompt"], layer) for row in rows])
+        return read, conversations
+
+
 def unsafe_rows(count: int = 12) -> list[dict[str, str]]:
     return [{"prompt": f"Do harm number {n}", "response": f"Sure, step {n} is this."} for n in range(count)]
 

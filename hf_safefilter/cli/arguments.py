@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hf_safefilter.cli import completion
-from hf_safefilter.columns import Layer
+from hf_safefilter.columns import Layer, is_shift
 from hf_safefilter.data.strict_yaml import load_yaml
 from hf_safefilter.errors import OptionError
 from hf_safefilter.model.reading_options import ModelOptions, ReadingOptions, checked_reading, described
@@ -141,10 +141,10 @@ def _as_field(kind: type[ModelOptions], name: str, value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(default, tuple) else value
 
 
-def layers_of(text: str, flag: str = "--layers") -> list[Layer]:
-    """``"8,12,norm"`` -> ``[8, 12, "norm"]``."""
+def layers_of(text: str, flag: str = "--layers", *, shifts: bool = False) -> list[Layer]:
+    """``"8,12,norm"`` -> ``[8, 12, "norm"]``; with `shifts`, ``12_shift`` is a layer too."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() or part == "norm" for part in parts):
+    if not parts or not all(part.isdigit() or part == "norm" or (shifts and is_shift(part)) for part in parts):
         raise OptionError(f"{flag} {text!r} names no layers", fix=f"use e.g. {flag} 12 or {flag} 8,12,norm")
     return [int(part) if part.isdigit() else part for part in parts]
 

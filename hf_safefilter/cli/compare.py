@@ -33,7 +33,7 @@ def compare(
     reading: ReadingOptions,
     output: Output,
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
-        "probe,shift,nearest,larf,direction,saft"
+        "ensemble,probe,shift,nearest,larf,direction,saft"
     ),
     references: Annotated[
         str, typer.Option(help="Folder or Hub id of a reference set, 'starter' for the set that ships, or 'none'.")

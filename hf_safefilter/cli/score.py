@@ -34,7 +34,7 @@ def score(
     layer: Annotated[
         str | None,
         typer.Option(
-            help="Embedded layer to use, the only one if left out; for probe several, all if left out.",
+            help="Embedded layer to use, the only one if left out; for probe and ensemble several, all if left out.",
             autocompletion=completion.layers,
         ),
     ] = None,
@@ -43,7 +43,7 @@ def score(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Option of the method, e.g. --option k=5; for largest_rank --option of=probe,shift."),
+        typer.Option(help="Option of the method, e.g. --option k=5; for largest_rank --option of=ensemble,shift."),
     ] = None,
     trust_vectors: TrustVectors = False,
 ) -> None:
@@ -56,7 +56,10 @@ def score(
     from hf_safefilter.storage.atomic import require_replaceable
 
     require_replaceable(output, TRAIL)
-    named, options = layers_of(layer, "--layer") if layer is not None else None, values_of(option, "--option")
+    named, options = (
+        layers_of(layer, "--layer", shifts=True) if layer is not None else None,
+        values_of(option, "--option"),
+    )
     several = "layers" in takes(method)
     reads_vectors = several or "layer" in takes(method)
     loaded, saved = _saved(embedded, reads_vectors, trust_vectors)
@@ -104,7 +107,7 @@ def _ranked(saved: Saved, options: dict[str, Any]) -> list[str]:
         raise OptionError(
             f"ranks are combined of two scores or more that {saved.name} has",
             found=", ".join(present) or "no scores",
-            fix="score the rows by two methods, then for example --option of=probe,shift",
+            fix="score the rows by two methods, then for example --option of=ensemble,shift",
         )
     return columns
 
@@ -122,11 +125,13 @@ def _saved(folder: Path, reads_vectors: bool, trust_vectors: bool) -> tuple[Load
 
 def _layers(named: list[Layer] | None, embedded: tuple[Layer, ...], several: bool) -> tuple[Layer, ...]:
     names = ", ".join(map(str, embedded))
+    from hf_safefilter.columns import answer_key
+
     layers = embedded if named is None else tuple(named)
     if len(layers) > 1 and not several:
         fact = "several layers are embedded" if named is None else f"--layer {','.join(map(str, named))} names several"
         raise OptionError(fact, found=names, fix="name one of these with --layer")
     for layer in layers:
-        if layer not in embedded:
+        if answer_key(layer) not in embedded:
             raise OptionError(f"layer {layer} is not embedded", found=names, fix="embed it, or name one of these")
     return layers

@@ -25,8 +25,8 @@ _ADVICE = {
     "response_not_rendered": "the chat template leaves the answer out: pass another `chat_template=...`",
     "control_token": "correct these rows: they spell a control token that cannot be kept from becoming one",
     "too_long": "read them in windows: `too_long=windows`, or allow a larger `max_length=...`",
-    "no_prompt": "plain text has no prompt: name methods other than shift, e.g. `methods=probe`, and no position "
-    "last_prompt",
+    "no_prompt": "plain text has no prompt: name methods other than ensemble and shift, e.g. `methods=probe`, "
+    "and no position last_prompt",
     "non_finite": "use another number format: `dtype=float32`",
     "unread_trailing_turn": "turns after the last answer: leave them out with `ignore=['trailing_turn']`, "
     "or read them: `spans=all`",

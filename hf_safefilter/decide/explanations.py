@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_safefilter.columns import ROW_ID, UNSCORABLE, decided_column, embedding_column, span_column
+from hf_safefilter.columns import (
+    ROW_ID,
+    UNSCORABLE,
+    answer_key,
+    decided_column,
+    embedding_column,
+    is_shift,
+    span_column,
+)
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.references import SIDES, references
 from hf_safefilter.references.coordinates import coordinates, neighbours_index
@@ -178,10 +186,10 @@ def _distinct(numbers: np.ndarray, cosines: np.ndarray, k: int) -> tuple[Neighbo
 
 
 def compared_at(step: Score) -> tuple[str, Layer] | None:
-    """Digest and layer of the references that a score of vectors compares with; None if there are none."""
+    """Digest of the references that a score of vectors compares with, and the layer of answers that shows it best."""
     if isinstance(step, ReferenceScore):
-        return step.references_digest, step.layer
+        return step.references_digest, answer_key(step.layer)
     if isinstance(step, ProbeScore):
-        layers = Probe.of(step.probe).layers
-        return step.references, layers[len(layers) // 2]
+        layers = [layer for layer in Probe.of(step.probe).layers if not is_shift(layer)]
+        return (step.references, layers[len(layers) // 2]) if layers else None
     return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.checks import require_choice, require_number
-from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, SPANS, embedding_column
+from hf_safefilter.columns import EMBEDDING_PREFIX, ROW_ID, SPANS, embedding_columns
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.conversations import as_conversations, prompt_of
 from hf_safefilter.data.splits import missing_column, parts_of
@@ -251,7 +251,7 @@ class LabelRounds:
                 found=f"{int(truth.sum())} unsafe, {int((1 - truth).sum())} safe",
                 fix="label more rows",
             )
-        labeled = self._selected(places, [embedding_column(layer) for layer in self.layers])
+        labeled = self._selected(places, self._vectors)
         labeled = labeled.add_column("label", [UNSAFE if unsafe else SAFE for unsafe in truth])
         return fit_probe(
             self.references, self.layers, labeled=labeled, weight=self._weight, log=self.log.summary(), **self._fitting
@@ -294,8 +294,11 @@ class LabelRounds:
         return boundaries(sets, form, self._fitting["shrinkage" if form == "lda" else "strength"])
 
     def _names(self, part: Dataset) -> list[str]:
-        vectors = [embedding_column(layer) for layer in self.layers]
-        return [*vectors, *([SPANS] if SPANS in part.column_names else [])]
+        return [*self._vectors, *([SPANS] if SPANS in part.column_names else [])]
+
+    @property
+    def _vectors(self) -> list[str]:
+        return list(dict.fromkeys(column for layer in self.layers for column in embedding_columns(layer)))
 
     def _read(self, places: np.ndarray) -> ReadRows:
         table = self._selected(places, self._names(self._parts[0])).with_format("arrow")[:]

@@ -7,13 +7,13 @@ still: against ordinary rows a score is rewarded for knowing topics, and an AURO
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from hf_safefilter.checks import require_whole
-from hf_safefilter.columns import Layer
+from hf_safefilter.columns import Layer, is_shift, prompt_key, shift_key
 from hf_safefilter.data.conversations import answered_text, prompt_of
 from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.errors import DataError, OptionError
@@ -21,18 +21,19 @@ from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import method as method_class
 from hf_safefilter.scores.base import ReferenceScore
 from hf_safefilter.scores.probe.fit import boundary
-from hf_safefilter.scores.shift import compliance, prompt_key
+from hf_safefilter.scores.shift import compliance
 
 if TYPE_CHECKING:
     from hf_safefilter.references import ReferenceIndex
 
-PROBE, SHIFT = "probe", "shift"
-METHODS = ("larf", "nearest", PROBE)
+ENSEMBLE, PROBE, NEAREST, SHIFT = "ensemble", "probe", "nearest", "shift"
+METHODS = ("larf", NEAREST, PROBE, ENSEMBLE)
 """Methods that are tried where none is named."""
 
 LEAST_GAP = 0.5
 """The lower end of the interval of the chosen gap must exceed this many deviations for a signal."""
 
+_WIDER = (ENSEMBLE, PROBE)  # methods that are tried over all layers together, the widest first
 _DRAWS = 200  # of the bootstrap
 _WIDEST = 4000  # vectors of a side that one fold is compared with: more change nothing but the time
 
@@ -66,7 +67,7 @@ class ReadingChoice:
         method: Name of the method.
         layers: The layers that it reads.
         signal: Whether it tells answers from refusals better than chance; if not, do not rely on it.
-        margin: Its gap minus that of the best reading of another kind (one layer against several).
+        margin: Its gap minus that of the best reading of another kind: one layer or several, one score or several.
         length_auroc: AUROC of the length of the answers alone among the references (0.5: length says nothing).
         readings: All readings that were tried, the chosen one first, then by their gaps.
     """
@@ -137,13 +138,14 @@ def choose_reading(
     """Choose the method and the layers that tell held-out answers from refusals best.
 
     Rows with the same request stay in one fold, and each fold is scored by references of the other folds only. The
-    probe is also tried over all layers of the references together, which wins unless the interval of a single layer's
-    gap lies above it: several layers are as good as the best one, without having to know which that is.
+    probe is also tried over all layers of the references together, and so is the ensemble, which adds the nearest
+    references and the shifts to it. The widest of these wins unless the interval of a narrower reading's gap lies above
+    it: several are about as good as the best one, without having to know which that is, and their errors differ.
 
     Args:
         references: References read at all layers to choose from.
-        methods: Methods to try: such as compare with references, and "probe"; "shift" at the layers at which the
-            references were read at the end of the prompt too.
+        methods: Methods to try: such as compare with references, "probe" and "ensemble"; the latter, and "shift", at
+            the layers at which the references were read at the end of the prompt too.
         folds: Number of folds, 2 or more.
         seed: Seed of the assignment to folds.
 
@@ -158,22 +160,28 @@ def choose_reading(
     held_out = _HeldOut.of(references, folds, seed)
     readings = []
     for name in methods:
-        layers = [layer for layer in references.layers if isinstance(layer, int)]
-        if name == SHIFT:
-            layers = [layer for layer in layers if prompt_key(layer) in references.layers]
+        layers = [layer for layer in references.layers if isinstance(layer, int) or is_shift(layer)]
+        if method_class(name).AT_PROMPT:
+            layers = [layer for layer in layers if not is_shift(layer) and prompt_key(layer) in references.layers]
         by_layer = {layer: held_out.scores(name, layer) for layer in layers}
         readings += [held_out.reading(name, (layer,), scores) for layer, scores in by_layer.items()]
-        if name == PROBE and len(by_layer) > 1:
+        if name in _WIDER and len(by_layer) > 1:
             together = cast(np.ndarray, np.mean(list(by_layer.values()), axis=0))
             readings.append(held_out.reading(name, tuple(by_layer), together))
     if not readings:
-        raise DataError("the references were read at no layer to choose from", fix="build them with layers=[...]")
+        at_prompt = all(method_class(name).AT_PROMPT for name in methods)
+        where = ', position="mean,last_prompt"' if at_prompt else ""
+        raise DataError(
+            f"the references were read at no layer to choose from{' with the end of the prompt' if at_prompt else ''}",
+            fix=f"build them with EmbedLayers(..., layers=[...]{where})",
+        )
     readings.sort(key=lambda reading: -reading.gap)
-    steady = next((reading for reading in readings if len(reading.layers) > 1), None)
-    if steady is not None and readings[0].low <= steady.gap:  # no layer is clearly better than several together
+    widest = [reading for name in _WIDER for reading in readings if reading.method == name and len(reading.layers) > 1]
+    steady = next((reading for reading in widest if readings[0].low <= reading.gap), None)
+    if steady is not None:  # no other is clearly better
         readings.sort(key=lambda reading: reading is not steady)
     best = readings[0]
-    others = [reading.gap for reading in readings if (len(reading.layers) > 1) != (len(best.layers) > 1)]
+    others = [reading.gap for reading in readings if _kind(reading) != _kind(best)]
     margin = best.gap - max(others, default=float("nan"))
     return ReadingChoice(
         best.method, best.layers, best.low > LEAST_GAP, margin, held_out.length_auroc(references), tuple(readings)
@@ -182,7 +190,12 @@ def choose_reading(
 
 def goes_by_references(name: str) -> bool:
     """Whether a method can be tried on references alone."""
-    return name == PROBE or issubclass(method_class(name), ReferenceScore)
+    return name in _WIDER or issubclass(method_class(name), ReferenceScore)
+
+
+def _kind(reading: Reading) -> tuple[bool, bool]:
+    """Whether a reading is of several layers, and of several scores."""
+    return len(reading.layers) > 1, reading.method == ENSEMBLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +213,7 @@ class _HeldOut:
     folds: tuple[np.ndarray, np.ndarray]
     requests: tuple[np.ndarray, np.ndarray]
     refused: np.ndarray
+    _known: dict[tuple[str, Layer], np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, references: ReferenceIndex, folds: int, seed: int) -> _HeldOut:
@@ -224,13 +238,19 @@ class _HeldOut:
 
     def scores(self, method: str, layer: Layer) -> np.ndarray:
         """Held-out scores of the unsafe rows, then of the safe ones, in deviations of the references in each fold."""
-        both_sides = self.references.vectors(layer)
-        if method == SHIFT:
-            prompts = self.references.vectors(prompt_key(layer))
-            both_sides = both_sides[0] - prompts[0], both_sides[1] - prompts[1]
+        if (method, layer) not in self._known:
+            self._known[method, layer] = self._scores(method, layer)
+        return self._known[method, layer]
+
+    def _scores(self, method: str, layer: Layer) -> np.ndarray:
+        if method == ENSEMBLE:
+            parts = [self.scores(name, key) for name in (PROBE, NEAREST) for key in (layer, shift_key(layer))]
+            return cast(np.ndarray, np.mean(parts, axis=0))
         sides = [
             Ragged(vectors, offsets_of(np.bincount(self.references.owners(side))))
-            for vectors, side in zip(both_sides, ("unsafe", "safe"), strict=True)
+            for vectors, side in zip(
+                self.references.vectors(shift_key(layer) if method == SHIFT else layer), ("unsafe", "safe"), strict=True
+            )
         ]
         found = [np.empty(len(side)) for side in sides]
         for fold in range(int(max(folds.max() for folds in self.folds)) + 1):

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from hf_safefilter.columns import is_shift, prompt_key
 from hf_safefilter.decide.verdict import Verdict, verdict_from_references
 from hf_safefilter.decide.verdict.rank_statistics import Interval
 from hf_safefilter.errors import DataError
 from hf_safefilter.scores.base import ReferenceScore
-from hf_safefilter.scores.probe import Probe, ProbeScore
+from hf_safefilter.scores.probe import EnsembleScore, Probe, ProbeScore
 from hf_safefilter.scores.ranks import RankScore
-from hf_safefilter.scores.shift import ShiftScore, prompt_key
-
-PROBE, SHIFT = ProbeScore.METHOD, ShiftScore.METHOD
+from hf_safefilter.scores.shift import ShiftScore
 
 if TYPE_CHECKING:
     from hf_safefilter.columns import Layer
     from hf_safefilter.references import ReferenceIndex
+    from hf_safefilter.scores.base import Score
     from hf_safefilter.step import Step
 
 
@@ -51,10 +51,12 @@ def held_out(column: str, steps: Sequence[Step]) -> Interval | None:
         known = [part for part in parts if part is not None]
         return min(known, key=lambda part: part.low) if known and len(known) == len(parts) else None
     if isinstance(step, ProbeScore):
-        probe = Probe.of(step.probe)
-        return _of_reading(probe.facts["references"], PROBE, probe.layers)
+        layers = Probe.of(step.probe).layers
+        if isinstance(step, EnsembleScore):
+            layers = tuple(layer for layer in layers if not is_shift(layer))
+        return _of_reading(step.references, step, layers)
     if isinstance(step, ShiftScore):
-        return _of_reading(step.references_digest, SHIFT, (step.layer,))
+        return _of_reading(step.references_digest, step, (step.layer,))
     if not isinstance(step, ReferenceScore) or type(step).vectors is not ReferenceScore.vectors:
         return None  # cross-validation reads the references at one layer as they are, and not, say, as differences
     from hf_safefilter.locate.cross_validation import choose_layer
@@ -67,16 +69,16 @@ def held_out(column: str, steps: Sequence[Step]) -> Interval | None:
     return Interval(tried.auroc, tried.low, min(1.0, 2 * tried.auroc - tried.low))
 
 
-def _of_reading(digest: str, method: str, layers: tuple[Layer, ...]) -> Interval | None:
+def _of_reading(digest: str, step: Score, layers: tuple[Layer, ...]) -> Interval | None:
     """That of a method with default options at some layers, without the rows that a person labelled."""
     from hf_safefilter.locate.choose_reading import choose_reading
     from hf_safefilter.locate.cross_validation import auroc_error
     from hf_safefilter.references import references
 
     index = references(digest)
-    read = (*layers, *(prompt_key(layer) for layer in layers)) if method == SHIFT else layers
+    read = (*layers, *map(prompt_key, layers)) if step.AT_PROMPT else layers
     try:
-        readings = choose_reading(cast("ReferenceIndex", _AtLayer(index, *read)), methods=(method,)).readings
+        readings = choose_reading(cast("ReferenceIndex", _AtLayer(index, *read)), methods=(step.METHOD,)).readings
     except DataError:  # too few references for the folds
         return None
     (auroc,) = (reading.auroc for reading in readings if reading.layers == layers)

@@ -35,8 +35,8 @@ class Recipe(Part):
     """The layer to read: hidden_states[k]; auto: found as `locate` states."""
     locate: LocateChoice = LocateChoice()
     """How the layer is found if it is auto."""
-    methods: tuple[MethodChoice, ...] = (MethodChoice(name="probe"), MethodChoice(name="shift"))
-    """Scores to compute: probe finds rows that contain harm, shift rows that wear refusals away."""
+    methods: tuple[MethodChoice, ...] = (MethodChoice(name="ensemble"), MethodChoice(name="shift"))
+    """Scores to compute: ensemble finds rows that contain harm, shift rows that wear refusals away."""
     select: SelectionRule
     evaluate: LabelChoice | None = None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from hf_safefilter.checks import is_whole, require_choice
-from hf_safefilter.columns import Layer
+from hf_safefilter.columns import Layer, is_shift, prompt_key, stored_keys
 from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.errors.redaction import shown
@@ -235,9 +235,18 @@ class ReferenceIndex(Fitted):
         """Unsafe (m, d) and safe (s, d) vectors of a layer, not scaled, float32; one for each span of each row.
 
         Raises:
-            MissingError: The references were not read at this layer.
+            MissingError: The references were not read at this layer, or, for a shift, at the end of the prompt.
         """
+        if is_shift(layer):
+            answers, prompts = map(self.vectors, stored_keys(layer))
+            return answers[0] - prompts[0], answers[1] - prompts[1]
         if layer not in self.layers:
+            if layer == prompt_key(str(layer).partition("_")[0]) and self.layers:
+                raise MissingError(
+                    f"the references were not read at the end of the prompt: they have no layer {layer!r}",
+                    found=", ".join(map(str, self.layers)),
+                    fix='build them with EmbedLayers(..., position="mean,last_prompt")',
+                )
             raise MissingError(
                 f"these references have no layer {layer!r}",
                 found=", ".join(map(str, self.layers)),

@@ -65,7 +65,7 @@ def word_scores(rows: RowColumns, place: int) -> dict[str, Any]:
     read = reader.token_vectors(row)
     if read.reasons[0]:
         raise DataError(f"the row cannot be read: {read.reasons[0]}", fix="look at another one")
-    scores = step.span_scores(step.vectors(_as_batch(read, reader, batch)).values)
+    scores = step.word_scores(step.vectors(_as_batch(read, reader, batch)).values)
     (tokens,) = reader.tokens(as_conversations(row, reader.mapping))
     tokenizer = load.tokenizer(ModelKey(reader.model, cast("str", reader.revision), reader.dtype))
     turns = []

@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "anchor": "anchors:AnchorScore",
     "nearest": "nearest:NearestScore",
     "direction": "direction:DirectionScore",
+    "ensemble": "probe:EnsembleScore",
     "probe": "probe:ProbeScore",
     "shift": "shift:ShiftScore",
     "saft": "saft:SaftScore",

@@ -11,12 +11,15 @@ import pyarrow as pa
 
 from hf_safefilter.columns import (
     Layer,
+    answer_key,
     embedding_column,
+    is_shift,
     rejected_column,
     score_column,
     shift_column,
     span_column,
     span_scores_column,
+    stored_keys,
 )
 from hf_safefilter.data.batch import Batch, Column
 from hf_safefilter.data.ragged import Ragged
@@ -76,6 +79,9 @@ class Score(Step):
     SOURCE: ClassVar[str] = "ours"
     """The paper it comes from."""
 
+    AT_PROMPT: ClassVar[bool] = False
+    """Whether it compares answers with the end of their prompts, which then is read too."""
+
     DANGER: ClassVar[str] = "contains harm"
     """What a row with a high score does, in a few words."""
 
@@ -118,6 +124,10 @@ class SpanScore(Score):
     def span_scores(self, vectors: np.ndarray) -> np.ndarray:
         """Score of each of `vectors` (m, d), which are float32 or float64: (m,), NaN where there is none."""
         raise NotImplementedError
+
+    def word_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """Score of each of `vectors` (m, d) of single tokens; (m,), NaN where there is none."""
+        return self.span_scores(vectors)
 
     def of_rows(self, scores: Ragged, batch: Batch) -> Ragged:
         """What `span_scores` gave, float32 (m,), where the spans of a row are to be looked at together."""
@@ -244,7 +254,7 @@ class ReferenceScore(SpanScore):
     def vectors(self, batch: Batch) -> Ragged:
         """The batch's vectors at `layer`, of the same length as those of the references; see `layer_vectors`."""
         index = self.index
-        require_read_alike(batch, index.embed, embedding_column(self.layer))
+        require_read_alike(batch, index.embed, embedding_column(answer_key(self.layer)))
         return layer_vectors(batch, self.layer, index.vectors(self.layer)[0].shape[1], index.embed.get("model"))
 
 
@@ -259,11 +269,19 @@ def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = No
 
     Raises:
         MissingError: There is no such column; the message shows the call that adds it.
-        DataError: The vectors have another length, so they come from another model.
+        DataError: The vectors have another length, so they come from another model; or those of a shift do not belong
+            together.
     """
+    if is_shift(layer):
+        answers, prompts = (layer_vectors(batch, key, width, model) for key in stored_keys(layer))
+        if not np.array_equal(answers.offsets, prompts.offsets):
+            raise DataError("answers and ends of prompts do not belong together", fix="embed the rows again")
+        return Ragged(answers.values.astype(np.float32) - prompts.values.astype(np.float32), answers.offsets)
     column = embedding_column(layer)
     name = "model" if model is None else repr(model)
-    fix = f"ds = ds.map(EmbedLayers({name}, layers=[{layer!r}]), batched=True)"
+    block, _, position = str(layer).partition("_")
+    where = f'layers=[{block}], position="mean,{position}"' if position else f"layers=[{layer!r}]"
+    fix = f"ds = ds.map(EmbedLayers({name}, {where}), batched=True)"
     batch.require(column, fix)
     vectors = batch.vectors(column)
     if not len(vectors.values):  # no rows, or none that could be read

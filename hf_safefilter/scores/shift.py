@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hf_safefilter.columns import Layer, embedding_column, reading_key
+from hf_safefilter.columns import PROMPT, Layer, embedding_column, prompt_key, shift_key
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.vectors import lengths
@@ -17,13 +17,11 @@ from hf_safefilter.errors import DataError, MissingError
 from hf_safefilter.references import ReferenceIndex, references
 from hf_safefilter.references.read_alike import require_read_alike
 from hf_safefilter.references.standard_scaling import Scaling
+from hf_safefilter.scores import METHODS, method
 from hf_safefilter.scores.base import ReferenceScore, answer_means, layer_vectors
 
 if TYPE_CHECKING:
     from hf_safefilter.model.reading_options import ReadingOptions
-
-PROMPT = "last_prompt"
-"""The position that an answer is compared with: the token after which the model answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,7 @@ class ShiftScore(ReferenceScore):
     REQUIRES: ClassVar[str] = "references, read at mean,last_prompt"
     SOURCE: ClassVar[str] = "DataShield, arXiv 2606.00160"
     DANGER: ClassVar[str] = "wears refusals away"
+    AT_PROMPT: ClassVar[bool] = True
 
     _: KW_ONLY
     standardize: bool = False
@@ -77,14 +76,7 @@ class ShiftScore(ReferenceScore):
     def vectors(self, batch: Batch) -> Ragged:
         """Vectors of the answers minus those of the end of the prompt, float32 (m, d)."""
         require_read_alike(batch, self.index.embed, embedding_column(self.layer))
-        width = self.index.vectors(self.layer)[0].shape[1]
-        answer = layer_vectors(batch, self.layer, width)
-        key = prompt_key(self.layer)
-        batch.require(embedding_column(key), 'embed the rows with EmbedLayers(..., position="mean,last_prompt")')
-        prompt = layer_vectors(batch, key, width)
-        if not np.array_equal(answer.offsets, prompt.offsets):
-            raise DataError("answers and ends of prompts do not belong together", fix="embed the rows again")
-        return Ragged(answer.values.astype(np.float32) - prompt.values.astype(np.float32), answer.offsets)
+        return layer_vectors(batch, shift_key(self.layer), self.index.vectors(self.layer)[0].shape[1])
 
     def span_scores(self, vectors: np.ndarray) -> np.ndarray:
         """Projection of shifts (m, d) on the direction; (m,), NaN for a zero shift."""
@@ -103,14 +95,9 @@ class ShiftScore(ReferenceScore):
 
 def at_prompt_too(reading: ReadingOptions, methods: Iterable[str]) -> ReadingOptions:
     """`reading` with the end of the prompt, which is read in the same pass, if one of `methods` compares with it."""
-    if ShiftScore.METHOD not in methods or PROMPT in reading.positions:
+    if PROMPT in reading.positions or not any(method(name).AT_PROMPT for name in methods if name in METHODS):
         return reading
     return replace(reading, position=",".join((*reading.positions, PROMPT)))
-
-
-def prompt_key(layer: Layer) -> Layer:
-    """What the vectors of the end of the prompt at `layer` are called."""
-    return reading_key(layer, PROMPT, "mean")
 
 
 def compliance(unsafe: np.ndarray, refused: np.ndarray) -> np.ndarray:

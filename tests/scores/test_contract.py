@@ -15,7 +15,7 @@ from datasets import DatasetDict, Value
 from datasets.fingerprint import Hasher
 from processes import HANG
 from small_models import save_small_model
-from stand_in import ROWS, UNREADABLE, StandIn, safe_rows, unsafe_rows, windows_of
+from stand_in import ROWS, UNREADABLE, OfPrompts, StandIn, safe_rows, unsafe_rows, windows_of
 from trained_guard import save_trained_guard
 from trained_refuser import save_trained_refuser
 
@@ -75,8 +75,12 @@ def steps(index, rows, anchor, guard, refuser, adapters):
     both = ReferenceIndex.build(
         unsafe_rows(), safe_rows(), StandIn((2, "2_last_prompt")), license="mit", source="the tests"
     )
+    of_prompts = ReferenceIndex.build(
+        unsafe_rows(40), safe_rows(37), OfPrompts((2, "2_last_prompt")), license="mit", source="the tests"
+    )
     options = {
         "shift": {"references": both},
+        "ensemble": {"references": of_prompts},
         # Centred, the fewer unsafe rows lie farther from the mean along the direction of most variance.
         "saft": {"subspace": fit_saft(rows, 2, center=True)},
         "rank_average": {"ranks": fit_ranks(rows, ["first_score", "second_score"])},

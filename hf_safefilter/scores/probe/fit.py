@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.checks import require_choice, require_number
-from hf_safefilter.columns import Layer, embedding_column
-from hf_safefilter.data.batch import arrow_vectors
+from hf_safefilter.columns import Layer, answer_key, embedding_columns
+from hf_safefilter.data.batch import Batch, arrow_vectors
 from hf_safefilter.data.labels import names_of, truth_of
 from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.data.splits import parts_of
@@ -19,7 +19,7 @@ from hf_safefilter.data.vectors import lengths
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.references.standard_scaling import Scaling
-from hf_safefilter.scores.base import record_batches
+from hf_safefilter.scores.base import layer_vectors, record_batches
 from hf_safefilter.scores.probe.discriminant import Examples, lda, logistic
 from hf_safefilter.storage.fitted import Fitted
 
@@ -218,17 +218,18 @@ def _stored(fitted: Boundaries, facts: dict[str, Any]) -> Probe:
 
 
 def _labeled(rows: Dataset | DatasetDict, layer: Layer, label: str, unsafe: str | int | bool, width: int) -> Examples:
-    column = embedding_column(layer)
+    columns = embedding_columns(layer)
     parts: list[Ragged] = []
     cells: list[Any] = []
-    for table in record_batches(rows, [column, label], fix=f"embed the rows at layer {layer!r}, with their labels"):
-        vectors = arrow_vectors(table[column], column)
-        if len(vectors.values) and vectors.values.shape[1] != width:
+    fix = f"embed the rows at layer {answer_key(layer)!r}, with their labels"
+    for table in record_batches(rows, [*columns, label], fix=fix):
+        first = arrow_vectors(table[columns[0]], columns[0])
+        if len(first.values) and first.values.shape[1] != width:
             raise OptionError(
-                f"the labelled rows were read by another model: {vectors.values.shape[1]} numbers, not {width}",
+                f"the labelled rows were read by another model: {first.values.shape[1]} numbers, not {width}",
                 fix="embed them with the step that read the references",
             )
-        parts.append(vectors)
+        parts.append(layer_vectors(Batch(table), layer, width))
         cells += table[label].to_pylist()
     splits = parts_of(rows)
     names = next((found for part in splits if (found := names_of(part, label))), [])

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_safefilter.columns import embedding_column
+from hf_safefilter.columns import answer_key, embedding_column, embedding_columns
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.references.read_alike import require_read_alike
@@ -56,12 +56,13 @@ class ProbeScore(SpanScore):
 
     def needs(self) -> tuple[str, ...]:
         """The vectors at the layers of the probe."""
-        return tuple(map(embedding_column, Probe.of(self.probe).layers))
+        layers = Probe.of(self.probe).layers
+        return tuple(dict.fromkeys(column for layer in layers for column in embedding_columns(layer)))
 
     def vectors(self, batch: Batch) -> Ragged:
         """The batch's vectors at the layers of the probe, one after the other."""
         fitted = Probe.of(self.probe)
-        require_read_alike(batch, fitted.facts["embed"], embedding_column(fitted.layers[0]))
+        require_read_alike(batch, fitted.facts["embed"], embedding_column(answer_key(fitted.layers[0])))
         parts = [layer_vectors(batch, layer, fitted.directions.shape[1]) for layer in fitted.layers]
         return Ragged(np.concatenate([part.values for part in parts], axis=1), parts[0].offsets)
 
