@@ -201,9 +201,10 @@ def _finish(printer: Printer, session: LabelRounds, saved: Saved, output: Path, 
     rows = OF_DOUBTFUL_ROWS if asked else OF_LABELLED_ROWS
     draw_curve(points, output / "curve", rows)
     printer.table(f"AUROC {rows}", [_line(point.to_json()) for point in points])
-    again = rescored(saved, probe=session.probe())
+    taught = session.probe()
+    again = rescored(saved, probe=taught)
     save_again(again, output / SCORED)
-    step = next(step for step in again.steps if isinstance(step, ProbeScore))
+    step = next(step for step in again.steps if isinstance(step, ProbeScore) and step.probe == taught.digest)
     facts |= {"output": str(output / SCORED), "column": step.produces()[0], "probe": step.probe}
     printer.report(
         facts | {"curve": [point.to_json() for point in points]},

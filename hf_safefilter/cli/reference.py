@@ -42,7 +42,9 @@ def starter(
     reading: ReadingOptions,
     layers: Layers,
     output: Output,
-    trait: Annotated[str, typer.Option(help="What the unsafe side shows: harm, sycophancy or made_up_facts.")] = "harm",
+    trait: Annotated[
+        str, typer.Option(help="What the unsafe side shows: harm, sycophancy, made_up_facts or obedience.")
+    ] = "harm",
 ) -> None:
     """Build a reference set from the small sets that ship with this package.
 

@@ -29,18 +29,17 @@ def rescored(
 
     Args:
         saved: The scored rows; they are not changed.
-        probe: Scores the rows in place of their probe, or beside their other scores if they have none.
+        probe: Scores the rows in place of their probes at the same layers, alone and in an ensemble; or of their probe
+            at other ones, or beside their other scores if they have none.
         references: What a score that compares vectors with references compares them with from now on. Scores that a
             model was needed for, such as gradients, stay as they are.
         instead_of: Digests of the references in whose place they come: scores with others stay as they are.
 
     Combined ranks are ranked anew if a score among them is.
     """
-    old: dict[Step, Step] = {}
+    old: dict[Step, Step] = {} if probe is None else {step: replace(step, probe=probe) for step in _of(probe, saved)}
     for step in saved.steps:
-        if probe is not None and isinstance(step, ProbeScore):
-            old[step] = replace(step, probe=probe)
-        elif references is not None and isinstance(step, ReferenceScore):
+        if references is not None and isinstance(step, ReferenceScore):
             if step.references_digest in instead_of and step.references_digest != references.digest:
                 old[step] = replace(step, references=references)
     new = list(old.values())
@@ -57,3 +56,10 @@ def rescored(
         rows, step = add_ranks(rows, Ranks.of(rank.ranks).columns, rank.METHOD)
         steps.append(step)
     return replace(saved, rows=rows, steps=steps)
+
+
+def _of(probe: Probe, saved: Saved) -> list[ProbeScore]:
+    """The scores whose probe is another one of the same layers; if there are none, the probe of other layers."""
+    steps = [step for step in saved.steps if isinstance(step, ProbeScore)]
+    alike = [step for step in steps if Probe.of(step.probe).layers == probe.layers]
+    return alike or [step for step in steps if type(step) is ProbeScore]

@@ -39,8 +39,8 @@ class ReferenceChoice(Part):
 
     path: str | None = None
     """"starter" for the small sets that ship with this package, or the folder or Hub id of an index."""
-    trait: Literal["harm", "sycophancy", "made_up_facts"] = "harm"
-    """Which of the starter sets: what its unsafe side shows; those other than harm are for the method shift."""
+    trait: Literal["harm", "sycophancy", "made_up_facts", "obedience"] = "harm"
+    """Which of the starter sets: what its unsafe side shows; those other than harm are for shift and ensemble."""
     revision: str | None = None
     """Hub revision of the index."""
     unsafe: str | None = None

@@ -37,13 +37,14 @@ METHODS: dict[str, str] = {
     "guard": "guard:GuardScore",
     "token_risk": "token_risk:TokenRiskScore",
     "rank_average": "rank_average:RankAverage",
-    "largest_rank": "largest_rank:LargestRank",
+    "largest_rank": "largest:LargestRank",
+    "largest_deviation": "largest:LargestDeviation",
     "length": "controls:LengthScore",
     "random": "controls:RandomScore",
 }
 """Name of a method -> file in this folder (or full name of a module) and class."""
 
-COMBINED = ("rank_average", "largest_rank")
+COMBINED = ("rank_average", "largest_rank", "largest_deviation")
 """Methods that combine the scores of others."""
 
 CONTROLS = ("length", "random")

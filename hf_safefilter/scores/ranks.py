@@ -111,9 +111,15 @@ class RankScore(Score):
         """The score columns that are ranked."""
         return Ranks.of(self.ranks).columns
 
+    def scores(self, batch: Batch) -> np.ndarray:
+        """The scores of each row, float64 (scores, n); NaN where one is not finite."""
+        columns = self.needs()
+        for column in columns:
+            batch.require(column, f"add {column!r} with the step that it was fitted on")
+        values = np.array([batch.numbers(column) for column in columns], np.float64)
+        return np.where(np.isfinite(values), values, np.nan)
+
     def shares(self, batch: Batch) -> np.ndarray:
         """Rank of each row in each score, float64 (scores, n)."""
         ranks = Ranks.of(self.ranks)
-        for column in ranks.columns:
-            batch.require(column, f"add {column!r} with the step that it was fitted on")
-        return np.array([ranks.rank(index, batch.numbers(column)) for index, column in enumerate(ranks.columns)])
+        return np.array([ranks.rank(index, scores) for index, scores in enumerate(self.scores(batch))])

@@ -11,7 +11,7 @@ from hf_safefilter.errors import OptionError
 LICENSE = "cc0-1.0"
 SOURCE = "starter set of hf_safefilter"
 NAMES = ("unsafe", "safe", "benign", "over_refusal", "normal")
-TRAITS = ("sycophancy", "made_up_facts")
+TRAITS = ("sycophancy", "made_up_facts", "obedience")
 """Sets of pairs that show a trait of a model other than harm, and its opposite."""
 
 

@@ -1,5 +1,7 @@
 """Rows that are scored again have what scoring them anew would give, and keep all else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
@@ -9,8 +11,8 @@ from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.labeling.rescored import rescored
 from hf_safefilter.saved.saved_rows import Saved
 from hf_safefilter.scores import make_score
-from hf_safefilter.scores.probe import Probe, ProbeScore, fit_probe
-from hf_safefilter.scores.ranks import Ranks
+from hf_safefilter.scores.probe import EnsembleScore, Probe, ProbeScore, fit_ensemble, fit_probe
+from hf_safefilter.scores.ranks import Ranks, RankScore
 from hf_safefilter.toy.corpus import mixed_rows, reference_rows
 
 
@@ -57,6 +59,24 @@ def test_another_probe_changes_its_scores_and_the_ranks_that_go_by_them(saved, o
     assert sorted(again.rows["a"].column_names) == sorted(saved.rows["a"].column_names)
     assert {type(step) for step in again.steps} == {type(step) for step in saved.steps}
     assert again.rows["b"]["row_id"][:] == saved.rows["b"]["row_id"][:]
+
+
+def test_a_probe_takes_the_place_of_those_at_its_own_layers(saved):
+    references = next(step.references for step in saved.steps if isinstance(step, ProbeScore))
+    index = ReferenceIndex.of(references)
+    step = EnsembleScore(fit_ensemble(index, (3, 5)))
+    both = replace(saved, rows=score_rows(saved.rows, step), steps=[*saved.steps, step])
+    narrow = rescored(both, probe=fit_probe(index, (3, 5), shrinkage=0.9))
+    np.testing.assert_array_equal(column(narrow, "ensemble_score"), column(both, "ensemble_score"))
+    assert (column(narrow, "probe_score") != column(both, "probe_score")).any()
+    wide = rescored(both, probe=fit_ensemble(index, (3, 5), shrinkage=0.9))
+    assert (column(wide, "ensemble_score") != column(both, "ensemble_score")).any()
+    np.testing.assert_array_equal(column(wide, "probe_score"), column(both, "probe_score"))
+    kept = [one for one in both.steps if type(one) is not ProbeScore and not isinstance(one, RankScore)]
+    alone = replace(both, rows=both.rows.remove_columns(["probe_score", "probe_span", "probe_span_scores"]), steps=kept)
+    beside = rescored(alone, probe=fit_probe(index, (3,)))
+    np.testing.assert_array_equal(column(beside, "ensemble_score"), column(both, "ensemble_score"))
+    assert "probe_score" in beside.rows["a"].column_names
 
 
 def test_other_references_are_those_of_every_score_that_compares_with_them(saved, others):

@@ -85,6 +85,7 @@ def steps(index, rows, anchor, guard, refuser, adapters):
         "saft": {"subspace": fit_saft(rows, 2, center=True)},
         "rank_average": {"ranks": fit_ranks(rows, ["first_score", "second_score"])},
         "largest_rank": {"ranks": fit_ranks(rows, ["first_score", "second_score"])},
+        "largest_deviation": {"ranks": fit_ranks(rows, ["first_score", "second_score"])},
         "seal": {"selector": SealSelector.of_logits(logits)},
         "gradient": {"anchor": anchor, "device": "cpu"},
         "self_influence": {"model": refuser, "device": "cpu"},

@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from scipy.stats import rankdata
 
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.scores.largest_rank import LargestRank
+from hf_safefilter.scores.largest import LargestDeviation, LargestRank, scale_of
 from hf_safefilter.scores.rank_average import RankAverage
 from hf_safefilter.scores.ranks import Ranks, fit_ranks
 
@@ -52,6 +52,36 @@ def test_the_largest_rank_names_the_method_that_gives_it():
     np.testing.assert_allclose(added["largest_rank_score"][:4], np.maximum(a, b), rtol=1e-6)
     assert added["largest_rank_by"][:] == ["a", "b", "b", "a", ""]
     assert np.isnan(added["largest_rank_score"][4])
+
+
+def test_the_largest_deviation_is_from_the_rows_that_score_low():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=400), 7 + 100 * rng.normal(size=400)
+    a[:40] += 9  # stand out in one score alone
+    ds = scored(a=a, b=b)
+    added = ds.map(LargestDeviation(fit_ranks(ds, ["a_score", "b_score"])), batched=True)
+    expected = []
+    for values in (a.astype(np.float32), b.astype(np.float32)):
+        lowest, quartile = np.quantile(values, [0.05, 0.25])
+        expected.append((values - quartile) / (quartile - lowest))
+    np.testing.assert_allclose(added["largest_deviation_score"][:], np.max(expected, axis=0), rtol=1e-5, atol=1e-5)
+    assert set(added["largest_deviation_by"][:40]) == {"a"} and set(added["largest_deviation_by"][40:]) == {"a", "b"}
+    assert set(np.argsort(added["largest_deviation_score"][:])[-40:]) == set(range(40))  # ranks cannot tell
+    ranked = ds.map(LargestRank(fit_ranks(ds, ["a_score", "b_score"])), batched=True)["largest_rank_score"][:]
+    assert len(set(np.argsort(ranked)[-40:]) & set(range(40))) < 30
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1] * 30 + [2] * 20, (1, 1)),  # the median is a one as well, so the highest counts
+        ([1] * 20 + [3] * 30, (1, 2)),
+        ([5] * 50, (5, 1)),
+        (list(range(101)), (25, 20)),
+    ],
+)
+def test_a_deviation_has_a_length_where_the_lowest_scores_are_equal(values, expected):
+    assert scale_of(np.array(values, np.float32)) == pytest.approx(expected)
 
 
 def test_splits_are_ranked_together(tmp_path):
