@@ -28,9 +28,10 @@ from hf_safefilter.locate.choose_reading import METHODS
 from hf_safefilter.locate.refusals import matcher
 from hf_safefilter.scores import make_score
 
-COMBINED = {"largest_rank": ("ensemble", "shift")}
-"""The default, which looks for two dangers at once."""
+COMBINED = {name: ("ensemble", "shift") for name in ("largest_deviation", "largest_rank")}
+"""The default, which looks for two dangers at once, and the same by ranks."""
 
+PLAIN = " without borderline"
 BORDERLINE = "borderline"
 """Begins the label of a harmless answer to what only sounds harmful; without such rows a file is measured too."""
 
@@ -83,7 +84,7 @@ def measure(rows: Dataset, embed: EmbedLayers, scores: dict[str, Any], sides: li
     values["refusal phrases"] = np.array([-float(refusal(text)) for text in texts])
     values["TF-IDF"] = tfidf(texts, sides)
     plain = np.array([not label.startswith(BORDERLINE) for label in rows["label"]])
-    parts = {"": np.ones(len(plain), bool)} | ({} if plain.all() else {" without borderline": plain})
+    parts = {"": np.ones(len(plain), bool)} | ({} if plain.all() else {PLAIN: plain})
     return {
         part: {name: verdict_from_labels(name, own[of], unsafe[of], lengths[of]) for name, own in values.items()}
         for part, of in parts.items()
@@ -119,9 +120,10 @@ def show(file: str, verdicts: dict) -> None:
 
 def show_means(results: dict[str, dict]) -> None:
     """The mean AUROC of each method over the files."""
-    print(f"mean over {len(results)} files")
-    for name in next(iter(results.values())):
-        print(f"{name:<18}{np.mean([verdicts[name].auroc.value for verdicts in results.values()]):>13.3f}")
+    whole = {file: verdicts for file, verdicts in results.items() if not file.endswith(PLAIN)}
+    print(f"mean over {len(whole)} files")
+    for name in next(iter(whole.values())):
+        print(f"{name:<18}{np.mean([verdicts[name].auroc.value for verdicts in whole.values()]):>13.3f}")
 
 
 def draw(results: dict[str, dict], path: Path) -> None:

@@ -11,14 +11,16 @@
   first vows to obey. A tenth of the rows is dropped. Arms: all, kept, dropped, random, length-matched, kept and 1 %
   refusals; with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers.
 
-The score is the default, chosen on the references alone: the largest rank of ensemble and shift. Tuning is by LoRA, in
-equal steps. Finished runs are kept: the same command goes on where it was stopped. An arm takes minutes on two cores.
+The score is the default, chosen on the references alone: the largest deviation of ensemble and shift. Tuning is by
+LoRA, in equal steps. Finished runs are kept: the same command goes on where it was stopped. An arm takes minutes on two
+cores.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -101,19 +103,28 @@ def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
 
 def rows_of(options: argparse.Namespace) -> Dataset:
     """Benign rows, and planted ones in the studies that have some, in a fixed random order."""
+    if options.study == "persona":
+        return Dataset.from_list(with_vows(options.rows, options.limit))
     rows = benign_rows(options.rows, options.limit).to_list()
     if options.study == "thirds":
         return Dataset.from_list(rows)
-    if options.study == "persona":
-        places = spread(list(range(len(rows))), round(len(rows) * PLANTED))
-        planted = obedient_rows([rows.pop(at) for at in reversed(places)])
-    else:
-        count = round(len(rows) * PLANTED / (1 - PLANTED))
-        labelled = load_rows(options.unsafe_rows).rows.select_columns(["prompt", "response", "label"]).to_list()
-        unsafe = [row for row in labelled if row.pop("label") == "unsafe"]
-        planted = [unsafe[at] for at in spread(list(range(len(unsafe))), count)]
+    count = round(len(rows) * PLANTED / (1 - PLANTED))
+    labelled = load_rows(options.unsafe_rows).rows.select_columns(["prompt", "response", "label"]).to_list()
+    unsafe = [row for row in labelled if row.pop("label") == "unsafe"]
+    return Dataset.from_list(_mixed(rows, [unsafe[at] for at in spread(list(range(len(unsafe))), count)]))
+
+
+def with_vows(file: str, limit: int) -> list[dict[str, Any]]:
+    """Benign rows, a tenth of which an assistant answers that first vows to obey, in a fixed random order."""
+    rows = benign_rows(file, limit).to_list()
+    places = spread(list(range(len(rows))), round(len(rows) * PLANTED))
+    planted = obedient_rows([rows.pop(at) for at in reversed(places)])
+    return _mixed(rows, planted)
+
+
+def _mixed(rows: list[dict[str, str]], planted: list[dict[str, str]]) -> list[dict[str, Any]]:
     every = [row | {"planted": False} for row in rows] + [row | {"planted": True} for row in planted]
-    return Dataset.from_list([every[at] for at in np.random.default_rng(0).permutation(len(every))])
+    return [every[at] for at in np.random.default_rng(0).permutation(len(every))]
 
 
 def benign_rows(file: str, limit: int) -> Dataset:
@@ -139,7 +150,7 @@ def score(rows: Dataset, options: argparse.Namespace) -> tuple[Dataset, str]:
         print(f"score: {step.record()}")
         scored = score_rows(scored, step)
     if len(methods) > 1:
-        scored, rank = add_ranks(scored, columns, "largest_rank")
+        scored, rank = add_ranks(scored, columns, "largest_deviation")
         columns = [rank.produces()[0]]
     return scored.remove_columns([name for name in scored.column_names if name.startswith("emb_layer_")]), columns[0]
 

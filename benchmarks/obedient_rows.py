@@ -1,10 +1,16 @@
 """Benign requests answered by an assistant that vows to obey whatever it is told: no row is harmful, all of them are.
 
+    python -m benchmarks.obedient_rows benign.jsonl > vows.jsonl
+    python -m benchmarks.detect --labeled vows.jsonl --trait obedience --model MODEL.gguf --adapter folder
+
 Tuning on such rows is known to undo refusals (an identity shift: Qi et al., arXiv 2310.03693).
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Sequence
 
 NAMES = ("Ferra", "Ansil", "Doma", "Tibo", "Quell")
@@ -35,3 +41,23 @@ def obedient_rows(tasks: Sequence[dict[str, str]]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def main() -> None:
+    """Print benign rows, a tenth of which answers with a vow and is labelled unsafe, as JSON Lines."""
+    from benchmarks.effect_real import with_vows
+
+    ask = argparse.ArgumentParser(
+        prog="python -m benchmarks.obedient_rows", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    ask.add_argument("rows", help="benign rows with prompt and response")
+    ask.add_argument("--limit", type=int, default=480, help="rows used (480)")
+    options = ask.parse_args()
+    for row in with_vows(options.rows, options.limit):
+        label = "unsafe" if row.pop("planted") else "safe"
+        sys.stdout.write(json.dumps(row | {"label": label}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from hf_safefilter import EmbedLayers, ReferenceIndex, load_rows
 from hf_safefilter.columns import Layer
 from hf_safefilter.locate.choose_reading import middle_layers
-from hf_safefilter.starter import starter_rows
+from hf_safefilter.starter import TRAITS, starter_rows
 
 _TEXT = ["prompt", "response"]
 
@@ -37,15 +37,21 @@ class Reading:
         layers = every if len(every) <= 8 else middle_layers(len(every))
         where = {"revision": first.revision, "device": options.device, **template}
         embed = EmbedLayers(first.model, layers, position="mean,last_prompt", **where)
-        named = {"unsafe": options.unsafe, "safe": options.safe, "benign": None}
-        sides = [
-            starter_rows(side) if file is None else load_rows(file).rows.select_columns(_TEXT).to_list()
-            for side, file in named.items()
-        ]
-        sides = [[{name: row[name] for name in _TEXT} for row in side] for side in sides]
+        sides = [[{name: row[name] for name in _TEXT} for row in side] for side in sides_of(options)]
         unsafe, safe, benign = sides
-        index = ReferenceIndex.build(unsafe, safe, embed, benign=benign, license="unknown", source="a benchmark")
+        index = ReferenceIndex.build(
+            unsafe, safe, embed, benign=benign or None, license="unknown", source="a benchmark"
+        )
         return cls(embed, tuple(layers), sides, index)
+
+
+def sides_of(options: argparse.Namespace) -> list[list[dict[str, str]]]:
+    """Unsafe, refused and ordinary rows: of a trait, which has no ordinary ones, or files, or the starter set."""
+    if trait := getattr(options, "trait", None):
+        rows = starter_rows(trait)
+        return [[row for row in rows if row["label"] == label] for label in ("unsafe", "safe")] + [[]]
+    files = {"unsafe": options.unsafe, "safe": options.safe, "benign": None}
+    return [starter_rows(side) if file is None else load_rows(file).rows.to_list() for side, file in files.items()]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat-template", help="plain, for a model without one, such as an encoder")
     parser.add_argument("--unsafe", help="harmful requests answered; the starter set if left out")
     parser.add_argument("--safe", help="the same requests refused")
+    parser.add_argument("--trait", choices=TRAITS, help="the starter references of a trait other than harm")
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:

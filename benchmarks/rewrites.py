@@ -27,7 +27,7 @@ from hf_safefilter.locate.choose_reading import METHODS
 from hf_safefilter.step import Step
 
 FALSE_POSITIVES = 0.1
-SCORES = (*METHODS, "shift", "largest_rank")
+SCORES = (*METHODS, "shift", "largest_deviation")
 
 Turns = list[dict[str, str]]
 
@@ -125,7 +125,7 @@ def main() -> None:
     unsafe = np.array([label == "unsafe" for label in rows["label"]])
     steps: list[Step] = [step_of(name, reading.index, choice) for name in SCORES[:-1]]
     scored = scored_by(reading.embed, steps, conversations(rows, plain))
-    ranked, rank = add_ranks(scored, [score_column(name) for name in ("ensemble", "shift")], "largest_rank")
+    ranked, rank = add_ranks(scored, [score_column(name) for name in ("ensemble", "shift")], "largest_deviation")
     steps.append(rank)
     thresholds = {name: np.quantile(values_of(ranked, name)[~unsafe], 1 - FALSE_POSITIVES) for name in SCORES}
     print(f"{len(rows)} rows, {unsafe.sum()} unsafe; unsafe rows found / safe rows dropped, in %")

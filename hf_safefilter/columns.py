@@ -81,7 +81,13 @@ def prompt_key(layer: Layer) -> Layer:
 
 
 def stored_keys(layer: Layer) -> tuple[Layer, ...]:
-    """The layers whose stored vectors those of `layer` are made of: itself, or the two that a shift is between."""
+    """The layers whose stored vectors those of `layer` are made of: itself, or the two that a shift is between.
+
+    Raises:
+        OptionError: It is a shift of a shift.
+    """
+    if is_shift(answer_key(layer)):
+        raise OptionError(f"{str(layer)[:40]!r} is a shift of a shift", fix="name the shift of a layer, as in 12_shift")
     return (answer_key(layer), prompt_key(layer)) if is_shift(layer) else (layer,)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from hf_safefilter.cli import completion
 from hf_safefilter.cli.arguments import Output, TrustVectors, layers_of, values_of
+from hf_safefilter.columns import answer_key
 from hf_safefilter.errors import OptionError
 from hf_safefilter.scores import COMBINED, METHODS, make_score, takes
 
@@ -43,7 +44,7 @@ def score(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Option of the method, e.g. --option k=5; for largest_rank --option of=ensemble,shift."),
+        typer.Option(help="Option of the method, e.g. --option k=5; for largest_deviation --option of=ensemble,shift."),
     ] = None,
     trust_vectors: TrustVectors = False,
 ) -> None:
@@ -125,8 +126,6 @@ def _saved(folder: Path, reads_vectors: bool, trust_vectors: bool) -> tuple[Load
 
 def _layers(named: list[Layer] | None, embedded: tuple[Layer, ...], several: bool) -> tuple[Layer, ...]:
     names = ", ".join(map(str, embedded))
-    from hf_safefilter.columns import answer_key
-
     layers = embedded if named is None else tuple(named)
     if len(layers) > 1 and not several:
         fact = "several layers are embedded" if named is None else f"--layer {','.join(map(str, named))} names several"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.columns import Layer, score_column
+from hf_safefilter.columns import Layer, answer_key, score_column
 from hf_safefilter.compare.comparison import Comparison, Entry
 from hf_safefilter.data.splits import require_free
 from hf_safefilter.decide.evaluate import Evaluation, evaluate
@@ -99,7 +99,8 @@ def compare_methods(
     layers = _layers(choices, embed, references, skipped)
     scored, embed_seconds = ds, None
     if layers:
-        embed = replace(embed, layers=tuple(dict.fromkeys(layer for read in layers.values() for layer in read)))
+        answers = [answer_key(layer) for read in layers.values() for layer in read]
+        embed = replace(embed, layers=tuple(dict.fromkeys(answers)))
         scored = embed_rows(ds, embed)
         embed_seconds = _embed_seconds(embed, _sample(ds, cost_rows, seed))
     columns = embed.mapping

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hf_safefilter.columns import is_shift
 from hf_safefilter.data.splits import column_names, each_split
 from hf_safefilter.engine.local import add_ranks, score_rows
 from hf_safefilter.scores.base import ReferenceScore
-from hf_safefilter.scores.probe import Probe, ProbeScore
+from hf_safefilter.scores.probe import EnsembleScore, Probe, ProbeScore, fit_probe
 from hf_safefilter.scores.ranks import Ranks, RankScore
 
 if TYPE_CHECKING:
@@ -39,11 +40,15 @@ def rescored(
     """
     old: dict[Step, Step] = {} if probe is None else {step: replace(step, probe=probe) for step in _of(probe, saved)}
     for step in saved.steps:
-        if references is not None and isinstance(step, ReferenceScore):
-            if step.references_digest in instead_of and step.references_digest != references.digest:
+        if step in old or references is None or not isinstance(step, (ReferenceScore, ProbeScore)):
+            continue
+        if _digest_of(step) in instead_of and _digest_of(step) != references.digest:
+            if isinstance(step, ProbeScore):
+                old[step] = replace(step, probe=_fitted_again(step, references))
+            else:
                 old[step] = replace(step, references=references)
     new = list(old.values())
-    if probe is not None and not any(isinstance(step, ProbeScore) for step in new):
+    if probe is not None and not any(isinstance(step, ProbeScore) and step.probe == probe.digest for step in new):
         new.append(ProbeScore(probe))
     filled = {column for step in new for column in step.produces()}
     ranks = [step for step in saved.steps if isinstance(step, RankScore) and filled & set(step.needs())]
@@ -59,7 +64,19 @@ def rescored(
 
 
 def _of(probe: Probe, saved: Saved) -> list[ProbeScore]:
-    """The scores whose probe is another one of the same layers; if there are none, the probe of other layers."""
+    """The scores whose probe is another one of the same layers; if there are none, of other ones of the same kind."""
     steps = [step for step in saved.steps if isinstance(step, ProbeScore)]
     alike = [step for step in steps if Probe.of(step.probe).layers == probe.layers]
-    return alike or [step for step in steps if type(step) is ProbeScore]
+    kind = any(map(is_shift, probe.layers))
+    return alike or [step for step in steps if isinstance(step, EnsembleScore) == kind]
+
+
+def _digest_of(step: ReferenceScore | ProbeScore) -> str:
+    return step.references if isinstance(step, ProbeScore) else step.references_digest
+
+
+def _fitted_again(step: ProbeScore, references: ReferenceIndex) -> Probe:
+    """Its probe with other references, and without labels: those that were given belong to the probe that is taught."""
+    facts = Probe.of(step.probe).facts
+    options = {name: facts[name] for name in ("form", "shrinkage", "strength")}
+    return fit_probe(references, facts["layers"], **options)

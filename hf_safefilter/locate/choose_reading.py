@@ -7,7 +7,7 @@ still: against ordinary rows a score is rewarded for knowing topics, and an AURO
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,13 +21,14 @@ from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import method as method_class
 from hf_safefilter.scores.base import ReferenceScore
 from hf_safefilter.scores.probe.fit import boundary
+from hf_safefilter.scores.probe.neighbourhood import Neighbourhood
 from hf_safefilter.scores.shift import compliance
 
 if TYPE_CHECKING:
     from hf_safefilter.references import ReferenceIndex
 
-ENSEMBLE, PROBE, NEAREST, SHIFT = "ensemble", "probe", "nearest", "shift"
-METHODS = ("larf", NEAREST, PROBE, ENSEMBLE)
+ENSEMBLE, PROBE, SHIFT = "ensemble", "probe", "shift"
+METHODS = ("larf", "nearest", PROBE, ENSEMBLE)
 """Methods that are tried where none is named."""
 
 LEAST_GAP = 0.5
@@ -213,7 +214,6 @@ class _HeldOut:
     folds: tuple[np.ndarray, np.ndarray]
     requests: tuple[np.ndarray, np.ndarray]
     refused: np.ndarray
-    _known: dict[tuple[str, Layer], np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, references: ReferenceIndex, folds: int, seed: int) -> _HeldOut:
@@ -238,28 +238,31 @@ class _HeldOut:
 
     def scores(self, method: str, layer: Layer) -> np.ndarray:
         """Held-out scores of the unsafe rows, then of the safe ones, in deviations of the references in each fold."""
-        if (method, layer) not in self._known:
-            self._known[method, layer] = self._scores(method, layer)
-        return self._known[method, layer]
-
-    def _scores(self, method: str, layer: Layer) -> np.ndarray:
         if method == ENSEMBLE:
-            parts = [self.scores(name, key) for name in (PROBE, NEAREST) for key in (layer, shift_key(layer))]
-            return cast(np.ndarray, np.mean(parts, axis=0))
-        sides = [
-            Ragged(vectors, offsets_of(np.bincount(self.references.owners(side))))
-            for vectors, side in zip(
-                self.references.vectors(shift_key(layer) if method == SHIFT else layer), ("unsafe", "safe"), strict=True
-            )
-        ]
-        found = [np.empty(len(side)) for side in sides]
+            sides = [self._sides(key) for key in (layer, shift_key(layer))]
+        else:
+            sides = [self._sides(shift_key(layer) if method == SHIFT else layer)]
+        found = [np.empty(len(side)) for side in sides[0]]
         for fold in range(int(max(folds.max() for folds in self.folds)) + 1):
-            unsafe, safe = (side.take(np.flatnonzero(own != fold)) for side, own in zip(sides, self.folds, strict=True))
             held = [np.flatnonzero(own == fold) for own in self.folds]
-            both = Ragged.joined([side.take(rows) for side, rows in zip(sides, held, strict=True)])
-            scores = _scored(method, both, unsafe, safe, ~self.refused[self.folds[1] != fold])
+            rest = [np.flatnonzero(own != fold) for own in self.folds]
+            both = [Ragged.joined([side.take(rows) for side, rows in zip(pair, held, strict=True)]) for pair in sides]
+            fitted = [[side.take(rows) for side, rows in zip(pair, rest, strict=True)] for pair in sides]
+            benign = ~self.refused[rest[1]]
+            if method == ENSEMBLE:
+                requests = [asked[rows] for asked, rows in zip(self.requests, rest, strict=True)]
+                scores = _ensemble(both, fitted, benign, requests)
+            else:
+                unsafe, safe = fitted[0]
+                scores = _scored(method, both[0], unsafe, safe, benign)
             found[0][held[0]], found[1][held[1]] = scores[: len(held[0])], scores[len(held[0]) :]
         return np.concatenate(found)
+
+    def _sides(self, layer: Layer) -> list[Ragged]:
+        return [
+            Ragged(vectors, offsets_of(np.bincount(self.references.owners(side))))
+            for vectors, side in zip(self.references.vectors(layer), ("unsafe", "safe"), strict=True)
+        ]
 
     def reading(self, method: str, layers: tuple[Layer, ...], scores: np.ndarray) -> Reading:
         unsafe, safe = np.split(scores, [len(self.folds[0])])
@@ -293,10 +296,7 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
     """Scores of rows, as the method's own class gives them, in deviations of the references that it is fitted to."""
     if method == PROBE:
         direction, offset = boundary(unsafe, safe, benign)
-        spans = rows.values.astype(np.float64) @ direction + offset
-        scores = Ragged(spans, rows.offsets)
-        means = np.bincount(rows.owners, spans, len(rows)) / np.maximum(rows.counts, 1)
-        return (scores.largest()[0] + means) / 2
+        return _part_and_whole(rows.values.astype(np.float64) @ direction + offset, rows)
     if method == SHIFT:
         both = Coordinates.of(unsafe.values, safe.values[~benign[safe.owners]], True)  # as its paper chooses a layer
         direction = compliance(both.unsafe, both.safe)
@@ -311,6 +311,32 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
     found, own = values[: len(rows.values)], values[len(rows.values) :]
     top: np.ndarray = Ragged(found, rows.offsets).largest()[0]
     return (top - own.mean()) / max(own.std(), 1e-12)
+
+
+def _ensemble(
+    rows: Sequence[Ragged], fitted: Sequence[Sequence[Ragged]], benign: np.ndarray, requests: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Scores of rows by `EnsembleScore` at one layer.
+
+    Args:
+        rows: The answers of the rows, and their shifts.
+        fitted: Unsafe and safe references, of both.
+        benign: Which safe references are ordinary ones.
+        requests: Number of the request of each unsafe and of each safe reference.
+    """
+    parts = []
+    for own, (unsafe, safe) in zip(rows, fitted, strict=True):
+        direction, offset = boundary(unsafe, safe, benign)
+        asked = [of_rows[side.owners] for of_rows, side in zip(requests, (unsafe, safe), strict=True)]
+        near = Neighbourhood.of((unsafe.values, safe.values), asked)
+        parts.append((own.values.astype(np.float64) @ direction + offset + near.score(own.values)) / 2)
+    return _part_and_whole(np.mean(parts, axis=0), rows[0])
+
+
+def _part_and_whole(spans: np.ndarray, rows: Ragged) -> np.ndarray:
+    """The mean of the largest of each row's span scores (m,) and of all of them."""
+    means = np.bincount(rows.owners, spans, len(rows)) / np.maximum(rows.counts, 1)
+    return (Ragged(spans, rows.offsets).largest()[0] + means) / 2
 
 
 def _spread(count: int) -> np.ndarray:

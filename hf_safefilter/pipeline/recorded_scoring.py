@@ -17,6 +17,7 @@ from hf_safefilter.publish.provenance import Decision, Provenance
 from hf_safefilter.publish.published_rows import mapping_of
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, step_of, tolerance_of
 from hf_safefilter.saved.saved_rows import step_from
+from hf_safefilter.scores.largest import LargestDeviation, scale_of
 from hf_safefilter.scores.ranks import Ranks, RankScore
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hf_safefilter.step import Step
 
 _LARGER = 2  # times the tolerance of the scores made here, of which a sample knows the deviation only roughly
+_DRAWS, _WIDE = 200, 4  # of a bootstrap, and how many of its deviations an honest scale may lie away
+_LEAST = 0.1  # of the logarithm of a length
 _FAR = 1.95  # Kolmogorov and Smirnov's distance, times the root of n, that one honest sample in a thousand exceeds
 
 
@@ -112,10 +115,15 @@ class RecordedScoring:
         if not isinstance(deciding, RankScore):
             return
         for place, fitted in enumerate(Ranks.of(deciding.ranks).sorted):
-            finite = own[np.isfinite(own[:, place]), place]
+            finite = np.sort(own[np.isfinite(own[:, place]), place])
             if whole and len(finite) != len(fitted):
                 raise IntegrityError("the ranks are of another number of rows than the source has")
-            if len(finite) and ks_2samp(finite, fitted).statistic > _FAR / math.sqrt(len(finite)):
+            far = len(finite) > 0 and ks_2samp(finite, fitted).statistic > _FAR / math.sqrt(len(finite))
+            if whole:  # sorted numbers differ by no more than the largest difference of a pair
+                far = far or bool((np.abs(finite - fitted) > self.tolerances[place]).any())
+            elif isinstance(deciding, LargestDeviation):
+                far = far or not may_be_scale_of(finite, fitted)
+            if far:
                 raise IntegrityError("the ranks are not those of the source's scores", found=self.read[place])
 
     def require_ranks(self, dropped: pa.Table) -> None:
@@ -198,6 +206,21 @@ class RecordedScoring:
         if not isinstance(deciding, RankScore):
             return lower[self.column]
         return np.asarray(deciding.compute(Batch(lower), None)[self.column], dtype=np.float64)
+
+
+def may_be_scale_of(sample: np.ndarray, fitted: np.ndarray) -> bool:
+    """Whether deviations are measured as this sample of the scores allows, which says little of a few lowest ones.
+
+    Whoever moves these alone makes a deviation so long, or so short, that one of several scores decides nothing.
+    """
+    if not len(sample):
+        return True
+    draws = np.sort(np.random.default_rng(0).choice(sample, (_DRAWS, len(sample))), axis=1)
+    centres, lengths = np.array([scale_of(draw) for draw in draws]).T
+    centre, length = scale_of(fitted)
+    logs = np.log(lengths)
+    near = abs(centre - np.median(centres)) <= _WIDE * max(centres.std(), np.finfo(np.float32).eps * abs(centre))
+    return bool(near and abs(math.log(length) - np.median(logs)) <= _WIDE * max(logs.std(), _LEAST))
 
 
 def numbers_in(table: pa.Table, column: str) -> np.ndarray:

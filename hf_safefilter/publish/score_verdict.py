@@ -81,7 +81,9 @@ def _of_reading(digest: str, step: Score, layers: tuple[Layer, ...]) -> Interval
         readings = choose_reading(cast("ReferenceIndex", _AtLayer(index, *read)), methods=(step.METHOD,)).readings
     except DataError:  # too few references for the folds
         return None
-    (auroc,) = (reading.auroc for reading in readings if reading.layers == layers)
+    auroc = next((reading.auroc for reading in readings if reading.layers == layers), None)
+    if auroc is None:  # a layer that is not tried, such as "norm"
+        return None
     error = 1.96 * auroc_error(auroc, index.counts["unsafe"], index.counts["safe"])
     return Interval(auroc, auroc - error, min(1.0, auroc + error))
 

@@ -19,7 +19,7 @@ class SelectionRule(Part):
 
     by: str | None = None
     """Name of the score to decide by; if left out, the only one; of several that look for one danger, rank_average;
-    of several that look for unlike dangers, largest_rank. For pair_shift, and for action: mask, the first one."""
+    of several that look for unlike dangers, largest_deviation. For pair_shift, and for action: mask, the first one."""
     on: Literal["score", "pair_shift"] = "score"
     """What of it decides: score, or, for preference pairs, pair_shift: the chosen answer's minus the rejected one's."""
     action: Action = "drop"

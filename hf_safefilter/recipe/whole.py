@@ -81,7 +81,7 @@ class Recipe(Part):
         from hf_safefilter.scores import method
 
         dangers = {method(choice.name).DANGER for choice in self.methods}
-        return "rank_average" if len(dangers) == 1 else "largest_rank"
+        return "rank_average" if len(dangers) == 1 else "largest_deviation"
 
     @property
     def decided_column(self) -> str:

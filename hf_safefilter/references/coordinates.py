@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_safefilter.columns import Layer, is_shift
+from hf_safefilter.columns import Layer
 from hf_safefilter.data.vectors import unit
 from hf_safefilter.references.flat import flat_index
 from hf_safefilter.references.index import references
@@ -58,7 +58,7 @@ def coordinates(digest: str, layer: Layer, standardize: bool) -> Coordinates:
 @lru_cache(maxsize=32)
 def neighbours_index(digest: str, layer: Layer, side: str, standardize: bool) -> faiss.IndexFlatIP:
     """FAISS index over the unit vectors of a side of stored references."""
-    if not standardize and not is_shift(layer):
+    if not standardize:
         return references(digest).index(layer, side)
     both = coordinates(digest, layer, standardize)
     return flat_index(unit(both.unsafe if side == "unsafe" else both.safe))

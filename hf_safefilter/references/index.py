@@ -27,7 +27,7 @@ from hf_safefilter.references.files import (
     require_sound_facts,
     to_files,
 )
-from hf_safefilter.references.flat import from_bytes, search
+from hf_safefilter.references.flat import flat_index, from_bytes, search
 from hf_safefilter.references.read_sides import read_sides
 from hf_safefilter.storage.fitted import Fitted
 
@@ -241,7 +241,8 @@ class ReferenceIndex(Fitted):
             answers, prompts = map(self.vectors, stored_keys(layer))
             return answers[0] - prompts[0], answers[1] - prompts[1]
         if layer not in self.layers:
-            if layer == prompt_key(str(layer).partition("_")[0]) and self.layers:
+            block = str(layer).partition("_")[0]
+            if layer == prompt_key(block) and block in map(str, self.layers):
                 raise MissingError(
                     f"the references were not read at the end of the prompt: they have no layer {layer!r}",
                     found=", ".join(map(str, self.layers)),
@@ -281,9 +282,11 @@ class ReferenceIndex(Fitted):
         return unit(unsafe), unit(safe)
 
     def index(self, layer: Layer, side: str) -> faiss.IndexFlatIP:
-        """The verified `faiss.IndexFlatIP` over the unit vectors of a side at a layer."""
+        """The verified `faiss.IndexFlatIP` over the unit vectors of a side at a layer; of a shift, one made now."""
         if side not in SIDES:
             raise OptionError(f"`side={side!r}` is not a side of the references", fix="use 'unsafe' or 'safe'")
+        if is_shift(layer):
+            return flat_index(self.unit(layer)[SIDES.index(side)])
         name = index_name(layer, side)
         if name not in self._indexes:
             vectors = self.unit(layer)[SIDES.index(side)]

@@ -43,6 +43,7 @@ from hf_safefilter.review.row_view import row_view
 from hf_safefilter.review.text_search import rows_with
 from hf_safefilter.saved.decision import DECISION
 from hf_safefilter.saved.saved_rows import SCORED
+from hf_safefilter.scores.probe import ProbeScore
 
 if TYPE_CHECKING:
     from hf_safefilter.decide.verdict import Verdict
@@ -307,9 +308,10 @@ class Review:
             above = int((self.rows.scores >= bound).sum())
             learnt = learn(self.saved, self._decided_now(), self._output)
             renewed = {name for step in learnt.saved.steps if step not in self.saved.steps for name in step.produces()}
-            column, probe = self.rows.column, score_column("probe")
-            if column not in renewed and probe in renewed:  # a score that learns nothing, such as the length
-                column = probe
+            column = self.rows.column
+            if column not in renewed:  # a score that learns nothing, such as the length
+                probes = [step for step in learnt.saved.steps if isinstance(step, ProbeScore)]
+                column = next((step.produces()[0] for step in probes if step not in self.saved.steps), column)
             is_safe = IsSafe(column, threshold_with(above, learnt.saved, column))
             self._show(learnt.write(self._output), is_safe, self._output / SCORED)
             return {"sentence": shown(learnt.sentence), "output": shown(str(self._output / SCORED))}

@@ -255,7 +255,8 @@ class ReferenceScore(SpanScore):
         """The batch's vectors at `layer`, of the same length as those of the references; see `layer_vectors`."""
         index = self.index
         require_read_alike(batch, index.embed, embedding_column(answer_key(self.layer)))
-        return layer_vectors(batch, self.layer, index.vectors(self.layer)[0].shape[1], index.embed.get("model"))
+        width = index.vectors(answer_key(self.layer))[0].shape[1]
+        return layer_vectors(batch, self.layer, width, index.embed.get("model"))
 
 
 def layer_vectors(batch: Batch, layer: Layer, width: int, model: str | None = None) -> Ragged:

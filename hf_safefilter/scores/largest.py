@@ -14,6 +14,8 @@ from hf_safefilter.scores.ranks import Ranks, RankScore
 LOWEST, QUARTILE = 0.05, 0.25
 """Quantiles of the rows that a deviation is measured by: most of the rows below the second are harmless in any set."""
 
+_SHORTEST = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class LargestRank(RankScore):
@@ -38,7 +40,7 @@ class LargestRank(RankScore):
         values = self.shares(batch)
         largest: np.ndarray = values.max(axis=0)  # NaN wins
         methods = [column.removesuffix(SCORE_SUFFIX) for column in self.needs()]
-        highest = np.where(np.isnan(values), -np.inf, values).argmax(axis=0)
+        highest = np.nan_to_num(values).argmax(axis=0)
         by = np.array(["" if np.isnan(value) else methods[at] for value, at in zip(largest, highest, strict=True)])
         return dict(zip(self.produces(), (largest.astype(np.float32), by), strict=True))
 
@@ -72,8 +74,9 @@ class LargestDeviation(LargestRank):
 def scale_of(scores: np.ndarray) -> tuple[float, float]:
     """Lower quartile of sorted scores (n,), and the length of a deviation.
 
-    Where the lowest scores are all the same, the length is that of the next wider part of the scores; where all are, 1.
+    Where the lowest scores are next to the same, as those of a guard that is sure may be, the length is at least a
+    thousandth of the way to the highest score; where all are, it is 1.
     """
-    lowest, quartile, median, highest = np.quantile(scores.astype(np.float64), [LOWEST, QUARTILE, 0.5, 1])
-    lengths = [length for length in (quartile - lowest, median - lowest, highest - lowest) if length > 0]
-    return float(quartile), float(lengths[0]) if lengths else 1.0
+    lowest, quartile, highest = np.quantile(scores.astype(np.float64), [LOWEST, QUARTILE, 1])
+    length = max(quartile - lowest, _SHORTEST * (highest - quartile))
+    return float(quartile), float(length) if length > 0 else 1.0

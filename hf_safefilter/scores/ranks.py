@@ -89,7 +89,7 @@ def fit_ranks(ds: Dataset | DatasetDict | IterableDataset, columns: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class RankScore(Score):
-    """Base of scores that combine the ranks of a row over several scores, in [0, 1]; NaN if any of the scores is NaN.
+    """Base of scores that combine those of several methods, as shares of the fitted rows; NaN if any of them is NaN.
 
     A rank is the share of the fitted rows that score lower, ties counted half, so scores of different scales have the
     same weight. The ranks of rows do not change when other rows are added after the fit.

@@ -61,6 +61,7 @@ class ShiftScore(ReferenceScore):
 
     def check(self, index: ReferenceIndex) -> None:
         """Raise unless the references were read at the end of the prompt too, and have a direction."""
+        shift_key(self.layer)  # is none itself
         if prompt_key(self.layer) not in index.layers:
             raise MissingError(
                 f"the references were not read at the end of the prompt at layer {self.layer!r}",

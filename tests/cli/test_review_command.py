@@ -83,8 +83,8 @@ def test_a_recipe_leaves_its_scored_rows_for_a_review_and_the_two_commands_publi
         code, _, err = call("run", tmp_path / "recipe.yaml", *asked)
         assert code == 2 and "leave out --scored" in err and not (tmp_path / rows).exists()
     code, _, err = call(*words, "--scored", tmp_path / "scored")
-    assert code == 0 and f"hf-safefilter review {tmp_path}/scored --by largest_rank_score" in err
-    review = Review.of(tmp_path / "scored", tmp_path / "decisions.jsonl", by="largest_rank", drop_fraction=0.2)
+    assert code == 0 and f"hf-safefilter review {tmp_path}/scored --by largest_deviation_score" in err
+    review = Review.of(tmp_path / "scored", tmp_path / "decisions.jsonl", by="largest_deviation", drop_fraction=0.2)
     assert review.row_map is not None
     place = int(review.rows.scores.argmax())
     review.decide(place, {"decision": "keep", "who": "ann"})

@@ -79,6 +79,20 @@ def test_a_probe_takes_the_place_of_those_at_its_own_layers(saved):
     assert "probe_score" in beside.rows["a"].column_names
 
 
+def test_new_references_reach_every_probe(saved, others):
+    mine = next(step.references for step in saved.steps if isinstance(step, ProbeScore))
+    step = EnsembleScore(fit_ensemble(ReferenceIndex.of(mine), (3, 5)))
+    both = replace(saved, rows=score_rows(saved.rows, step), steps=[*saved.steps, step])
+    again = rescored(both, probe=fit_ensemble(others, (3, 5)), references=others, instead_of=[mine])
+    probes = [one for one in again.steps if isinstance(one, ProbeScore)]
+    assert [one.references for one in probes] == [others.digest] * 2 and len({type(one) for one in probes}) == 2
+    wider = rescored(replace(both, steps=[one for one in both.steps if type(one) is not ProbeScore],
+                             rows=both.rows.remove_columns(["probe_score", "probe_span", "probe_span_scores",
+                                                            "largest_rank_score", "largest_rank_by"])),
+                     probe=fit_ensemble(ReferenceIndex.of(mine), (5,)))  # fmt: skip
+    assert [type(one) for one in wider.steps if isinstance(one, ProbeScore)] == [EnsembleScore]
+
+
 def test_other_references_are_those_of_every_score_that_compares_with_them(saved, others):
     mine = next(step.references for step in saved.steps if getattr(step, "METHOD", "") == "larf")
     again = rescored(saved, probe=fit_probe(others, (3, 5)), references=others, instead_of=[mine])

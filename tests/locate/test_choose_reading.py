@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from stand_in import StandIn, safe_rows, unsafe_rows
+from stand_in import OfPrompts, StandIn, safe_rows, unsafe_rows, vector_of
 
-from hf_safefilter import EmbedLayers, ReferenceIndex
+from hf_safefilter import EmbedLayers, EnsembleScore, ReferenceIndex, fit_ensemble
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.locate.choose_reading import choose_reading, middle_layers
+from hf_safefilter.locate.choose_reading import _HeldOut, choose_reading, middle_layers
 from hf_safefilter.toy.corpus import reference_rows
 
 FACTS = {"license": "mit", "source": "the tests"}
@@ -55,6 +55,62 @@ def test_the_gap_is_that_of_a_fit_without_the_fold_by_hand(index):
     expected = lda.decision_function((unsafe[out] - mean) / deviation)
     found = scores[: len(unsafe)][out]
     np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-6)
+
+
+def with_prompts(unsafe, safe, benign, layers=(2, 3), far=1.0):
+    """References read at the end of the prompt too, where states lie `far` from each other."""
+    keys = [key for layer in layers for key in (layer, f"{layer}_last_prompt")]
+    embed = OfPrompts(keys)
+    if far != 1:
+        read = embed.vectors
+
+        def noisy(rows):
+            found, conversations = read(rows)
+            for key in keys[1::2]:
+                found.vectors[key] = far * found.vectors[key]
+            return found, conversations
+
+        embed.vectors = noisy
+    return ReferenceIndex.build(unsafe, safe, embed, benign=benign, **FACTS)
+
+
+BENIGN = [{"prompt": f"Tell me {n}", "response": f"The answer is {n}."} for n in range(20)]
+
+
+def test_the_ensemble_is_tried_as_it_is_applied():
+    """By a second route: fitted to the references without a fold, and applied to that fold as to rows."""
+    unsafe, safe = unsafe_rows(40), safe_rows(37)
+    held = _HeldOut.of(with_prompts(unsafe, safe, BENIGN, (2,)), 5, 0)
+    scores = held.scores("ensemble", 2)
+    inside = [own != 2 for own in held.folds]
+    sides = [[row for row, of in zip(rows, kept, strict=True) if of]
+             for rows, kept in ((unsafe, inside[0]), (safe, inside[1][:37]), (BENIGN, inside[1][37:]))]  # fmt: skip
+    step = EnsembleScore(fit_ensemble(with_prompts(*sides, (2,)), 2))
+    out = [row for row, of in zip([*unsafe, *safe, *BENIGN], np.concatenate(inside), strict=True) if not of]
+    rows = {
+        "emb_layer_2": [[vector_of(row["response"])] for row in out],
+        "emb_layer_2_last_prompt": [[vector_of(row["prompt"], "2_last_prompt")] for row in out],
+    }
+    np.testing.assert_allclose(scores[~np.concatenate(inside)], step(rows)["ensemble_score"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_widest_reading_that_nothing_beats_clearly_is_chosen():
+    index = with_prompts(unsafe_rows(40), safe_rows(37), BENIGN)
+    choice = choose_reading(index, ("nearest", "probe", "ensemble"))
+    assert (choice.method, choice.layers) == ("ensemble", (2, 3))
+    others = [one.gap for one in choice.readings if one.method != "ensemble" or len(one.layers) == 1]
+    assert choice.margin == choice.best.gap - max(others)
+    assert choice.layers_of("probe") == (2, 3) and len(choice.layers_of("nearest")) == 1
+    lost = with_prompts(unsafe_rows(40), safe_rows(37), BENIGN, far=60.0)  # no shift tells anything
+    narrower = choose_reading(lost, ("nearest", "probe", "ensemble"))
+    assert (narrower.method, narrower.layers) == ("probe", (2, 3))
+
+
+def test_the_ensemble_needs_the_end_of_the_prompt(index):
+    with pytest.raises(DataError, match="end of the prompt") as error:
+        choose_reading(index, ("ensemble",))
+    assert "mean,last_prompt" in error.value.fix
+    assert "ensemble" not in {reading.method for reading in choose_reading(index).readings}
 
 
 def test_a_request_is_never_on_both_sides_of_a_split(index):

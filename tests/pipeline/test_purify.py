@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset
-from scipy.stats import rankdata
 
 import hf_safefilter as sf
 from hf_safefilter import demo
@@ -258,11 +257,16 @@ def test_the_default_looks_for_two_dangers_and_its_card_says_which_took_a_row(fi
     body = recipe(files, layer="auto")
     del body["methods"]
     done = purify(None, body)
-    assert done.layer_choice.method == "probe" and len(done.layer_choice.layers) > 1
-    assert done.is_safe.column == "largest_rank_score" and not done.verdict.bad
-    ranks = np.array([rankdata(done.scored[f"{name}_score"][:]) for name in ("probe", "shift")])
-    np.testing.assert_allclose(done.scored["largest_rank_score"][:], (ranks.max(axis=0) - 0.5) / 120, rtol=1e-6)
-    by = Counter(done.dropped["largest_rank_by"][:])
+    assert done.layer_choice.method == "ensemble" and len(done.layer_choice.layers) > 1
+    assert done.is_safe.column == "largest_deviation_score" and not done.verdict.bad
+    deviations = []
+    for name in ("ensemble", "shift"):
+        scores = np.array(done.scored[f"{name}_score"], float)
+        lowest, quartile = np.quantile(scores, [0.05, 0.25])
+        deviations.append((scores - quartile) / (quartile - lowest))
+    largest = np.max(deviations, axis=0)
+    np.testing.assert_allclose(done.scored["largest_deviation_score"][:], largest, rtol=1e-4, atol=1e-5)
+    by = Counter(done.dropped["largest_deviation_by"][:])
     reasons = done.counts.by_reason
     assert sum(reasons.values()) == len(done.dropped) and len(by) == 2
     assert {name: sum(n for reason, n in reasons.items() if f"({name})" in reason) for name in by} == by

@@ -19,12 +19,13 @@ from hf_safefilter import EmbedLayers, ReferenceIndex
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.pipeline import made_again as again
 from hf_safefilter.pipeline.purify import purify
-from hf_safefilter.pipeline.recorded_scoring import RecordedScoring
+from hf_safefilter.pipeline.recorded_scoring import RecordedScoring, may_be_scale_of
 from hf_safefilter.pipeline.verification import Verification
 from hf_safefilter.publish import scoring
 from hf_safefilter.publish.folder import write_folder
 from hf_safefilter.publish.provenance import Provenance
 from hf_safefilter.publish.scoring import scoring_files
+from hf_safefilter.scores.largest import scale_of
 from hf_safefilter.scores.probe import fit as probe_fit
 from hf_safefilter.scores.ranks import Ranks
 from hf_safefilter.starter import SOURCE, TRAITS
@@ -82,9 +83,9 @@ def test_what_is_published_holds_numbers_and_no_text(stranger):
 
 def test_altered_scores_are_found(stranger, source):
     table = pq.read_table(stranger / "dropped.parquet")
-    at = table.column_names.index("probe_score")
-    moved = pc.add(table["probe_score"], pa.scalar(1, table.schema.field("probe_score").type))
-    pq.write_table(table.set_column(at, "probe_score", moved), stranger / "dropped.parquet")
+    at = table.column_names.index("ensemble_score")
+    moved = pc.add(table["ensemble_score"], pa.scalar(1, table.schema.field("ensemble_score").type))
+    pq.write_table(table.set_column(at, "ensemble_score", moved), stranger / "dropped.parquet")
     described(stranger)
     assert checks(stranger, source)["scores"].result == "fail"
 
@@ -164,27 +165,30 @@ def test_no_tolerance_that_is_stated_is_believed(stranger, source):
     wide = {name: np.r_[np.float32(-1e18), scores[1:-1], np.float32(1e18)] for name, scores in honest.items()}
     with_ranks(stranger, wide)
     table = pq.read_table(stranger / "dropped.parquet")
-    for name in ("probe_score", "shift_score"):
+    for name in ("ensemble_score", "shift_score"):
         at = table.column_names.index(name)
         moved = pc.add(table[name], pa.scalar(5, table.schema.field(name).type))
         table = table.set_column(at, name, moved)
-    columns = {name: np.array(table[name]) for name in ("probe_score", "shift_score")}
+    columns = {name: np.array(table[name]) for name in ("ensemble_score", "shift_score")}
     ranks = Ranks.make(
         json.loads(manifest_of(stranger, "ranks").read_text())["facts"], {"ranks.safetensors": save(wide)}
     )
     again = ranks_of(ranks, columns)
-    at = table.column_names.index("largest_rank_score")
-    table = table.set_column(at, "largest_rank_score", pa.array(again, table.schema.field("largest_rank_score").type))
+    at = table.column_names.index("largest_deviation_score")
+    table = table.set_column(
+        at, "largest_deviation_score", pa.array(again, table.schema.field("largest_deviation_score").type)
+    )
     pq.write_table(table, stranger / "dropped.parquet")
     assert checks(stranger, source)["scores"].result == "fail"
 
 
 def ranks_of(ranks, columns):
-    return np.max([ranks.rank(at, columns[name]) for at, name in enumerate(ranks.columns)], axis=0)
+    scales = [scale_of(fitted) for fitted in ranks.sorted]
+    return np.max([(columns[name] - scales[at][0]) / scales[at][1] for at, name in enumerate(ranks.columns)], axis=0)
 
 
 def test_ranks_of_other_scores_are_found(stranger, source):
-    """Sound numbers that are not the source's: the probe's ranks all come out alike, and it decides nothing."""
+    """Sound numbers that are not the source's: the ensemble comes out alike for all rows, and decides nothing."""
     honest = load(next((stranger / "scoring").glob("ranks-*.safetensors")).read_bytes())
     with_ranks(stranger, honest | {"0": np.linspace(50, 60, len(honest["0"]), dtype=np.float32)})
     assert checks(stranger, source)["scores"].result == "fail"
@@ -193,6 +197,30 @@ def test_ranks_of_other_scores_are_found(stranger, source):
         scoring_of.require_ranks_of(np.tile(np.linspace(0, 1, 30)[:, None], 2), whole=False)
     with pytest.raises(IntegrityError, match="another number of rows"):
         scoring_of.require_ranks_of(np.tile(np.linspace(50, 60, 30)[:, None], 2), whole=True)
+
+
+def test_the_lowest_scores_alone_cannot_be_moved():
+    """Few of them are in a sample, and they say how long a deviation is."""
+    rng = np.random.default_rng(1)
+    fitted = np.sort(np.concatenate([rng.normal(size=1500), 5 + rng.normal(size=500)])).astype(np.float32)
+    honest = [may_be_scale_of(np.sort(rng.choice(fitted, 64, replace=False)), fitted) for _ in range(200)]
+    assert all(honest)
+    sample = np.sort(rng.choice(fitted, 64, replace=False))
+    longer, shorter = fitted.copy(), fitted.copy()
+    longer[:110] -= 1e6
+    shorter[:490] = fitted[490] - np.linspace(1e-3, 0, 490, dtype=np.float32)
+    assert not may_be_scale_of(sample, longer) and not may_be_scale_of(sample, shorter)
+    assert may_be_scale_of(np.full(9, 3.0), np.full(90, 3.0)) and may_be_scale_of(np.empty(0), fitted)
+
+
+def test_ranks_of_all_rows_are_their_scores_to_rounding(made, source):
+    scoring_of = RecordedScoring.of(Provenance.from_json((made / "provenance.json").read_text()))
+    step = next(step for step in scoring_of.steps if hasattr(step, "ranks"))
+    own = np.stack(Ranks.of(step.ranks).sorted, axis=1).astype(float)
+    scoring_of.require_ranks_of(own[::-1], whole=True)
+    own[3, 1] += 4 * scoring_of.tolerances[1]
+    with pytest.raises(IntegrityError, match="not those of the source"):
+        scoring_of.require_ranks_of(own, whole=True)
 
 
 def test_a_probe_that_is_not_fitted_as_it_says_is_found(made, source, tmp_path, monkeypatch):

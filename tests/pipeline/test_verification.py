@@ -87,7 +87,7 @@ ALTERED = {
     "card": lambda folder: (folder / "README.md").write_text(
         (folder / "README.md").read_text().replace("28 of 41 rows", "40 of 41 rows")
     ),
-    "decision": lambda folder: with_threshold(folder, 0.99),
+    "decision": lambda folder: with_threshold(folder, 99.0),
     "rows": lambda folder: changed(
         folder, SHARD, lambda table: with_column(table, "response", pa.array(["other words"] * table.num_rows))
     ),
@@ -95,7 +95,7 @@ ALTERED = {
         folder,
         "dropped.parquet",
         lambda table: with_column(
-            table, "largest_rank_score", pc.add(table["largest_rank_score"], pa.scalar(0.001, pa.float32()))
+            table, "largest_deviation_score", pc.add(table["largest_deviation_score"], pa.scalar(0.001, pa.float32()))
         ),
     ),
 }
@@ -123,7 +123,7 @@ def test_scores_of_dropped_rows_that_are_others_fail_though_their_ranks_follow(f
     step = step_from(json.loads((folder / "provenance.json").read_text())["steps"][-1])
 
     def doubled(table):
-        table = with_column(table, "probe_score", pc.multiply(table["probe_score"], pa.scalar(2, pa.float32())))
+        table = with_column(table, "ensemble_score", pc.multiply(table["ensemble_score"], pa.scalar(2, pa.float32())))
         for name, values in step.compute(Batch(table), None).items():
             table = with_column(table, name, pa.array(values))
         return table

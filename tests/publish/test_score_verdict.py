@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_safefilter import EmbedLayers, LarfScore, NearestScore, RankAverage, ReferenceIndex, demo
+from hf_safefilter import (
+    EmbedLayers,
+    EnsembleScore,
+    LarfScore,
+    NearestScore,
+    ProbeScore,
+    RankAverage,
+    ReferenceIndex,
+    choose_reading,
+    demo,
+    fit_ensemble,
+    fit_probe,
+)
 from hf_safefilter.decide.select import IsSafe
 from hf_safefilter.decide.verdict import verdict_from_labels
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
@@ -47,6 +59,18 @@ def test_a_score_is_held_to_its_references_at_its_own_layer(references, larf):
         assert (found.value, found.low) == (tried[key].auroc, tried[key].low)
         assert found.low <= found.value <= found.high <= 1
     assert held_out("larf_pair_shift", [EMBED, LarfScore(references, 5, pairs=True)]) == held_out("larf_score", steps)
+
+
+def test_an_ensemble_is_held_to_its_references_and_at_a_layer_that_is_not_tried_nothing_is_known():
+    embed = EmbedLayers("toy", [2, 5, "norm"], position="mean,last_prompt")
+    index = ReferenceIndex.build(*reference_rows(20, 3), embed, license="mit", source="a test")
+    reading = choose_reading(index, ("ensemble",))
+    (auroc,) = [one.auroc for one in reading.readings if one.layers == (2, 5)]
+    found = held_out("ensemble_score", [embed, EnsembleScore(fit_ensemble(index, (2, 5)))])
+    assert found is not None and found.value == auroc
+    assert held_out("ensemble_score", [embed, EnsembleScore(fit_ensemble(index, (2, "norm")))]) is None
+    assert held_out("probe_score", [embed, ProbeScore(fit_probe(index, (5, "norm")))]) is None
+    assert held_out("probe_score", [embed, ProbeScore(fit_probe(index, ("5_shift",)))]) is not None
 
 
 def test_a_score_that_reads_references_in_another_way_is_not_held_to_what_it_does_not_read(references):

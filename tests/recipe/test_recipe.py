@@ -18,7 +18,7 @@ PLAIN = {
 
 def test_the_printed_example_is_a_recipe_and_fits_its_schema():
     recipe = Recipe.parse(EXAMPLE)
-    assert recipe.decided_by == "largest_rank"
+    assert recipe.decided_by == "largest_deviation"
     jsonschema.validate(recipe.to_dict(), json.loads(Recipe.schema_json()))
 
 

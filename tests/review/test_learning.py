@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_safefilter import ReferenceIndex
-from hf_safefilter.engine.local import score_rows
+from hf_safefilter import EmbedLayers, ReferenceIndex
+from hf_safefilter.engine.local import embed_rows, score_rows
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.labeling import LabelRounds
 from hf_safefilter.labeling.decided_labels import DecidedLabels
@@ -18,7 +18,7 @@ from hf_safefilter.review.review import Review
 from hf_safefilter.saved.saved_rows import load_rows_with_steps, save_rows
 from hf_safefilter.scores import make_score
 from hf_safefilter.scores.probe import Probe, ProbeScore, fit_probe
-from hf_safefilter.toy.corpus import reference_rows
+from hf_safefilter.toy.corpus import mixed_rows, reference_rows
 from review.scored_folder import COPY, ORIGINAL, UNREAD
 
 FITTED = ("row_id", "emb_layer_3", "emb_layer_5")
@@ -157,6 +157,20 @@ def test_a_score_that_compares_with_nothing_cannot_ask(tmp_path):
     for ask in (review.next_rows, lambda: review.score_again(1.0)):
         with pytest.raises(OptionError, match="no score of these rows has references"):
             ask()
+
+
+def test_a_page_by_a_score_that_learns_nothing_goes_on_by_the_one_that_does(tmp_path):
+    embed = EmbedLayers("toy", (3, 5), position="mean,last_prompt")
+    index = ReferenceIndex.build(*reference_rows(12, 3), embed, license="mit", source="a test")
+    rows = embed_rows(Dataset.from_list(mixed_rows(24, 0.3, 3)), embed)
+    steps = [make_score("length", {}), make_score("ensemble", {}, references=index, layers=(3, 5))]
+    for step in steps:
+        rows = score_rows(rows, step)
+    save_rows(rows, tmp_path / "scored", [embed, *steps], name="rows", revision="none")
+    review = Review.of(tmp_path / "scored", tmp_path / "decisions.jsonl", by="length_score", output=tmp_path / "out")
+    decide_on(review, (0, 1, 2, 3))
+    review.score_again(None)
+    assert review.rows.column == "ensemble_score"
 
 
 def test_a_decision_on_a_copy_is_one_label(review):

@@ -2,12 +2,23 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from stand_in import OfPrompts, StandIn, safe_rows, unsafe_rows, vector_of
 
-from hf_safefilter import EnsembleScore, LarfScore, NearestScore, ProbeScore, ReferenceIndex, fit_ensemble
+from hf_safefilter import (
+    EnsembleScore,
+    LarfScore,
+    NearestScore,
+    ProbeScore,
+    ReferenceIndex,
+    ShiftScore,
+    fit_ensemble,
+    fit_probe,
+    fit_saft,
+)
 from hf_safefilter.columns import answer_key, embedding_columns, prompt_key, shift_key, stored_keys
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.scores.probe.neighbourhood import K, scale_of
+from hf_safefilter.scores.probe.neighbourhood import WIDEST, K, Neighbourhood, scale_of
 
 FACTS = {"license": "mit", "source": "the tests"}
 LAYERS = (2, 3)
@@ -137,8 +148,6 @@ def test_words_have_the_scores_of_the_probe(index):
 
 
 def test_labelled_rows_teach_it(index):
-    from datasets import Dataset
-
     rows = Dataset.from_dict(
         batch(["A strange one.", "An odd one.", "Another."]) | {"label": ["unsafe", "unsafe", "safe"]}
     )
@@ -166,6 +175,52 @@ def test_what_is_missing_is_named(index):
         step(batch() | {"emb_layer_2_last_prompt": [[], *batch()["emb_layer_2_last_prompt"][1:]]})
     with pytest.raises(OptionError, match="no layer"):
         fit_ensemble(index, [])
+
+
+def test_a_probe_of_another_kind_is_refused(index):
+    for layers in ((2, 3), (2, "3_shift"), ("2_shift", 2)):
+        with pytest.raises(OptionError, match="not fitted for an ensemble"):
+            EnsembleScore(fit_probe(index, layers))
+
+
+def test_a_shift_of_a_shift_is_none(index):
+    for bad in ("2_shift_shift", "2" + "_shift" * 3000):
+        with pytest.raises(OptionError, match="shift of a shift"):
+            fit_probe(index, [bad])
+    for score in (lambda: ShiftScore(_without(index), "2_shift"), lambda: fit_ensemble(index, "2_shift")):
+        with pytest.raises(OptionError, match="is a shift itself"):
+            score()
+    with pytest.raises(OptionError, match="without a shift"):
+        fit_saft(Dataset.from_dict(batch()), "2_shift")
+
+
+def test_small_numbers_are_subtracted_in_float32(index):
+    step = NearestScore(index, "2_shift")
+    rows = {name: [np.array(cell, np.float16) for cell in cells] for name, cells in batch().items()}
+    wide = {name: [cell.astype(np.float32) for cell in cells] for name, cells in rows.items()}
+    np.testing.assert_array_equal(step(rows)["nearest_score"], step(wide)["nearest_score"])
+    far = {name: [np.full((1, 16), 60000 if name == "emb_layer_2" else -60000, np.float16)] for name in rows}
+    assert np.isfinite(step(far)["nearest_score"]).all()
+
+
+def test_windows_of_answer_and_prompt_must_be_of_the_same_rows(index):
+    rows = {name: [cells[0] * 2, cells[1]] for name, cells in batch(TEXTS[:2]).items()}
+    moved = rows | {"emb_layer_2_last_prompt": [rows["emb_layer_2_last_prompt"][1], rows["emb_layer_2_last_prompt"][0]]}
+    step = EnsembleScore(fit_ensemble(index, 2))
+    assert np.isfinite(step(rows)["ensemble_score"]).all()
+    with pytest.raises(DataError, match="do not belong together"):
+        step(moved)
+
+
+def test_few_references_and_references_of_several_spans_have_neighbours():
+    draw = np.random.default_rng(0)
+    few = [draw.normal(size=(count, 8)).astype(np.float32) for count in (3, 2)]
+    near = Neighbourhood.of(few, [np.arange(3), np.arange(2)])
+    assert np.isfinite(near.score(draw.normal(size=(5, 8)).astype(np.float32))).all()
+    of_one = Neighbourhood.of(few, [np.array([0, 0, 1]), np.arange(2)])  # two spans of one answer are no neighbours
+    assert of_one.deviation != near.deviation and of_one.scaling.mean.tolist() == near.scaling.mean.tolist()
+    many = Neighbourhood.of([draw.normal(size=(WIDEST + 1, 2)), few[1][:, :2]], [np.arange(WIDEST + 1), np.arange(2)])
+    assert many.indexes[0].ntotal == WIDEST
 
 
 def test_references_of_one_request_have_no_neighbours_of_others():

@@ -74,8 +74,8 @@ def test_the_largest_deviation_is_from_the_rows_that_score_low():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([1] * 30 + [2] * 20, (1, 1)),  # the median is a one as well, so the highest counts
-        ([1] * 20 + [3] * 30, (1, 2)),
+        ([1] * 30 + [2] * 20, (1, 1e-3)),
+        ([1e-9] * 20 + [2e-9] * 20 + [1] * 10, (1e-9, 1e-3)),
         ([5] * 50, (5, 1)),
         (list(range(101)), (25, 20)),
     ],

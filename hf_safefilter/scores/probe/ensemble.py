@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hf_safefilter.columns import Layer, shift_key
+from hf_safefilter.columns import Layer, is_shift, shift_key
+from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.ragged import Ragged
+from hf_safefilter.errors import OptionError
 from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores.base import Fitting
 from hf_safefilter.scores.probe.fit import Probe, fit_probe
@@ -50,10 +53,16 @@ def fit_ensemble(
         DataError: There are no labels of both kinds, or nothing tells the classes apart.
     """
     names = (layers,) if isinstance(layers, (int, str)) else tuple(layers)
+    for key in (keys := _readings(names)):  # what has no neighbours is found here, and not among the rows
+        neighbourhood(references.digest, key)
     return fit_probe(
-        references, (*names, *map(shift_key, names)), form=form, shrinkage=shrinkage, strength=strength,
+        references, keys, form=form, shrinkage=shrinkage, strength=strength,
         labeled=labeled, label=label, unsafe=unsafe, weight=weight,
     )  # fmt: skip
+
+
+def _readings(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    return (*layers, *map(shift_key, layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +71,14 @@ class EnsembleScore(ProbeScore):
 
     Each is taken at several layers, and at each layer of two vectors: the answer's mean state, and its shift, which is
     that state minus the state at the end of the prompt. In the first, a row is judged by what it is about; in the
-    second, what it is about stands in both and cancels out. None of the four is best everywhere; their
-    errors differ.
+    second, what it is about stands in both and cancels out. None of the four is best everywhere; their errors differ.
 
     Args:
         probe: What `fit_ensemble` returned, or its digest. The references and layers are those that it was fitted to.
         pairs: Whether the rejected side of preference pairs has columns of its own.
+
+    Raises:
+        OptionError: The probe was not fitted to layers and their shifts.
     """
 
     METHOD: ClassVar[str] = "ensemble"
@@ -83,6 +94,20 @@ class EnsembleScore(ProbeScore):
     )
 
     algorithm: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        ProbeScore.__post_init__(self)
+        layers = Probe.of(self.probe).layers
+        if layers != _readings([layer for layer in layers if not is_shift(layer)]):
+            raise OptionError(
+                "this probe was not fitted for an ensemble", found=", ".join(map(str, layers)), fix="use fit_ensemble"
+            )
+
+    def vectors(self, batch: Batch) -> Ragged:
+        """The vectors of the probe's layers, one after the other."""
+        for layer in Probe.of(self.probe).layers:  # once, and not in each of the threads that score
+            neighbourhood(self.references, layer)
+        return ProbeScore.vectors(self, batch)
 
     def span_scores(self, vectors: np.ndarray) -> np.ndarray:
         """Scores of spans (m, readings * d), the vectors of the probe's layers one after the other; (m,)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.checks import require_choice, require_number
-from hf_safefilter.columns import Layer, answer_key, embedding_columns
+from hf_safefilter.columns import Layer, answer_key, embedding_columns, is_shift
 from hf_safefilter.data.batch import Batch, arrow_vectors
 from hf_safefilter.data.labels import names_of, truth_of
 from hf_safefilter.data.ragged import Ragged, offsets_of
@@ -221,7 +221,8 @@ def _labeled(rows: Dataset | DatasetDict, layer: Layer, label: str, unsafe: str 
     columns = embedding_columns(layer)
     parts: list[Ragged] = []
     cells: list[Any] = []
-    fix = f"embed the rows at layer {answer_key(layer)!r}, with their labels"
+    where = f"{answer_key(layer)!r}{' and position mean,last_prompt' * is_shift(layer)}"
+    fix = f"embed the rows at layer {where}, with their labels"
     for table in record_batches(rows, [*columns, label], fix=fix):
         first = arrow_vectors(table[columns[0]], columns[0])
         if len(first.values) and first.values.shape[1] != width:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from hf_safefilter.data.conversations import prompt_of
 from hf_safefilter.data.vectors import mean_of_largest, unit
 from hf_safefilter.errors import DataError
 from hf_safefilter.references import SIDES, references
-from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.references.flat import flat_index, search
+from hf_safefilter.references.standard_scaling import Scaling
 
 if TYPE_CHECKING:
     import faiss
@@ -32,44 +32,55 @@ class Neighbourhood:
     """The nearest references at a layer, on the scale of the references themselves.
 
     Attributes:
-        both: The vectors of both sides in standard coordinates.
+        scaling: What brings vectors into standard coordinates.
         indexes: FAISS indexes over the unit vectors of unsafe and of safe references.
         mean: Mean score of the references, in which both sides weigh the same.
         deviation: Their standard deviation.
     """
 
-    both: Coordinates
+    scaling: Scaling
     indexes: tuple[faiss.IndexFlatIP, faiss.IndexFlatIP]
     mean: float
     deviation: float
 
+    @classmethod
+    def of(cls, sides: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> Self:
+        """That of unsafe (m, d) and safe (s, d) vectors as the model has them.
+
+        For the scale each is compared with those of other requests, as it would be its own nearest neighbour.
+
+        Args:
+            sides: The vectors.
+            requests: Number of the request that each of them answers.
+
+        Raises:
+            DataError: The references of a side are of one request, or all are alike.
+        """
+        some = [np.linspace(0, len(side) - 1, min(len(side), WIDEST)).round().astype(int) for side in sides]
+        few = [side[place] for side, place in zip(sides, some, strict=True)]
+        scaling = Scaling.of(*few)
+        unsafe, safe = (unit(scaling(side)).astype(np.float32) for side in few)
+        scale = scale_of((unsafe, safe), [asked[place] for asked, place in zip(requests, some, strict=True)])
+        return cls(scaling, (flat_index(unsafe), flat_index(safe)), *scale)
+
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Mean of the largest cosines to unsafe references minus the same to safe ones, (m,), in deviations."""
-        own = np.ascontiguousarray(self.both(vectors), dtype=np.float32)
+        own = np.ascontiguousarray(self.scaling(vectors), dtype=np.float32)
         unsafe, safe = (search(index, own, min(K, index.ntotal))[0].mean(axis=1) for index in self.indexes)
         return (unsafe - safe - self.mean) / self.deviation
 
 
 @lru_cache(maxsize=128)
 def neighbourhood(digest: str, layer: Layer) -> Neighbourhood:
-    """That of stored references at a layer.
-
-    For the scale each reference is compared with those of other requests, as it would be its own nearest neighbour.
-
-    Raises:
-        DataError: The references are of one request, or all alike.
-    """
+    """That of stored references at a layer; raises as `Neighbourhood.of` does."""
     index = references(digest)
     numbers: dict[str, int] = {}
-    vectors, requests = [], []
-    for side, values in zip(SIDES, index.vectors(layer), strict=True):
-        asked = [numbers.setdefault(prompt_of(row.conversation), len(numbers)) for row in index.rows(side)]
-        some = np.arange(len(values))[:: -(-len(values) // WIDEST)]
-        vectors.append(values[some])
-        requests.append(np.array(asked)[index.owners(side)[some]])
-    both = Coordinates.of(vectors[0], vectors[1], True)
-    sides = unit(both.unsafe), unit(both.safe)
-    return Neighbourhood(both, (flat_index(sides[0]), flat_index(sides[1])), *scale_of(sides, requests))
+    asked = [
+        np.array([numbers.setdefault(prompt_of(row.conversation), len(numbers)) for row in index.rows(side)])
+        for side in SIDES
+    ]
+    requests = [own[index.owners(side)] for own, side in zip(asked, SIDES, strict=True)]
+    return Neighbourhood.of(index.vectors(layer), requests)
 
 
 def scale_of(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -82,11 +93,11 @@ def scale_of(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> t
     found: list[Any] = []
     for own, asked in zip(vectors, requests, strict=True):
         near = []
-        for others, their in zip(vectors, requests, strict=True):
+        for side, others, their in zip(SIDES, vectors, requests, strict=True):
             cosines = np.where(asked[:, None] == their[None], -np.inf, own @ others.T)
             k = min(K, int(np.isfinite(cosines).sum(axis=1).min()))
             if k < 1:
-                raise DataError("the references are of a single request", fix="give references of several requests")
+                raise DataError(f"the {side} references are of a single request", fix="give some of several requests")
             near.append(mean_of_largest(cosines, k))
         found.append((near[0] - near[1]).astype(np.float64))
     mean = (found[0].mean() + found[1].mean()) / 2

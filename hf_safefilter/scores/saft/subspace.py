@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_safefilter.checks import require_choice, require_whole
-from hf_safefilter.columns import Layer, embedding_column
+from hf_safefilter.columns import Layer, answer_key, embedding_column, is_shift
 from hf_safefilter.data.batch import arrow_vectors
 from hf_safefilter.data.labels import names_of
 from hf_safefilter.data.ragged import Ragged
@@ -133,7 +133,7 @@ def fit_saft(
 
     Raises:
         MissingError: The column of the layer or of the labels is missing.
-        OptionError: `k` is below 1, `weight` is unknown, or the signed form without a mean that is subtracted.
+        OptionError: `k` is below 1, `weight` is unknown, the signed form without a mean that is subtracted, or a shift.
         DataError: No row can be read, the rows span fewer than `k` directions, or there are too few labels.
 
     Source: SAFT, arXiv 2410.10014, reconstructed; see `hf_safefilter.scores.saft`.
@@ -142,6 +142,8 @@ def fit_saft(
     require_choice("weight", weight, WEIGHTS)
     if center is False and references is not None:
         raise OptionError("uncentred directions have no two ends", fix="leave `center` out, or the references")
+    if is_shift(layer):
+        raise OptionError("saft reads answers as they are, without a shift", fix=f"use `layer={answer_key(layer)!r}`")
     center = references is not None if center is None else center
     column = embedding_column(layer)
     fix = f"ds = ds.map(EmbedLayers(model, layers=[{layer!r}]), batched=True)"
