@@ -86,10 +86,11 @@ class ReadingChoice:
         return self.layers[len(self.layers) // 2]
 
     def layers_of(self, method: str) -> tuple[Layer, ...]:
-        """The layers at which `method` read best: those chosen, or its own best layer; the chosen ones if not tried."""
+        """The layers at which `method` read best: those chosen, or its own; the middle one of those if not tried."""
         if method == self.method:
             return self.layers
-        return next((reading.layers for reading in self.readings if reading.method == method), (self.layer,))
+        own = sorted((one for one in self.readings if one.method == method), key=lambda one: -one.gap)
+        return (_steady(own) or own[0]).layers if own else (self.layer,)
 
     @property
     def best(self) -> Reading:
@@ -177,9 +178,8 @@ def choose_reading(
             fix=f"build them with EmbedLayers(..., layers=[...]{where})",
         )
     readings.sort(key=lambda reading: -reading.gap)
-    widest = [reading for name in _WIDER for reading in readings if reading.method == name and len(reading.layers) > 1]
-    steady = next((reading for reading in widest if readings[0].low <= reading.gap), None)
-    if steady is not None:  # no other is clearly better
+    steady = _steady(readings)
+    if steady is not None:
         readings.sort(key=lambda reading: reading is not steady)
     best = readings[0]
     others = [reading.gap for reading in readings if _kind(reading) != _kind(best)]
@@ -192,6 +192,12 @@ def choose_reading(
 def goes_by_references(name: str) -> bool:
     """Whether a method can be tried on references alone."""
     return name in _WIDER or issubclass(method_class(name), ReferenceScore)
+
+
+def _steady(readings: Sequence[Reading]) -> Reading | None:
+    """The widest of readings over several layers that none is clearly better than; those are given by their gaps."""
+    widest = [reading for name in _WIDER for reading in readings if reading.method == name and len(reading.layers) > 1]
+    return next((reading for reading in widest if readings[0].low <= reading.gap), None)
 
 
 def _kind(reading: Reading) -> tuple[bool, bool]:

@@ -1,5 +1,7 @@
 """The reading is chosen by the gap between the same request answered and refused, on references held out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from stand_in import OfPrompts, StandIn, safe_rows, unsafe_rows, vector_of
@@ -101,6 +103,12 @@ def test_the_widest_reading_that_nothing_beats_clearly_is_chosen():
     others = [one.gap for one in choice.readings if one.method != "ensemble" or len(one.layers) == 1]
     assert choice.margin == choice.best.gap - max(others)
     assert choice.layers_of("probe") == (2, 3) and len(choice.layers_of("nearest")) == 1
+    single = [one.gap for one in choice.readings if one.method == "probe" and len(one.layers) == 1]
+    together = next(one for one in choice.readings if one.method == "probe" and len(one.layers) == 2)
+    ahead = replace(choice, readings=(*choice.readings, replace(together, layers=(3,), gap=max(single) + 1, low=0.0)))
+    assert ahead.layers_of("probe") == (2, 3)  # the interval of one layer that is ahead holds what several have
+    clear = replace(choice, readings=(*choice.readings, replace(together, layers=(3,), gap=99.0, low=98.0)))
+    assert clear.layers_of("probe") == (3,)
     lost = with_prompts(unsafe_rows(40), safe_rows(37), BENIGN, far=60.0)  # no shift tells anything
     narrower = choose_reading(lost, ("nearest", "probe", "ensemble"))
     assert (narrower.method, narrower.layers) == ("probe", (2, 3))
