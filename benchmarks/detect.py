@@ -128,7 +128,7 @@ def show_means(results: dict[str, dict]) -> None:
 
 def draw(results: dict[str, dict], path: Path) -> None:
     """AUROC with its interval, one panel a file; written as PNG and SVG."""
-    with figure(path.with_suffix(""), 1.8 + 2.4 * len(results), 4.2) as canvas:
+    with figure(path.with_suffix(""), 1.8 + 2.5 * len(results), 4.2) as canvas:
         panels = canvas.subplots(1, len(results), sharey=True, squeeze=False)[0]
         for panel, (file, verdicts) in zip(panels, results.items(), strict=True):
             for place, (name, verdict) in enumerate(verdicts.items()):
@@ -137,7 +137,7 @@ def draw(results: dict[str, dict], path: Path) -> None:
                 panel.errorbar([verdict.auroc.value], [place], xerr=ends, color=colour, fmt=mark, linewidth=2,
                                label={0: "methods", len(verdicts) - 1: "what needs no model"}.get(place))  # fmt: skip
             panel.axvline(0.5, color="black", linewidth=1, linestyle="--", zorder=0, label="chance")
-            panel.set_title(drawable(file, "file", 24), fontsize=10)
+            panel.set_title(drawable(file, "file", 34), fontsize=9)
             panel.set_xlabel("AUROC, 95 % interval")
             panel.set_xlim(min(0.3, *(verdict.auroc.low for verdict in verdicts.values())), 1.02)
             panel.set_yticks(range(len(verdicts)), [*verdicts])

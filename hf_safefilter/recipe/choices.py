@@ -40,7 +40,7 @@ class ReferenceChoice(Part):
     path: str | None = None
     """"starter" for the small sets that ship with this package, or the folder or Hub id of an index."""
     trait: Literal["harm", "sycophancy", "made_up_facts", "obedience"] = "harm"
-    """Which of the starter sets: what its unsafe side shows; those other than harm are for shift and ensemble."""
+    """Which of the starter sets: what its unsafe side shows; those other than harm are for shift, or nearest."""
     revision: str | None = None
     """Hub revision of the index."""
     unsafe: str | None = None
