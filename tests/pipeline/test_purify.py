@@ -254,7 +254,7 @@ def test_scores_are_laid_beside_the_rows_without_copying_them(files, rows, tmp_p
 
 
 def test_the_default_looks_for_two_dangers_and_its_card_says_which_took_a_row(files):
-    body = recipe(files, layer="auto")
+    body = recipe(files, layer="auto") | {"select": {"drop_fraction": 0.4}}
     del body["methods"]
     done = purify(None, body)
     assert done.layer_choice.method == "ensemble" and len(done.layer_choice.layers) > 1

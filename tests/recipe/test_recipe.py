@@ -98,6 +98,16 @@ def test_a_recipe_is_read_back_from_a_card(tmp_path):
         Recipe.from_card(str(tmp_path))
 
 
+def test_a_card_names_the_methods_whose_defaults_may_change():
+    shown = Recipe.read(PLAIN).portable()
+    assert shown["methods"] == [{"name": "ensemble"}, {"name": "shift"}]
+    assert shown["select"]["by"] == "largest_deviation" and Recipe.read(shown).decided_by == "largest_deviation"
+    named = Recipe.read(PLAIN | {"methods": [{"name": "nearest", "options": {"k": 3}}, "larf"]}).portable()
+    assert named["methods"][0]["options"] == {"k": 3} and named["select"]["by"] == "rank_average"
+    switched = Recipe.read(PLAIN | {"methods": "larf", "select": {"drop_count": 1, "on": "pair_shift"}}).portable()
+    assert Recipe.read(switched).decided_column == "larf_pair_shift"
+
+
 def test_paths_of_the_selection_are_not_published():
     body = yaml.safe_load(EXAMPLE)
     body["select"] |= {"decisions": "/home/me/d.jsonl", "add_refusals": 3, "refusals": "/home/me/r.jsonl"}
