@@ -1,5 +1,6 @@
 """Every test runs against a Hub of its own on the loopback interface; nothing reaches further."""
 
+import logging
 import os
 import sys
 
@@ -14,6 +15,12 @@ from hub import early  # noqa: E402  (the variables above and below are read whe
 
 early.start()
 pytest_plugins = ["hub.fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """What the package logs reaches `caplog`, whether or not a command has run in this process before."""
+    monkeypatch.setattr(logging.getLogger("hf_safefilter"), "propagate", True)
 
 
 @pytest.fixture

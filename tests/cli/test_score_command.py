@@ -44,7 +44,7 @@ def test_ranks_are_of_two_scores_that_are_there(call, embedded, tmp_path, more):
     words = ["--method", "probe", "--references", "starter", "--output", tmp_path / "probe"]
     assert call("score", embedded, *words)[0] == 0
     code, _, err = call("score", tmp_path / "probe", "--method", "largest_rank", *more, "--output", tmp_path / "out")
-    assert code == 2 and "two scores or more" in err and "of=probe,shift" in err
+    assert code == 2 and "two scores or more" in err and "of=ensemble,shift" in err
     assert not (tmp_path / "out").exists()
 
 

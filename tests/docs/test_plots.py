@@ -27,7 +27,13 @@ def test_the_plot_of_detection_tells_methods_from_controls_and_chance(tmp_path):
     verdict = SimpleNamespace(auroc=Interval(0.4, 0.1, 0.6))
     file = {"probe": verdict, "length": verdict}
     for name in ("one", "two"):
-        detect.draw({"one": file, "a very long name of a file with rows": file}, tmp_path / f"{name}.png")
+        detect.draw({"one": file, "a very long name of a file that has rows": file}, tmp_path / f"{name}.png")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     shown = set(texts_of(tmp_path / "one.svg"))
-    assert {"AUROC, 95 % interval", "methods", "what needs no model", "chance", "a very long name of a f…"} <= shown
+    assert {
+        "AUROC, 95 % interval",
+        "methods",
+        "what needs no model",
+        "chance",
+        "a very long name of a file that h…",
+    } <= shown
