@@ -17,7 +17,7 @@ from hf_safefilter.publish.provenance import Decision, Provenance
 from hf_safefilter.publish.published_rows import mapping_of
 from hf_safefilter.publish.rescoring import read_columns, require_ranks, step_of, tolerance_of
 from hf_safefilter.saved.saved_rows import step_from
-from hf_safefilter.scores.largest import LargestDeviation, scale_of
+from hf_safefilter.scores.largest import LOWEST, QUARTILE, LargestDeviation
 from hf_safefilter.scores.ranks import Ranks, RankScore
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from hf_safefilter.step import Step
 
 _LARGER = 2  # times the tolerance of the scores made here, of which a sample knows the deviation only roughly
-_DRAWS, _WIDE = 200, 4  # of a bootstrap, and how many of its deviations an honest scale may lie away
-_LEAST = 0.1  # of the logarithm of a length
+_RARE = 1e-4  # how seldom so many, or so few, of an honest sample lie below a quantile
+_FEW = 30
+_WIDE = 3  # ranges of a sample that the lowest scores may lie below it
 _FAR = 1.95  # Kolmogorov and Smirnov's distance, times the root of n, that one honest sample in a thousand exceeds
 
 
@@ -213,14 +214,17 @@ def may_be_scale_of(sample: np.ndarray, fitted: np.ndarray) -> bool:
 
     Whoever moves these alone makes a deviation so long, or so short, that one of several scores decides nothing.
     """
+    from scipy.stats import binom
+
     if not len(sample):
         return True
-    draws = np.sort(np.random.default_rng(0).choice(sample, (_DRAWS, len(sample))), axis=1)
-    centres, lengths = np.array([scale_of(draw) for draw in draws]).T
-    centre, length = scale_of(fitted)
-    logs = np.log(lengths)
-    near = abs(centre - np.median(centres)) <= _WIDE * max(centres.std(), np.finfo(np.float32).eps * abs(centre))
-    return bool(near and abs(math.log(length) - np.median(logs)) <= _WIDE * max(logs.std(), _LEAST))
+    lowest, quartile = np.quantile(fitted.astype(np.float64), [LOWEST, QUARTILE])
+    for value, share in ((lowest, LOWEST), (quartile, QUARTILE)):
+        below, up_to = int((sample < value).sum()), int((sample <= value).sum())
+        if min(binom.sf(below - 1, len(sample), share), binom.cdf(up_to, len(sample), share)) < _RARE:
+            return False
+    # a sample of a few need not hold any of the lowest
+    return bool(len(sample) < _FEW or lowest >= sample.min() - _WIDE * (sample.max() - sample.min()))
 
 
 def numbers_in(table: pa.Table, column: str) -> np.ndarray:
