@@ -47,7 +47,7 @@ class Reading:
 
 def sides_of(options: argparse.Namespace) -> list[list[dict[str, str]]]:
     """Unsafe, refused and ordinary rows: of a trait, which has no ordinary ones, or files, or the starter set."""
-    if trait := getattr(options, "trait", None):
+    if trait := options.trait:
         rows = starter_rows(trait)
         return [[row for row in rows if row["label"] == label] for label in ("unsafe", "safe")] + [[]]
     files = {"unsafe": options.unsafe, "safe": options.safe, "benign": None}
@@ -70,6 +70,8 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if (options.unsafe is None) != (options.safe is None):
         parser.error("--unsafe and --safe go together")
+    if options.trait is not None and options.unsafe is not None:
+        parser.error("--trait names references itself: leave --unsafe and --safe out")
     return options
 
 

@@ -186,7 +186,7 @@ def _distinct(numbers: np.ndarray, cosines: np.ndarray, k: int) -> tuple[Neighbo
 
 
 def compared_at(step: Score) -> tuple[str, Layer] | None:
-    """Digest of the references that a score of vectors compares with, and the layer of answers that shows it best."""
+    """Digest of the references that a score compares with, and the layer of answers to show; None if there are none."""
     if isinstance(step, ReferenceScore):
         return step.references_digest, answer_key(step.layer)
     if isinstance(step, ProbeScore):

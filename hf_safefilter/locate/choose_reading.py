@@ -21,7 +21,8 @@ from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import method as method_class
 from hf_safefilter.scores.base import ReferenceScore
 from hf_safefilter.scores.probe.fit import boundary
-from hf_safefilter.scores.probe.neighbourhood import Neighbourhood
+from hf_safefilter.scores.probe.neighbourhood import Neighbourhood, spread
+from hf_safefilter.scores.probe.score import part_and_whole
 from hf_safefilter.scores.shift import compliance
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ LEAST_GAP = 0.5
 
 _WIDER = (ENSEMBLE, PROBE)  # methods that are tried over all layers together, the widest first
 _DRAWS = 200  # of the bootstrap
-_WIDEST = 4000  # vectors of a side that one fold is compared with: more change nothing but the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class ReadingChoice:
         """The layers at which `method` read best: those chosen, or its own; the middle one of those if not tried."""
         if method == self.method:
             return self.layers
-        own = sorted((one for one in self.readings if one.method == method), key=lambda one: -one.gap)
+        own = sorted((reading for reading in self.readings if reading.method == method), key=_by_gap)
         return (_steady(own) or own[0]).layers if own else (self.layer,)
 
     @property
@@ -177,7 +177,7 @@ def choose_reading(
             f"the references were read at no layer to choose from{' with the end of the prompt' if at_prompt else ''}",
             fix=f"build them with EmbedLayers(..., layers=[...]{where})",
         )
-    readings.sort(key=lambda reading: -reading.gap)
+    readings.sort(key=_by_gap)
     steady = _steady(readings)
     if steady is not None:
         readings.sort(key=lambda reading: reading is not steady)
@@ -198,6 +198,10 @@ def _steady(readings: Sequence[Reading]) -> Reading | None:
     """The widest of readings over several layers that none is clearly better than; those are given by their gaps."""
     widest = [reading for name in _WIDER for reading in readings if reading.method == name and len(reading.layers) > 1]
     return next((reading for reading in widest if readings[0].low <= reading.gap), None)
+
+
+def _by_gap(reading: Reading) -> float:
+    return -reading.gap
 
 
 def _kind(reading: Reading) -> tuple[bool, bool]:
@@ -248,7 +252,7 @@ class _HeldOut:
             sides = [self._sides(key) for key in (layer, shift_key(layer))]
         else:
             sides = [self._sides(shift_key(layer) if method == SHIFT else layer)]
-        found = [np.empty(len(side)) for side in sides[0]]
+        scores = [np.empty(len(side)) for side in sides[0]]
         for fold in range(int(max(folds.max() for folds in self.folds)) + 1):
             held = [np.flatnonzero(own == fold) for own in self.folds]
             rest = [np.flatnonzero(own != fold) for own in self.folds]
@@ -257,12 +261,12 @@ class _HeldOut:
             benign = ~self.refused[rest[1]]
             if method == ENSEMBLE:
                 requests = [asked[rows] for asked, rows in zip(self.requests, rest, strict=True)]
-                scores = _ensemble(both, fitted, benign, requests)
+                of_fold = _ensemble(both, fitted, benign, requests)
             else:
                 unsafe, safe = fitted[0]
-                scores = _scored(method, both[0], unsafe, safe, benign)
-            found[0][held[0]], found[1][held[1]] = scores[: len(held[0])], scores[len(held[0]) :]
-        return np.concatenate(found)
+                of_fold = _scored(method, both[0], unsafe, safe, benign)
+            scores[0][held[0]], scores[1][held[1]] = of_fold[: len(held[0])], of_fold[len(held[0]) :]
+        return np.concatenate(scores)
 
     def _sides(self, layer: Layer) -> list[Ragged]:
         return [
@@ -302,7 +306,7 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
     """Scores of rows, as the method's own class gives them, in deviations of the references that it is fitted to."""
     if method == PROBE:
         direction, offset = boundary(unsafe, safe, benign)
-        return _part_and_whole(rows.values.astype(np.float64) @ direction + offset, rows)
+        return _of_rows(rows.values.astype(np.float64) @ direction + offset, rows)
     if method == SHIFT:
         both = Coordinates.of(unsafe.values, safe.values[~benign[safe.owners]], True)  # as its paper chooses a layer
         direction = compliance(both.unsafe, both.safe)
@@ -311,7 +315,7 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
         return (means - own.mean()) / max(own.std(), 1e-12)
     against = cast(type[ReferenceScore], method_class(method)).against
     both = Coordinates.of(unsafe.values, safe.values, True)
-    few = both.unsafe[_spread(len(both.unsafe))], both.safe[_spread(len(both.safe))]
+    few = both.unsafe[spread(len(both.unsafe))], both.safe[spread(len(both.safe))]
     inside = np.concatenate(few)
     values = against(np.concatenate([both(rows.values), inside]), *few).astype(np.float64)
     found, own = values[: len(rows.values)], values[len(rows.values) :]
@@ -336,17 +340,12 @@ def _ensemble(
         asked = [of_rows[side.owners] for of_rows, side in zip(requests, (unsafe, safe), strict=True)]
         near = Neighbourhood.of((unsafe.values, safe.values), asked)
         parts.append((own.values.astype(np.float64) @ direction + offset + near.score(own.values)) / 2)
-    return _part_and_whole(np.mean(parts, axis=0), rows[0])
+    return _of_rows(np.mean(parts, axis=0), rows[0])
 
 
-def _part_and_whole(spans: np.ndarray, rows: Ragged) -> np.ndarray:
-    """The mean of the largest of each row's span scores (m,) and of all of them."""
-    means = np.bincount(rows.owners, spans, len(rows)) / np.maximum(rows.counts, 1)
-    return (Ragged(spans, rows.offsets).largest()[0] + means) / 2
-
-
-def _spread(count: int) -> np.ndarray:
-    return np.arange(count) if count <= _WIDEST else np.linspace(0, count - 1, _WIDEST).round().astype(int)
+def _of_rows(spans: np.ndarray, rows: Ragged) -> np.ndarray:
+    """The score of each row from those of its spans (m,), as a probe's are."""
+    return part_and_whole(Ragged(spans, rows.offsets), None).largest()[0]
 
 
 def _gap(high: np.ndarray, low: np.ndarray) -> float:

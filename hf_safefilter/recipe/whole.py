@@ -169,9 +169,8 @@ class Recipe(Part):
     def portable(self) -> dict[str, Any]:
         """`to_dict` for a card that is published: with local paths cut to their last part, and with the methods and the
         one that decides, whose defaults are others in other versions."""
-        whole = json.loads(self.model_dump_json(by_alias=True))
         body = self.to_dict()
-        body.setdefault("methods", [{"name": method["name"]} for method in whole["methods"]])
+        body.setdefault("methods", [{"name": method.name} for method in self.methods])
         body["select"].setdefault("by", self.decided_by)
         for part, key in (("data", "path"), ("model", "name"), ("references", "path"), ("references", "unsafe"),
                           ("references", "safe"), ("references", "benign"), ("select", "known_good"),

@@ -43,8 +43,6 @@ def test_the_gap_is_that_of_a_fit_without_the_fold_by_hand(index):
     """One fold, done again with scikit-learn."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    from hf_safefilter.locate.choose_reading import _HeldOut
-
     held = _HeldOut.of(index, 5, 0)
     scores = held.scores("probe", 3)
     out = held.folds[0] == 2
@@ -122,8 +120,6 @@ def test_the_ensemble_needs_the_end_of_the_prompt(index):
 
 
 def test_a_request_is_never_on_both_sides_of_a_split(index):
-    from hf_safefilter.locate.choose_reading import _HeldOut
-
     held = _HeldOut.of(index, 5, 0)
     assert (held.folds[0] == held.folds[1]).all()  # row j of both sides is the same request here
 

@@ -6,6 +6,7 @@ from datasets import Dataset
 from stand_in import OfPrompts, StandIn, safe_rows, unsafe_rows, vector_of
 
 from hf_safefilter import (
+    EmbedLayers,
     EnsembleScore,
     LarfScore,
     NearestScore,
@@ -18,7 +19,8 @@ from hf_safefilter import (
 )
 from hf_safefilter.columns import answer_key, embedding_columns, prompt_key, shift_key, stored_keys
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.scores.probe.neighbourhood import WIDEST, K, Neighbourhood, scale_of
+from hf_safefilter.scores.probe.neighbourhood import WIDEST, K, Neighbourhood, neighbourhood, scale_of
+from hf_safefilter.toy.corpus import reference_rows
 
 FACTS = {"license": "mit", "source": "the tests"}
 LAYERS = (2, 3)
@@ -221,6 +223,22 @@ def test_few_references_and_references_of_several_spans_have_neighbours():
     assert of_one.deviation != near.deviation and of_one.scaling.mean.tolist() == near.scaling.mean.tolist()
     many = Neighbourhood.of([draw.normal(size=(WIDEST + 1, 2)), few[1][:, :2]], [np.arange(WIDEST + 1), np.arange(2)])
     assert many.indexes[0].ntotal == WIDEST
+
+
+def test_each_span_of_a_reference_is_of_its_own_request():
+    """References of several windows, read by the toy: their spans are told from those of other requests."""
+    embed = EmbedLayers("toy", [3], position="mean,last_prompt", window=8)
+    rows = [[{**row, "response": row["response"] * repeats} for row in side] for side, repeats in
+            zip(reference_rows(8, 3), (3, 1), strict=True)]  # fmt: skip
+    index = ReferenceIndex.build(*rows, embed, **FACTS)
+    spans = [[row.spans for row in index.rows(side)] for side in ("unsafe", "safe")]
+    assert max(spans[0]) > 2 and len(set(spans[0])) > 1
+    asked = [[row["prompt"] for row, count in zip(side, counts, strict=True) for _ in range(count)]
+             for side, counts in zip(rows, spans, strict=True)]  # fmt: skip
+    numbers = [np.array([hash(prompt) for prompt in side]) for side in asked]
+    for layer in (3, "3_shift"):
+        stored, by_hand = neighbourhood(index.digest, layer), Neighbourhood.of(index.vectors(layer), numbers)
+        assert (stored.mean, stored.deviation) == (by_hand.mean, by_hand.deviation)
 
 
 def test_references_of_one_request_have_no_neighbours_of_others():

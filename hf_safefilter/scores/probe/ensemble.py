@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,49 +16,28 @@ from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores.base import Fitting
 from hf_safefilter.scores.probe.fit import Probe, fit_probe
 from hf_safefilter.scores.probe.neighbourhood import neighbourhood
-from hf_safefilter.scores.probe.score import ProbeScore
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+from hf_safefilter.scores.probe.score import PROBE_FITTING, ProbeScore
 
 
-def fit_ensemble(
-    references: ReferenceIndex,
-    layers: Layer | Sequence[Layer],
-    *,
-    form: str = "lda",
-    shrinkage: float = 0.3,
-    strength: float = 0.01,
-    labeled: Dataset | DatasetDict | None = None,
-    label: str = "label",
-    unsafe: str | int | bool = "unsafe",
-    weight: float = 1.0,
-) -> Probe:
+def fit_ensemble(references: ReferenceIndex, layers: Layer | Sequence[Layer], **options: Any) -> Probe:
     """Fit the probe of an `EnsembleScore`: at each layer, to answers and to their shifts from the end of the prompt.
 
     Args:
         references: Unsafe answers, refusals and ordinary rows, read at ``mean,last_prompt``.
         layers: The layer, or layers, of answers.
-        form: See `fit_probe`, as for all others.
-        shrinkage: See there.
-        strength: See there.
-        labeled: See there.
-        label: See there.
-        unsafe: See there.
-        weight: See there.
+        options: Those of `fit_probe`.
 
     Raises:
         OptionError: An option that makes no sense.
         MissingError: The references were not read at a layer, or not at the end of the prompt.
-        DataError: There are no labels of both kinds, or nothing tells the classes apart.
+        DataError: There are no labels of both kinds, nothing tells the classes apart, or a side of the references is of
+            a single request.
     """
     names = (layers,) if isinstance(layers, (int, str)) else tuple(layers)
-    for key in (keys := _readings(names)):  # what has no neighbours is found here, and not among the rows
-        neighbourhood(references.digest, key)
-    return fit_probe(
-        references, keys, form=form, shrinkage=shrinkage, strength=strength,
-        labeled=labeled, label=label, unsafe=unsafe, weight=weight,
-    )  # fmt: skip
+    probe = fit_probe(references, _readings(names), **options)
+    for layer in probe.layers:  # what has no neighbours is refused here, and not among the rows
+        neighbourhood(references.digest, layer)
+    return probe
 
 
 def _readings(layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -85,13 +64,7 @@ class EnsembleScore(ProbeScore):
     MEASURES: ClassVar[str] = "probe and nearest references together, of answers and of what they add to their prompts"
     REQUIRES: ClassVar[str] = "references, read at mean,last_prompt"
     AT_PROMPT: ClassVar[bool] = True
-    FITTING: ClassVar[Fitting | None] = Fitting(
-        field="probe",
-        to="references",
-        by=fit_ensemble,
-        options=("layers", "form", "shrinkage", "strength", "labeled", "label", "unsafe", "weight"),
-        required=("layers",),
-    )
+    FITTING: ClassVar[Fitting | None] = replace(PROBE_FITTING, by=fit_ensemble)
 
     algorithm: int = field(default=1, init=False)
 

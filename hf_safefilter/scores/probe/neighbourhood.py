@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Neighbourhood:
         Raises:
             DataError: The references of a side are of one request, or all are alike.
         """
-        some = [np.linspace(0, len(side) - 1, min(len(side), WIDEST)).round().astype(int) for side in sides]
+        some = [spread(len(side)) for side in sides]
         few = [side[place] for side, place in zip(sides, some, strict=True)]
         scaling = Scaling.of(*few)
         unsafe, safe = (unit(scaling(side)).astype(np.float32) for side in few)
@@ -68,6 +68,11 @@ class Neighbourhood:
         own = np.ascontiguousarray(self.scaling(vectors), dtype=np.float32)
         unsafe, safe = (search(index, own, min(K, index.ntotal))[0].mean(axis=1) for index in self.indexes)
         return (unsafe - safe - self.mean) / self.deviation
+
+
+def spread(count: int) -> np.ndarray:
+    """Places of at most `WIDEST` of `count` vectors, evenly spread."""
+    return np.linspace(0, count - 1, min(count, WIDEST)).round().astype(int)
 
 
 @lru_cache(maxsize=128)
@@ -90,7 +95,7 @@ def scale_of(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> t
         vectors: Unit vectors of both sides, (m, d) and (s, d).
         requests: Number of the request that each answers.
     """
-    found: list[Any] = []
+    scores: list[np.ndarray] = []
     for own, asked in zip(vectors, requests, strict=True):
         near = []
         for side, others, their in zip(SIDES, vectors, requests, strict=True):
@@ -99,9 +104,9 @@ def scale_of(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> t
             if k < 1:
                 raise DataError(f"the {side} references are of a single request", fix="give some of several requests")
             near.append(mean_of_largest(cosines, k))
-        found.append((near[0] - near[1]).astype(np.float64))
-    mean = (found[0].mean() + found[1].mean()) / 2
-    deviation = np.sqrt((np.square(found[0] - mean).mean() + np.square(found[1] - mean).mean()) / 2)
+        scores.append((near[0] - near[1]).astype(np.float64))
+    mean = (scores[0].mean() + scores[1].mean()) / 2
+    deviation = np.sqrt((np.square(scores[0] - mean).mean() + np.square(scores[1] - mean).mean()) / 2)
     if not deviation > 0:
         raise DataError("all references have the same neighbours", fix="use other rows, or another layer")
     return float(mean), float(deviation)

@@ -15,6 +15,15 @@ from hf_safefilter.scores.base import Fitting, SpanScore, answer_means, layer_ve
 from hf_safefilter.scores.probe.fit import Probe, fit_probe
 from hf_safefilter.step import Step
 
+PROBE_FITTING = Fitting(
+    field="probe",
+    to="references",
+    by=fit_probe,
+    options=("layers", "form", "shrinkage", "strength", "labeled", "label", "unsafe", "weight"),
+    required=("layers",),
+)
+"""A probe, for the scores that are made of one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeScore(SpanScore):
@@ -31,13 +40,7 @@ class ProbeScore(SpanScore):
     METHOD: ClassVar[str] = "probe"
     MEASURES: ClassVar[str] = "linear probe (shrinkage LDA or logistic regression) on references and labelled rows"
     REQUIRES: ClassVar[str] = "references"
-    FITTING: ClassVar[Fitting | None] = Fitting(
-        field="probe",
-        to="references",
-        by=fit_probe,
-        options=("layers", "form", "shrinkage", "strength", "labeled", "label", "unsafe", "weight"),
-        required=("layers",),
-    )
+    FITTING: ClassVar[Fitting | None] = PROBE_FITTING
 
     probe: Probe | str
     _: KW_ONLY
