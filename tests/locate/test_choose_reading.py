@@ -8,7 +8,7 @@ from stand_in import OfPrompts, StandIn, safe_rows, unsafe_rows, vector_of
 
 from hf_safefilter import EmbedLayers, EnsembleScore, ReferenceIndex, fit_ensemble
 from hf_safefilter.errors import DataError, OptionError
-from hf_safefilter.locate.choose_reading import _HeldOut, choose_reading, middle_layers
+from hf_safefilter.locate.choose_reading import Reading, _HeldOut, _steady, choose_reading, middle_layers
 from hf_safefilter.toy.corpus import reference_rows
 
 FACTS = {"license": "mit", "source": "the tests"}
@@ -110,6 +110,15 @@ def test_the_widest_reading_that_nothing_beats_clearly_is_chosen():
     lost = with_prompts(unsafe_rows(40), safe_rows(37), BENIGN, far=60.0)  # no shift tells anything
     narrower = choose_reading(lost, ("nearest", "probe", "ensemble"))
     assert (narrower.method, narrower.layers) == ("probe", (2, 3))
+
+
+@pytest.mark.parametrize(("low", "method"), [(3.0, "ensemble"), (4.5, "probe")])
+def test_the_ensemble_goes_before_a_probe_that_is_not_clearly_better(low, method):
+    probe = Reading("probe", (2, 3), 5.0, low, 7.0, 0.99)
+    ensemble = Reading("ensemble", (2, 3), 4.0, 3.0, 5.0, 0.99)
+    single = Reading("nearest", (3,), 3.9, 3.0, 5.0, 0.99)
+    assert _steady([probe, ensemble, single]).method == method
+    assert _steady([single]) is None
 
 
 def test_the_ensemble_needs_the_end_of_the_prompt(index):
