@@ -349,8 +349,8 @@ def _of_rows(spans: np.ndarray, rows: Ragged) -> np.ndarray:
 
 
 def _gap(high: np.ndarray, low: np.ndarray) -> float:
-    spread = np.sqrt((high.var() + low.var()) / 2)
-    return float((high.mean() - low.mean()) / spread) if spread > 0 else 0.0
+    deviation = np.sqrt((high.var() + low.var()) / 2)
+    return float((high.mean() - low.mean()) / deviation) if deviation > 0 else 0.0
 
 
 def _auroc(high: np.ndarray, low: np.ndarray) -> float:
