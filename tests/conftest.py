@@ -18,9 +18,12 @@ pytest_plugins = ["hub.fixtures"]
 
 
 @pytest.fixture(autouse=True)
-def heard(monkeypatch):
-    """What the package logs reaches `caplog`, whether or not a command has run in this process before."""
-    monkeypatch.setattr(logging.getLogger("hf_safefilter"), "propagate", True)
+def heard():
+    """What the package logs reaches `caplog`, whatever command has run in this process before, and how loud."""
+    package = logging.getLogger("hf_safefilter")
+    package.handlers.clear()
+    package.setLevel(logging.NOTSET)
+    package.propagate = True
 
 
 @pytest.fixture

@@ -289,7 +289,6 @@ def test_rows_of_lists_of_turns_are_not_taken_for_one_row():
 
 def test_the_shape_is_said_once(caplog, monkeypatch):
     monkeypatch.setattr("hf_safefilter.data.conversations._logged", set())
-    monkeypatch.setattr(logging.getLogger("hf_safefilter"), "propagate", True)  # a command has its own handler
     with caplog.at_level(logging.INFO, logger="hf_safefilter"):
         as_conversations([{"prompt": ASKED, "response": SAID, "system": "Be brief."}] * 5)
     own = {id(one): one.getMessage() for one in caplog.records if one.name.startswith("hf_safefilter")}
