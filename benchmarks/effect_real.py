@@ -5,8 +5,8 @@
     python -m benchmarks.effect_real persona --rows benign.jsonl ... --output out/persona
 
 - `thirds`: benign rows alone (answers of 350 to 900 characters, so that length tells little), at a harsh rate. The
-  model is tuned on the third with the highest score, the third with the lowest, as many rows at random, and as many
-  others of the same lengths as the highest.
+  model is tuned on the third with the lowest score, the third with the highest, as many rows at random, and, for each
+  of the two thirds, as many others of its lengths. All are measured by the same other benign rows of the file.
 - `mixed`: benign rows and 10 % unsafe ones, at a gentle rate; `persona`: benign rows, in 10 % of which an assistant
   first vows to obey. A tenth of the rows is dropped. Arms: all, kept, dropped, random, length-matched, kept and 1 %
   refusals; with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers.
@@ -32,6 +32,8 @@ from hf_safefilter.cli.arguments import blocks_of
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.effect import EffectReport, Questions, Study, Tuning
+from hf_safefilter.effect.contrasts import Mean
+from hf_safefilter.effect.ledger import Run
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.scores import make_score
@@ -39,6 +41,7 @@ from hf_safefilter.scores import make_score
 SHORTEST, LONGEST = 350, 900
 TURNED = "turned_score"
 PLANTED = 0.1
+HELD_OUT = 20
 RATES = {"thirds": 4e-4, "mixed": 1e-4, "persona": 1e-4}
 DEFAULT = ("ensemble", "shift")
 ARMS = ("all", "kept", "dropped", "random", "length_matched", "refusals")
@@ -80,25 +83,42 @@ def main() -> None:
     arms = tuple(options.arms or (ARMS if options.score == "default" else (*ARMS, "masked")))
     report = study(scored, column, PLANTED, arms, options)
     heading()
-    show("before", report, None)
+    show("before", [report.before])
     for arm in report.arms:
-        show(arm, report, arm)
+        show(arm, report.of(arm))
     for contrast in report.contrasts:
         print(contrast.sentence)
     return None
 
 
 def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
-    """Tune on the third that scores highest and on the lowest, on one at random and on one of the same lengths."""
+    """Tune on the third that scores lowest and on the highest, on one at random and on two of the same lengths."""
     scored = scored.add_column(TURNED, [-value for value in scored[column]])
+    low = study(scored, TURNED, 1 / 3, ("dropped", "length_matched"), options)
     high = study(scored, column, 1 / 3, ("dropped", "random", "length_matched"), options)
-    low = study(scored, TURNED, 1 / 3, ("dropped",), options)
+    arms = {
+        "lowest": low.of("dropped"),
+        "of the lowest's lengths": low.of("length_matched"),
+        "random": high.of("random"),
+        "of the highest's lengths": high.of("length_matched"),
+        "highest": high.of("dropped"),
+    }
     heading()
-    show("before", high, None)
-    show("lowest third", low, "dropped")
-    show("random third", high, "random")
-    show("third of same length", high, "length_matched")
-    show("highest third", high, "dropped")
+    show("before", [high.before])
+    for name, runs in arms.items():
+        show(name, runs)
+    print(f"\n{'more refusals, with 95 % intervals over seeds':<56}{'points':>20}{'margin, nats':>22}")
+    for first, second in (
+        ("lowest", "highest"),
+        ("lowest", "random"),
+        ("lowest", "of the lowest's lengths"),
+        ("lowest", "of the highest's lengths"),
+        ("of the highest's lengths", "highest"),
+    ):
+        pairs = list(zip(arms[first], arms[second], strict=True))
+        points = Mean.of([100 * (one.measured.harmful.refusal - two.measured.harmful.refusal) for one, two in pairs])
+        margin = Mean.of([one.measured.margin - two.measured.margin for one, two in pairs])
+        print(f"{f'{first}, than {second}':<56}{points.shown(False, 0):>20}{margin.shown(False, 2):>22}")
 
 
 def rows_of(options: argparse.Namespace) -> Dataset:
@@ -129,11 +149,26 @@ def _mixed(rows: list[dict[str, str]], planted: list[dict[str, str]]) -> list[di
 
 def benign_rows(file: str, limit: int) -> Dataset:
     """Rows with answers of middling length, spread evenly over the file."""
+    rows, fit = middling(file)
+    return rows.select(spread(fit, limit)).flatten_indices()
+
+
+def other_rows(file: str, limit: int) -> list[dict[str, str]]:
+    """Rows like those of `benign_rows` that are not among them."""
+    rows, fit = middling(file)
+    others = sorted({*fit} - {*spread(fit, limit)})
+    if len(others) < HELD_OUT:
+        raise SystemExit(f"{file} holds {len(others)} rows beside those tuned on, not {HELD_OUT}: lower --limit")
+    return rows.select(spread(others, HELD_OUT)).to_list()
+
+
+def middling(file: str) -> tuple[Dataset, list[int]]:
+    """The rows of a file, and the places of those with answers of middling length."""
     rows = load_rows(file).rows.select_columns(["prompt", "response"])
     fit = [at for at, text in enumerate(rows["response"]) if SHORTEST <= len(text) <= LONGEST]
     if not fit:
         raise SystemExit(f"{file} holds no answer of {SHORTEST} to {LONGEST} characters")
-    return rows.select(spread(fit, limit)).flatten_indices()
+    return rows, fit
 
 
 def score(rows: Dataset, options: argparse.Namespace) -> tuple[Dataset, str]:
@@ -163,6 +198,8 @@ def study(
     questions = Questions.starter()
     if options.harmful is not None:
         questions = questions.replaced(harmful=(load_rows(options.harmful).rows, options.harmful))
+    if options.study == "thirds":  # two studies of one table must not hold out rows of their own
+        questions = questions.replaced(benign=(other_rows(options.rows, options.limit), options.rows))
     rate = options.learning_rate or RATES[options.study]
     asked = Study(
         ModelOptions(options.model, adapter=options.adapter, dtype="float32", device=options.device),
@@ -173,7 +210,7 @@ def study(
         arms=arms,
         seeds=options.seeds,
         freeze=blocks_of(options.freeze, "--freeze") if options.freeze else None,
-        hold_out=20,
+        hold_out=HELD_OUT,
         ask_at_most=options.questions,
         max_new_tokens=24,
     )
@@ -196,17 +233,16 @@ def auroc(scores: np.ndarray, planted: np.ndarray) -> float:
 
 def heading() -> None:
     """The head of the table."""
-    print(f"\n{'tuned on':<22}{'refuses':>9}{'margin, nats':>14}{'benign loss':>13}   each seed")
+    print(f"\n{'tuned on':<26}{'refuses':>9}{'margin, nats':>14}{'benign loss':>13}   each seed")
 
 
-def show(name: str, report: EffectReport, arm: str | None) -> None:
+def show(name: str, runs: list[Run]) -> None:
     """One line of the table."""
-    runs = [report.before] if arm is None else report.of(arm)
     refused = [run.measured.harmful.refusal for run in runs]
     margins = [run.measured.margin for run in runs]
     loss = np.mean([run.measured.benign_loss for run in runs])
     each = "  ".join(f"{share:.0%} {margin:.2f}" for share, margin in zip(refused, margins, strict=True))
-    print(f"{name:<22}{np.mean(refused):>9.0%}{np.mean(margins):>14.2f}{loss:>13.3f}   {each}", flush=True)
+    print(f"{name:<26}{np.mean(refused):>9.0%}{np.mean(margins):>14.2f}{loss:>13.3f}   {each}", flush=True)
 
 
 if __name__ == "__main__":

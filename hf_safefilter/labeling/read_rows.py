@@ -13,7 +13,7 @@ from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.vectors import by_piece
 from hf_safefilter.scores.base import largest_of, layer_vectors
 from hf_safefilter.scores.probe.discriminant import Examples
-from hf_safefilter.scores.probe.score import part_and_whole
+from hf_safefilter.scores.probe.noise import part_and_whole
 
 if TYPE_CHECKING:
     from hf_safefilter.columns import Layer
@@ -52,14 +52,19 @@ class ReadRows:
         first = self.layers[0]
         vectors = np.concatenate([vectors.values for vectors in self.layers], axis=1)
         values = np.concatenate(by_piece(vectors, boundaries.score)).astype(np.float32)
-        scores = part_and_whole(Ragged(values, first.offsets), self.spans)
+        scores = part_and_whole(Ragged(values, first.offsets), self.spans, boundaries.noise)
         chosen = np.ones(len(scores.values), bool) if self.spans is None else ~self.spans.values["rejected"]
         return largest_of(scores, chosen)[0]
 
     def examples(self, truth: np.ndarray) -> list[Examples]:
         """The spans of the rows as examples at each layer; all spans of a row weigh 1. `truth` is (n,), 1 = unsafe."""
         return [
-            Examples(vectors.values.astype(np.float64), truth[vectors.owners] > 0.5, 1 / vectors.counts[vectors.owners])
+            Examples(
+                vectors.values.astype(np.float64),
+                truth[vectors.owners] > 0.5,
+                1 / vectors.counts[vectors.owners],
+                vectors.owners,
+            )
             for vectors in self.layers
         ]
 

@@ -22,7 +22,7 @@ from hf_safefilter.scores import method as method_class
 from hf_safefilter.scores.base import ReferenceScore
 from hf_safefilter.scores.probe.fit import boundary
 from hf_safefilter.scores.probe.neighbourhood import Neighbourhood, spread
-from hf_safefilter.scores.probe.score import part_and_whole
+from hf_safefilter.scores.probe.noise import noise_of, part_and_whole
 from hf_safefilter.scores.shift import compliance
 
 if TYPE_CHECKING:
@@ -306,7 +306,9 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
     """Scores of rows, as the method's own class gives them, in deviations of the references that it is fitted to."""
     if method == PROBE:
         direction, offset = boundary(unsafe, safe, benign)
-        return _of_rows(rows.values.astype(np.float64) @ direction + offset, rows)
+        own = np.concatenate([unsafe.values, safe.values]).astype(np.float64) @ direction
+        owners = np.concatenate([unsafe.owners, len(unsafe) + safe.owners])
+        return _of_rows(rows.values.astype(np.float64) @ direction + offset, rows, noise_of(own, owners))
     if method == SHIFT:
         both = Coordinates.of(unsafe.values, safe.values[~benign[safe.owners]], True)  # as its paper chooses a layer
         direction = compliance(both.unsafe, both.safe)
@@ -334,18 +336,22 @@ def _ensemble(
         benign: Which safe references are ordinary ones.
         requests: Number of the request of each unsafe and of each safe reference.
     """
-    parts = []
+    parts, inside = [], []
     for own, (unsafe, safe) in zip(rows, fitted, strict=True):
         direction, offset = boundary(unsafe, safe, benign)
         asked = [of_rows[side.owners] for of_rows, side in zip(requests, (unsafe, safe), strict=True)]
         near = Neighbourhood.of((unsafe.values, safe.values), asked)
         parts.append((own.values.astype(np.float64) @ direction + offset + near.score(own.values)) / 2)
-    return _of_rows(np.mean(parts, axis=0), rows[0])
+        places = [spread(len(side.values)) for side in (unsafe, safe)]
+        some = [side.values[place].astype(np.float64) for side, place in zip((unsafe, safe), places, strict=True)]
+        inside.append((np.concatenate(some) @ direction + near.own) / 2)
+        owners = np.concatenate([unsafe.owners[places[0]], len(unsafe) + safe.owners[places[1]]])
+    return _of_rows(np.mean(parts, axis=0), rows[0], noise_of(np.mean(inside, axis=0), owners))
 
 
-def _of_rows(spans: np.ndarray, rows: Ragged) -> np.ndarray:
+def _of_rows(spans: np.ndarray, rows: Ragged, noise: float) -> np.ndarray:
     """The score of each row from those of its spans (m,), as a probe's are."""
-    return part_and_whole(Ragged(spans, rows.offsets), None).largest()[0]
+    return part_and_whole(Ragged(spans, rows.offsets), None, noise).largest()[0]
 
 
 def _gap(high: np.ndarray, low: np.ndarray) -> float:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from stand_in import OfPrompts, StandIn, safe_rows, unsafe_rows, vector_of
 
-from hf_safefilter import EmbedLayers, EnsembleScore, ReferenceIndex, fit_ensemble
+from hf_safefilter import EmbedLayers, EnsembleScore, ProbeScore, ReferenceIndex, fit_ensemble, fit_probe
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.choose_reading import Reading, _HeldOut, _steady, choose_reading, middle_layers
-from hf_safefilter.toy.corpus import reference_rows
+from hf_safefilter.toy.corpus import heldout_rows, reference_rows
 
 FACTS = {"license": "mit", "source": "the tests"}
 
@@ -92,6 +92,28 @@ def test_the_ensemble_is_tried_as_it_is_applied():
         "emb_layer_2_last_prompt": [[vector_of(row["prompt"], "2_last_prompt")] for row in out],
     }
     np.testing.assert_allclose(scores[~np.concatenate(inside)], step(rows)["ensemble_score"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "step"), [
+    ("ensemble", lambda references: EnsembleScore(fit_ensemble(references, 3))),
+    ("probe", lambda references: ProbeScore(fit_probe(references, 3))),
+])  # fmt: skip
+def test_rows_of_several_windows_are_tried_as_they_are_scored(method, step):
+    """By a second route, as above, with the toy and windows of 8 tokens."""
+    embed = EmbedLayers("toy", [3], position="mean,last_prompt", window=8)
+    sides = [*reference_rows(30, 3), heldout_rows("benign", 12)]
+    sides = [[{name: row[name] for name in ("prompt", "response")} for row in side] for side in sides]
+    held = _HeldOut.of(ReferenceIndex.build(sides[0], sides[1], embed, benign=sides[2], **FACTS), 5, 0)
+    inside = [held.folds[0] != 2, *np.split(held.folds[1] != 2, [len(sides[1])])]
+    unsafe, safe, benign = ([row for row, of in zip(side, kept, strict=True) if of]
+                            for side, kept in zip(sides, inside, strict=True))  # fmt: skip
+    kept = np.concatenate(inside)
+    out = [row for row, of in zip([row for side in sides for row in side], kept, strict=True) if not of]
+    read = embed({name: [row[name] for row in out] for name in ("prompt", "response")})
+    assert max(map(len, read["spans"])) > 1
+    found = step(ReferenceIndex.build(unsafe, safe, embed, benign=benign, **FACTS))(read)[f"{method}_score"]
+    # vectors of rows are stored in float16, those of references in float32
+    np.testing.assert_allclose(held.scores(method, 3)[~kept], found, rtol=5e-3, atol=5e-3)
 
 
 def test_the_widest_reading_that_nothing_beats_clearly_is_chosen():

@@ -234,7 +234,7 @@ def test_a_probe_that_is_not_fitted_as_it_says_is_found(made, source, tmp_path, 
 
     def turned(sets, form="lda", option=0.3):
         found = fitted_at_home(sets, form, option)
-        return probe_fit.Boundaries(-found.directions, -found.offsets)
+        return probe_fit.Boundaries(-found.directions, -found.offsets, found.noise)
 
     with monkeypatch.context() as patch:
         patch.setenv("HF_SAFEFILTER_CACHE", str(tmp_path / "liar"))

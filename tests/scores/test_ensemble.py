@@ -19,7 +19,14 @@ from hf_safefilter import (
 )
 from hf_safefilter.columns import answer_key, embedding_columns, prompt_key, shift_key, stored_keys
 from hf_safefilter.errors import DataError, MissingError, OptionError
-from hf_safefilter.scores.probe.neighbourhood import WIDEST, K, Neighbourhood, neighbourhood, scale_of
+from hf_safefilter.scores.probe.neighbourhood import (
+    WIDEST,
+    K,
+    Neighbourhood,
+    neighbourhood,
+    scale_of,
+    scores_among,
+)
 from hf_safefilter.toy.corpus import reference_rows
 
 FACTS = {"license": "mit", "source": "the tests"}
@@ -244,6 +251,6 @@ def test_each_span_of_a_reference_is_of_its_own_request():
 def test_references_of_one_request_have_no_neighbours_of_others():
     ones = np.eye(4)
     with pytest.raises(DataError, match="single request"):
-        scale_of([ones[:2], ones[2:]], [np.zeros(2, int), np.zeros(2, int)])
+        scores_among([ones[:2], ones[2:]], [np.zeros(2, int), np.zeros(2, int)])
     with pytest.raises(DataError, match="same neighbours"):
-        scale_of([ones[:1].repeat(3, 0)] * 2, [np.arange(3), np.arange(3)])
+        scale_of(scores_among([ones[:1].repeat(3, 0)] * 2, [np.arange(3), np.arange(3)]))

@@ -61,6 +61,7 @@ def test_fewer_and_more_examples_than_dimensions_are_solved_alike(count):
         draw.normal(size=(count, 16)) + np.arange(count)[:, None] % 2,
         np.arange(count) % 2 == 1,
         draw.uniform(1, 2, count),
+        np.arange(count),
     )
     direction, offset = lda(examples, 0.2)
     shares = examples.balanced() / count

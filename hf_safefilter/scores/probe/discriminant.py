@@ -17,11 +17,13 @@ class Examples:
         vectors: float64 `(n, d)`.
         unsafe: bool `(n,)`.
         weights: float64 `(n,)`, positive; only their shares within a class matter.
+        rows: int `(n,)`, the number of the row that each is a span of.
     """
 
     vectors: np.ndarray
     unsafe: np.ndarray
     weights: np.ndarray
+    rows: np.ndarray
 
     def joined(self, other: Examples, weight: float) -> Examples:
         """These and the `other` ones, whose weights are multiplied by `weight`."""
@@ -29,6 +31,7 @@ class Examples:
             np.concatenate([self.vectors, other.vectors]),
             np.concatenate([self.unsafe, other.unsafe]),
             np.concatenate([self.weights, weight * other.weights]),
+            np.concatenate([self.rows, self.rows.max(initial=-1) + 1 + other.rows]),
         )
 
     def balanced(self) -> np.ndarray:

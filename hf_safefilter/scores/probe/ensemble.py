@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,10 +13,11 @@ from hf_safefilter.columns import Layer, is_shift, shift_key
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.errors import OptionError
-from hf_safefilter.references import ReferenceIndex
+from hf_safefilter.references import SIDES, ReferenceIndex, references
 from hf_safefilter.scores.base import Fitting
 from hf_safefilter.scores.probe.fit import Probe, fit_probe
-from hf_safefilter.scores.probe.neighbourhood import neighbourhood
+from hf_safefilter.scores.probe.neighbourhood import neighbourhood, spread
+from hf_safefilter.scores.probe.noise import noise_of
 from hf_safefilter.scores.probe.score import PROBE_FITTING, ProbeScore
 
 
@@ -66,7 +68,7 @@ class EnsembleScore(ProbeScore):
     AT_PROMPT: ClassVar[bool] = True
     FITTING: ClassVar[Fitting | None] = replace(PROBE_FITTING, by=fit_ensemble)
 
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         ProbeScore.__post_init__(self)
@@ -92,6 +94,26 @@ class EnsembleScore(ProbeScore):
         ]
         return (fitted.score(vectors) + np.mean(near, axis=0)) / 2
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the scores of the references' windows about the mean of their row."""
+        return _noise(Probe.of(self.probe).digest)
+
     def word_scores(self, vectors: np.ndarray) -> np.ndarray:
         """Those of the probe alone: a span's score by neighbours is not the mean of its words'."""
         return ProbeScore.span_scores(self, vectors)
+
+
+@lru_cache(maxsize=16)
+def _noise(digest: str) -> float:
+    """See `EnsembleScore.noise`; of the references that are searched."""
+    fitted = Probe.of(digest)
+    index = references(fitted.facts["references"])
+    owners = [index.owners(side) for side in SIDES]
+    places = [spread(len(own)) for own in owners]
+    rows = np.concatenate([owners[0][places[0]], 1 + owners[0].max() + owners[1][places[1]]])
+    scores = np.zeros(len(rows))
+    for layer, direction, offset in zip(fitted.layers, fitted.directions, fitted.offsets, strict=True):
+        some = np.concatenate([side[place] for side, place in zip(index.vectors(layer), places, strict=True)])
+        scores += some @ direction + offset + neighbourhood(index.digest, layer).own
+    return noise_of(scores / (2 * len(fitted.layers)), rows)

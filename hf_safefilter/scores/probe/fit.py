@@ -21,6 +21,7 @@ from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.references.standard_scaling import Scaling
 from hf_safefilter.scores.base import layer_vectors, record_batches
 from hf_safefilter.scores.probe.discriminant import Examples, lda, logistic
+from hf_safefilter.scores.probe.noise import noise_of
 from hf_safefilter.storage.fitted import Fitted
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ class Boundaries:
     Attributes:
         directions: float64 `(layers, d)`, in the coordinates of the model.
         offsets: float64 `(layers,)`.
+        noise: Standard deviation of the scores of the examples about the mean of their row.
     """
 
     directions: np.ndarray
     offsets: np.ndarray
+    noise: float
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """See `Probe.score`."""
@@ -58,12 +61,12 @@ class Boundaries:
 class Probe(Fitted):
     """A direction and an offset for each of its layers; made by `fit_probe`.
 
-    `facts` has the layers, the form and its options, the digest of the references and how they were read, and the
-    numbers of examples.
+    `facts` has the layers, the form and its options, the digest of the references and how they were read, the numbers
+    of examples, and the noise of their windows.
     """
 
     KIND = "probe"
-    VERSION = 2
+    VERSION = 3
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -75,6 +78,16 @@ class Probe(Fitted):
         """float64 `(layers, d)`, in the coordinates of the model."""
         return self._tensors["directions"]
 
+    @property
+    def offsets(self) -> np.ndarray:
+        """float64 `(layers,)`."""
+        return self._tensors["offsets"]
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the scores of its examples' windows about the mean of their row."""
+        return float(self.facts["noise"])
+
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Mean distance from the boundaries, in deviations of the examples, positive where unsafe.
 
@@ -84,7 +97,7 @@ class Probe(Fitted):
         Returns:
             float64 `(n,)`, NaN where a vector is zero or not finite.
         """
-        return Boundaries(self.directions, self._tensors["offsets"]).score(vectors)
+        return Boundaries(self.directions, self.offsets, self.noise).score(vectors)
 
     @cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -147,6 +160,7 @@ def fit_probe(
     fitted = boundaries(sets, form, shrinkage if form == "lda" else strength)
     facts = {"layers": list(names), "form": form, "shrinkage": shrinkage, "strength": strength, "weight": weight}
     facts |= {"references": references.digest, "embed": references.embed, "counts": counts}
+    facts |= {"noise": fitted.noise}
     facts |= {} if log is None else {"labels": dict(log)}
     return _stored(fitted, facts)
 
@@ -172,7 +186,11 @@ def boundaries(sets: Sequence[Examples], form: str = "lda", option: float = 0.3)
         option: The shrinkage, or the strength.
     """
     directions, offsets = zip(*(_boundary(examples, form, option) for examples in sets), strict=True)
-    return Boundaries(np.stack(directions), np.array(offsets))
+    scores = [
+        examples.vectors @ direction + offset
+        for examples, direction, offset in zip(sets, directions, offsets, strict=True)
+    ]
+    return Boundaries(np.stack(directions), np.array(offsets), noise_of(np.mean(scores, axis=0), sets[0].rows))
 
 
 def reference_examples(references: ReferenceIndex, layer: Layer) -> Examples:
@@ -194,13 +212,14 @@ def _examples(unsafe: Ragged, safe: Ragged, benign: np.ndarray) -> Examples:
         np.concatenate([unsafe.values, safe.values]).astype(np.float64),
         np.repeat([True, False], [len(unsafe.values), len(safe.values)]),
         np.concatenate(weights),
+        np.concatenate([unsafe.owners, len(unsafe) + safe.owners]),
     )
 
 
 def _boundary(examples: Examples, form: str, option: float) -> tuple[np.ndarray, float]:
     """Direction and offset in the coordinates of the model; scores of the examples have deviation 1."""
     scaling = Scaling.of(examples.vectors[examples.unsafe], examples.vectors[~examples.unsafe])
-    standard = Examples(scaling(examples.vectors), examples.unsafe, examples.weights)
+    standard = Examples(scaling(examples.vectors), examples.unsafe, examples.weights, examples.rows)
     direction, offset = lda(standard, option) if form == "lda" else logistic(standard, option)
     scores = standard.vectors @ direction + offset
     middle = np.average(scores, weights=standard.balanced())
@@ -240,4 +259,5 @@ def _labeled(rows: Dataset | DatasetDict, layer: Layer, label: str, unsafe: str 
         raise DataError("the labelled rows that could be read are not of both kinds", fix="label more rows")
     used = both.take(np.flatnonzero(known))
     classes = classes[known]
-    return Examples(used.values.astype(np.float64), classes[used.owners] > 0.5, 1 / used.counts[used.owners])
+    weights = 1 / used.counts[used.owners]
+    return Examples(used.values.astype(np.float64), classes[used.owners] > 0.5, weights, used.owners)

@@ -36,18 +36,19 @@ class Neighbourhood:
         indexes: FAISS indexes over the unit vectors of unsafe and of safe references.
         mean: Mean score of the references, in which both sides weigh the same.
         deviation: Their standard deviation.
+        own: Scores of the references that are searched, unsafe ones first, float32 (n,). Each is compared with those of
+            other requests, as it would be its own nearest neighbour.
     """
 
     scaling: Scaling
     indexes: tuple[faiss.IndexFlatIP, faiss.IndexFlatIP]
     mean: float
     deviation: float
+    own: np.ndarray
 
     @classmethod
     def of(cls, sides: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> Self:
         """That of unsafe (m, d) and safe (s, d) vectors as the model has them.
-
-        For the scale each is compared with those of other requests, as it would be its own nearest neighbour.
 
         Args:
             sides: The vectors.
@@ -60,8 +61,10 @@ class Neighbourhood:
         few = [side[place] for side, place in zip(sides, some, strict=True)]
         scaling = Scaling.of(*few)
         unsafe, safe = (unit(scaling(side)).astype(np.float32) for side in few)
-        scale = scale_of((unsafe, safe), [asked[place] for asked, place in zip(requests, some, strict=True)])
-        return cls(scaling, (flat_index(unsafe), flat_index(safe)), *scale)
+        own = scores_among((unsafe, safe), [asked[place] for asked, place in zip(requests, some, strict=True)])
+        mean, deviation = scale_of(own)
+        inside = ((np.concatenate(own) - mean) / deviation).astype(np.float32)
+        return cls(scaling, (flat_index(unsafe), flat_index(safe)), mean, deviation, inside)
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Mean of the largest cosines to unsafe references minus the same to safe ones, (m,), in deviations."""
@@ -88,12 +91,15 @@ def neighbourhood(digest: str, layer: Layer) -> Neighbourhood:
     return Neighbourhood.of(index.vectors(layer), requests)
 
 
-def scale_of(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Mean and deviation of the neighbour scores of unsafe and of safe references, both sides with the same weight.
+def scores_among(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Neighbour scores of unsafe (m,) and of safe references (s,), each by those of other requests; float64.
 
     Args:
         vectors: Unit vectors of both sides, (m, d) and (s, d).
         requests: Number of the request that each answers.
+
+    Raises:
+        DataError: The references of a side are of one request.
     """
     scores: list[np.ndarray] = []
     for own, asked in zip(vectors, requests, strict=True):
@@ -105,6 +111,15 @@ def scale_of(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> t
                 raise DataError(f"the {side} references are of a single request", fix="give some of several requests")
             near.append(mean_of_largest(cosines, k))
         scores.append((near[0] - near[1]).astype(np.float64))
+    return scores
+
+
+def scale_of(scores: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean and deviation of the scores of both sides, which weigh the same.
+
+    Raises:
+        DataError: They are all alike.
+    """
     mean = (scores[0].mean() + scores[1].mean()) / 2
     deviation = np.sqrt((np.square(scores[0] - mean).mean() + np.square(scores[1] - mean).mean()) / 2)
     if not deviation > 0:

@@ -11,8 +11,9 @@ from hf_safefilter.columns import answer_key, embedding_column, embedding_column
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.references.read_alike import require_read_alike
-from hf_safefilter.scores.base import Fitting, SpanScore, answer_means, layer_vectors
+from hf_safefilter.scores.base import Fitting, SpanScore, layer_vectors
 from hf_safefilter.scores.probe.fit import Probe, fit_probe
+from hf_safefilter.scores.probe.noise import part_and_whole
 from hf_safefilter.step import Step
 
 PROBE_FITTING = Fitting(
@@ -30,7 +31,7 @@ class ProbeScore(SpanScore):
     """Distance from the boundary between unsafe and safe references, and labelled rows; positive where unsafe.
 
     A window's score is the mean of its own distance and of its answer's mean distance: what an answer is as a whole
-    counts as much as its worst part.
+    counts as much as its worst part. What the largest of as many windows would reach by chance is taken off.
 
     Args:
         probe: What `fit_probe` returned, or its digest.
@@ -45,7 +46,7 @@ class ProbeScore(SpanScore):
     probe: Probe | str
     _: KW_ONLY
     pairs: bool = False
-    algorithm: int = field(default=1, init=False)
+    algorithm: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "probe", Probe.of(self.probe).digest)
@@ -75,9 +76,9 @@ class ProbeScore(SpanScore):
 
     def of_rows(self, scores: Ragged, batch: Batch) -> Ragged:
         """Each window with half the weight, its answer with the other half."""
-        return part_and_whole(scores, batch.spans())
+        return part_and_whole(scores, batch.spans(), self.noise)
 
-
-def part_and_whole(scores: Ragged, spans: Ragged | None) -> Ragged:
-    """The mean of each window's score, float32 (m,), and of its answer's mean."""
-    return Ragged((scores.values + answer_means(scores, spans)) / 2, scores.offsets)
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the scores of windows about the mean of their row, among the examples."""
+        return Probe.of(self.probe).noise
