@@ -129,7 +129,7 @@ def main() -> None:
     steps.append(rank)
     thresholds = {name: np.quantile(values_of(ranked, name)[~unsafe], 1 - FALSE_POSITIVES) for name in SCORES}
     print(f"{len(rows)} rows, {unsafe.sum()} unsafe; unsafe rows found / safe rows dropped, in %")
-    print(f"{'':<22}" + "".join(f"{name:>14}" for name in SCORES) + f"{'unread':>9}")
+    print(f"{'':<22}" + "".join(f"{name:>18}" for name in SCORES) + f"{'unread':>9}")
     for name, rewrite in REWRITES.items():
         show(name, scored_by(reading.embed, steps, conversations(rows, rewrite)), unsafe, thresholds)
 
@@ -160,7 +160,7 @@ def show(name: str, scored: Dataset, unsafe: np.ndarray, thresholds: dict[str, f
     for score, threshold in thresholds.items():
         dropped = ~(values_of(scored, score) < threshold)
         cells.append(f"{100 * dropped[unsafe].mean():.0f} / {100 * dropped[~unsafe].mean():.0f}")
-    print(f"{name:<22}" + "".join(f"{cell:>14}" for cell in cells) + f"{100 * unread.mean():>9.0f}", flush=True)
+    print(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells) + f"{100 * unread.mean():>9.0f}", flush=True)
 
 
 if __name__ == "__main__":
