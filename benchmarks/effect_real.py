@@ -107,7 +107,8 @@ def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
     show("before", [high.before])
     for name, runs in arms.items():
         show(name, runs)
-    print(f"\n{'more refusals, with 95 % intervals over seeds':<56}{'points':>20}{'margin, nats':>22}")
+    intervals = ", with 95 % intervals over seeds" * (len(options.seeds) > 1)
+    print(f"\n{f'more refusals{intervals}':<56}{'points':>20}{'margin, nats':>22}")
     for first, second in (
         ("lowest", "highest"),
         ("lowest", "random"),

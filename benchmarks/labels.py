@@ -5,8 +5,9 @@
 
 References and labelled files are those of `benchmarks.detect`. For each seed half of the requests are kept aside, with
 all their rows; ten rows at a time are labelled in the other half, and the probe is fitted to the references and these
-rows. The interval of the difference is over seeds, paired: over splits of the same rows, and not over other rows. The
-rule by which rows are chosen was made on answers to XSTest prompts: on these it is no proof.
+rows. What is measured is the ensemble with that probe, or with --score probe the probe alone. The interval of the
+difference is over seeds, paired: over splits of the same rows, and not over other rows. The rule by which rows are
+chosen was made on answers to XSTest prompts: on these it is no proof.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from benchmarks.real_reading import Reading, add_options, labeled_rows, parsed
-from hf_safefilter import EmbedLayers
-from hf_safefilter.columns import SPANS, embedding_column
+from hf_safefilter import EmbedLayers, ReferenceIndex
+from hf_safefilter.columns import SPANS, Layer, embedding_columns, shift_key
 from hf_safefilter.data.batch import Batch
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.decide.verdict.rank_statistics import Ranking
 from hf_safefilter.engine.local import embed_rows
 from hf_safefilter.figures import BLUE, GREY, figure
@@ -31,11 +32,32 @@ from hf_safefilter.labeling.choose_rows import doubts, next_rows
 from hf_safefilter.labeling.read_rows import ReadRows
 from hf_safefilter.labeling.rounds import PER_ROUND, WEIGHT
 from hf_safefilter.scores.probe.discriminant import Examples
-from hf_safefilter.scores.probe.fit import boundaries, reference_examples
+from hf_safefilter.scores.probe.ensemble import noise_among
+from hf_safefilter.scores.probe.fit import Boundaries, boundaries, reference_examples
+from hf_safefilter.scores.probe.neighbourhood import neighbourhood
+from hf_safefilter.scores.probe.noise import part_and_whole
 
 ARMS = ("chosen", "random")
 CLAIM = 50
 """The number of labels at which both arms are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """What labels do not change of an ensemble: its references, and the scores of windows by the nearest of these."""
+
+    index: ReferenceIndex
+    layers: tuple[Layer, ...]
+    windows: Ragged
+
+    @classmethod
+    def of(cls, rows: ReadRows, index: ReferenceIndex, layers: tuple[Layer, ...]) -> Near:
+        """That of rows read at the layers of an ensemble."""
+        near = [
+            neighbourhood(index.digest, layer).score(vectors.values.astype(np.float32))
+            for layer, vectors in zip(layers, rows.layers, strict=True)
+        ]
+        return cls(index, layers, Ragged(np.mean(near, axis=0), rows.layers[0].offsets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +68,17 @@ class Labelled:
     means: np.ndarray
     unsafe: np.ndarray
     request: np.ndarray
+    near: Near | None
+
+    def scores(self, fitted: Boundaries, places: np.ndarray) -> np.ndarray:
+        """Scores of some of the rows by the ensemble with a probe that was fitted, or by that probe alone."""
+        rows = self.rows.take(places)
+        if self.near is None:
+            return rows.scores(fitted)
+        near = self.near.windows.take(places)
+        windows = fitted.score(np.concatenate([vectors.values for vectors in rows.layers], axis=1))
+        both = Ragged(((windows + near.values) / 2).astype(np.float32), near.offsets)
+        return part_and_whole(both, rows.spans, noise_among(self.near.index, self.near.layers, fitted)).largest()[0]
 
 
 def main() -> None:
@@ -55,6 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--labeled", nargs="+", required=True, metavar="FILE", help="labelled rows, JSON Lines")
     add_options(parser)
+    parser.add_argument("--score", choices=("ensemble", "probe"), default="ensemble")
     parser.add_argument("--limit", type=int, help="rows of each file, spread evenly")
     parser.add_argument("--seeds", type=int, default=10, help="splits of each file (10)")
     parser.add_argument("--labels", type=int, default=100, help="labels given at most (100)")
@@ -62,13 +96,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the AUROC of every seed there")
     options = parsed(parser)
     reading = Reading.of(options)
-    layers = reading.layers
+    layers, near = reading.layers, options.score == "ensemble"
+    if near:
+        layers = (*layers, *map(shift_key, layers))
     examples = [reference_examples(reading.index, layer) for layer in layers]
-    print(f"{reading.embed.model}\nprobe at layers {', '.join(map(str, layers))}; {reading.index.counts}\n")
+    print(f"{reading.embed.model}\n{options.score} at layers {', '.join(map(str, layers))}; {reading.index.counts}\n")
     results = {}
     for file in options.labeled:
         name = Path(file).stem
-        labelled = read(labeled_rows(file, options.limit), reading.embed, layers)
+        labelled = read(labeled_rows(file, options.limit), reading.embed, layers, reading.index if near else None)
         results[name] = np.array(
             [seed_curves(labelled, examples, seed, options.labels) for seed in range(options.seeds)]
         )
@@ -79,10 +115,10 @@ def main() -> None:
         options.json.write_text(json.dumps({name: curves.tolist() for name, curves in results.items()}) + "\n")
 
 
-def read(rows: Dataset, embed: EmbedLayers, layers: tuple[Any, ...]) -> Labelled:
+def read(rows: Dataset, embed: EmbedLayers, layers: tuple[Layer, ...], index: ReferenceIndex | None) -> Labelled:
     """The rows that could be read, in memory."""
     embedded = embed_rows(rows, embed)
-    names = [embedding_column(layer) for layer in layers]
+    names = list(dict.fromkeys(column for layer in layers for column in embedding_columns(layer)))
     table = embedded.select_columns([*names, SPANS]).with_format("arrow")[:]
     batch = Batch(table)
     whole = ReadRows.of(batch, layers, batch.vectors(names[0]).values.shape[1])
@@ -92,7 +128,7 @@ def read(rows: Dataset, embed: EmbedLayers, layers: tuple[Any, ...]) -> Labelled
     if unsafe.all() or not unsafe.any():
         raise SystemExit("the labelled rows are all of one kind: name a file with unsafe and other rows")
     request = np.unique(np.array(rows["prompt"], dtype=object)[kept].astype(str), return_inverse=True)[1]
-    return Labelled(whole, whole.means(), unsafe, request)
+    return Labelled(whole, whole.means(), unsafe, request, None if index is None else Near.of(whole, index, layers))
 
 
 def seed_curves(labelled: Labelled, references: list[Examples], seed: int, most: int) -> list[list[float]]:
@@ -102,8 +138,8 @@ def seed_curves(labelled: Labelled, references: list[Examples], seed: int, most:
     held_out = np.isin(labelled.request, aside)
     pool = np.flatnonzero(~held_out)
     at_random = draw.permutation(len(pool))
-    test = labelled.rows.take(np.flatnonzero(held_out))
-    return [_arm(arm, labelled, references, pool, at_random, test, labelled.unsafe[held_out], most) for arm in ARMS]
+    test = np.flatnonzero(held_out)
+    return [_arm(arm, labelled, references, pool, at_random, test, most) for arm in ARMS]
 
 
 def _arm(
@@ -112,8 +148,7 @@ def _arm(
     references: list[Examples],
     pool: np.ndarray,
     at_random: np.ndarray,
-    test: ReadRows,
-    unsafe: np.ndarray,
+    test: np.ndarray,
     most: int,
 ) -> list[float]:
     rows, truth = labelled.rows.take(pool), labelled.unsafe[pool].astype(float)
@@ -124,7 +159,7 @@ def _arm(
             own = rows.take(np.flatnonzero(asked)).examples(truth[asked])
             sets = [mine.joined(more, WEIGHT) for mine, more in zip(references, own, strict=True)]
         fitted = boundaries(sets)
-        curve.append(Ranking(test.scores(fitted)).auroc(unsafe))
+        curve.append(Ranking(labelled.scores(fitted, test)).auroc(labelled.unsafe[test]))
         if arm == "random":
             asked[at_random[given : given + PER_ROUND]] = True
         else:

@@ -11,7 +11,7 @@ import numpy as np
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.vectors import by_piece
-from hf_safefilter.scores.base import largest_of, layer_vectors
+from hf_safefilter.scores.base import chosen_side, largest_of, layer_vectors
 from hf_safefilter.scores.probe.discriminant import Examples
 from hf_safefilter.scores.probe.noise import part_and_whole
 
@@ -58,15 +58,12 @@ class ReadRows:
 
     def examples(self, truth: np.ndarray) -> list[Examples]:
         """The spans of the rows as examples at each layer; all spans of a row weigh 1. `truth` is (n,), 1 = unsafe."""
-        return [
-            Examples(
-                vectors.values.astype(np.float64),
-                truth[vectors.owners] > 0.5,
-                1 / vectors.counts[vectors.owners],
-                vectors.owners,
-            )
-            for vectors in self.layers
-        ]
+        examples = []
+        for layer in self.layers:
+            vectors = chosen_side(layer, self.spans)
+            rows, weights = vectors.owners, 1 / np.maximum(vectors.counts, 1)
+            examples.append(Examples(vectors.values.astype(np.float64), truth[rows] > 0.5, weights[rows], rows))
+        return examples
 
     def means(self) -> np.ndarray:
         """Mean vector of each row's spans, the layers one after the other, float32 (n, layers * d); 0 without spans."""

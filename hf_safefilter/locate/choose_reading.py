@@ -317,7 +317,7 @@ def _scored(method: str, rows: Ragged, unsafe: Ragged, safe: Ragged, benign: np.
         return (means - own.mean()) / max(own.std(), 1e-12)
     against = cast(type[ReferenceScore], method_class(method)).against
     both = Coordinates.of(unsafe.values, safe.values, True)
-    few = both.unsafe[spread(len(both.unsafe))], both.safe[spread(len(both.safe))]
+    few = both.unsafe[spread(unsafe)], both.safe[spread(safe)]
     inside = np.concatenate(few)
     values = against(np.concatenate([both(rows.values), inside]), *few).astype(np.float64)
     found, own = values[: len(rows.values)], values[len(rows.values) :]
@@ -339,14 +339,11 @@ def _ensemble(
     parts, inside = [], []
     for own, (unsafe, safe) in zip(rows, fitted, strict=True):
         direction, offset = boundary(unsafe, safe, benign)
-        asked = [of_rows[side.owners] for of_rows, side in zip(requests, (unsafe, safe), strict=True)]
-        near = Neighbourhood.of((unsafe.values, safe.values), asked)
+        near = Neighbourhood.of((unsafe, safe), requests)
         parts.append((own.values.astype(np.float64) @ direction + offset + near.score(own.values)) / 2)
-        places = [spread(len(side.values)) for side in (unsafe, safe)]
-        some = [side.values[place].astype(np.float64) for side, place in zip((unsafe, safe), places, strict=True)]
-        inside.append((np.concatenate(some) @ direction + near.own) / 2)
-        owners = np.concatenate([unsafe.owners[places[0]], len(unsafe) + safe.owners[places[1]]])
-    return _of_rows(np.mean(parts, axis=0), rows[0], noise_of(np.mean(inside, axis=0), owners))
+        some = [side.values[place] for side, place in zip((unsafe, safe), near.places, strict=True)]
+        inside.append((np.concatenate(some).astype(np.float64) @ direction + near.own) / 2)
+    return _of_rows(np.mean(parts, axis=0), rows[0], noise_of(np.mean(inside, axis=0), near.rows))
 
 
 def _of_rows(spans: np.ndarray, rows: Ragged, noise: float) -> np.ndarray:

@@ -137,8 +137,7 @@ class SpanScore(Score):
         """float32 (n,), int32 (n,) and float32 (m,) of all spans; with `pairs` two more columns of float32 (n,)."""
         vectors, spans = self.vectors(batch), batch.spans()
         scores = Ragged(np.concatenate(by_piece(vectors.values, self.span_scores)).astype(np.float32), vectors.offsets)
-        if spans is not None and not np.array_equal(spans.offsets, vectors.offsets):
-            raise DataError("`spans` and vectors do not belong together", fix="embed the rows again")
+        _require_together(vectors, spans)
         scores = self.of_rows(scores, batch)
         rejected = np.zeros(len(scores.values), bool) if spans is None else spans.values["rejected"]
         chosen, at = largest_of(scores, ~rejected)
@@ -162,13 +161,35 @@ def answer_means(scores: Ragged, spans: Ragged | None) -> np.ndarray:
     """
     if not len(scores.values):
         return scores.values
-    answer, weights = scores.owners, np.ones(len(scores.values))
+    answer, weights = answers_of(scores, spans), np.ones(len(scores.values))
     if spans is not None:
-        place = np.stack([scores.owners, spans.values["turn"], spans.values["rejected"]], axis=1)
-        answer = np.unique(place, axis=0, return_inverse=True)[1].reshape(-1)
         weights = (spans.values["stop"] - spans.values["start"]).astype(np.float64)
     means = np.bincount(answer, weights * scores.values) / np.bincount(answer, weights)
     return means[answer].astype(np.float32)
+
+
+def answers_of(windows: Ragged, spans: Ragged | None) -> np.ndarray:
+    """Number of the answer that each window is of, int (m,); without spans a row is one answer."""
+    if spans is None:
+        return windows.owners
+    place = np.stack([windows.owners, spans.values["turn"], spans.values["rejected"]], axis=1)
+    numbers: np.ndarray = np.unique(place, axis=0, return_inverse=True)[1].reshape(-1)
+    return numbers
+
+
+def chosen_side(windows: Ragged, spans: Ragged | None) -> Ragged:
+    """What belongs to the chosen side of preference pairs, of which a row's label speaks; all of other rows.
+
+    Raises:
+        DataError: These are not the windows of `spans`.
+    """
+    _require_together(windows, spans)
+    return windows if spans is None else windows.where(~spans.values["rejected"])
+
+
+def _require_together(windows: Ragged, spans: Ragged | None) -> None:
+    if spans is not None and not np.array_equal(spans.offsets, windows.offsets):
+        raise DataError("`spans` and vectors do not belong together", fix="embed the rows again")
 
 
 def largest_of(scores: Ragged, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -280,11 +280,8 @@ def test_the_default_looks_for_two_dangers_and_its_card_says_which_took_a_row(fi
 def test_rows_that_are_references_too_are_named_and_not_measured_on(files, rows, caplog):
     unsafe, safe = reference_rows(40, 3)
     both = [*rows, *({**row, "label": "safe"} for row in unsafe[:5]), *({**row, "label": "safe"} for row in safe[:2])]
-    logger = logging.getLogger("hf_safefilter")
     with caplog.at_level(logging.WARNING):
-        logger.addHandler(caplog.handler)  # the command line lets nothing through to the root
         done = purify(Dataset.from_list(both), recipe(files, evaluate={"label": "label"}))
-        logger.removeHandler(caplog.handler)
     assert "7 of 127 rows are references too, 5 among the unsafe ones and 2 among the safe ones" in caplog.text
     assert done.provenance.overlap == 7 and done.counts.rows == 127
     alone = purify(None, recipe(files, evaluate={"label": "label"}))

@@ -18,6 +18,7 @@ from hf_safefilter import (
     fit_saft,
 )
 from hf_safefilter.columns import answer_key, embedding_columns, prompt_key, shift_key, stored_keys
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.scores.probe.neighbourhood import (
     WIDEST,
@@ -224,11 +225,14 @@ def test_windows_of_answer_and_prompt_must_be_of_the_same_rows(index):
 def test_few_references_and_references_of_several_spans_have_neighbours():
     draw = np.random.default_rng(0)
     few = [draw.normal(size=(count, 8)).astype(np.float32) for count in (3, 2)]
-    near = Neighbourhood.of(few, [np.arange(3), np.arange(2)])
+    sides = [Ragged(side, np.arange(len(side) + 1)) for side in few]
+    near = Neighbourhood.of(sides, [np.arange(3), np.arange(2)])
     assert np.isfinite(near.score(draw.normal(size=(5, 8)).astype(np.float32))).all()
-    of_one = Neighbourhood.of(few, [np.array([0, 0, 1]), np.arange(2)])  # two spans of one answer are no neighbours
+    two_spans = [Ragged(few[0], np.array([0, 2, 3])), sides[1]]
+    of_one = Neighbourhood.of(two_spans, [np.arange(2), np.arange(2)])  # two spans of one answer are no neighbours
     assert of_one.deviation != near.deviation and of_one.scaling.mean.tolist() == near.scaling.mean.tolist()
-    many = Neighbourhood.of([draw.normal(size=(WIDEST + 1, 2)), few[1][:, :2]], [np.arange(WIDEST + 1), np.arange(2)])
+    wide = Ragged(draw.normal(size=(WIDEST + 1, 2)), np.arange(WIDEST + 2))
+    many = Neighbourhood.of([wide, Ragged(few[1][:, :2], np.arange(3))], [np.arange(WIDEST + 1), np.arange(2)])
     assert many.indexes[0].ntotal == WIDEST
 
 
@@ -240,11 +244,11 @@ def test_each_span_of_a_reference_is_of_its_own_request():
     index = ReferenceIndex.build(*rows, embed, **FACTS)
     spans = [[row.spans for row in index.rows(side)] for side in ("unsafe", "safe")]
     assert max(spans[0]) > 2 and len(set(spans[0])) > 1
-    asked = [[row["prompt"] for row, count in zip(side, counts, strict=True) for _ in range(count)]
-             for side, counts in zip(rows, spans, strict=True)]  # fmt: skip
-    numbers = [np.array([hash(prompt) for prompt in side]) for side in asked]
+    numbers = [np.array([hash(row["prompt"]) for row in side]) for side in rows]
+    offsets = [np.concatenate([[0], np.cumsum(counts)]) for counts in spans]
     for layer in (3, "3_shift"):
-        stored, by_hand = neighbourhood(index.digest, layer), Neighbourhood.of(index.vectors(layer), numbers)
+        sides = [Ragged(vectors, at) for vectors, at in zip(index.vectors(layer), offsets, strict=True)]
+        stored, by_hand = neighbourhood(index.digest, layer), Neighbourhood.of(sides, numbers)
         assert (stored.mean, stored.deviation) == (by_hand.mean, by_hand.deviation)
 
 

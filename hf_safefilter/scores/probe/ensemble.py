@@ -13,10 +13,10 @@ from hf_safefilter.columns import Layer, is_shift, shift_key
 from hf_safefilter.data.batch import Batch
 from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.errors import OptionError
-from hf_safefilter.references import SIDES, ReferenceIndex, references
+from hf_safefilter.references import ReferenceIndex
 from hf_safefilter.scores.base import Fitting
-from hf_safefilter.scores.probe.fit import Probe, fit_probe
-from hf_safefilter.scores.probe.neighbourhood import neighbourhood, spread
+from hf_safefilter.scores.probe.fit import Boundaries, Probe, fit_probe
+from hf_safefilter.scores.probe.neighbourhood import neighbourhood
 from hf_safefilter.scores.probe.noise import noise_of
 from hf_safefilter.scores.probe.score import PROBE_FITTING, ProbeScore
 
@@ -106,14 +106,22 @@ class EnsembleScore(ProbeScore):
 
 @lru_cache(maxsize=16)
 def _noise(digest: str) -> float:
-    """See `EnsembleScore.noise`; of the references that are searched."""
+    """See `EnsembleScore.noise`."""
     fitted = Probe.of(digest)
-    index = references(fitted.facts["references"])
-    owners = [index.owners(side) for side in SIDES]
-    places = [spread(len(own)) for own in owners]
-    rows = np.concatenate([owners[0][places[0]], 1 + owners[0].max() + owners[1][places[1]]])
-    scores = np.zeros(len(rows))
-    for layer, direction, offset in zip(fitted.layers, fitted.directions, fitted.offsets, strict=True):
-        some = np.concatenate([side[place] for side, place in zip(index.vectors(layer), places, strict=True)])
-        scores += some @ direction + offset + neighbourhood(index.digest, layer).own
-    return noise_of(scores / (2 * len(fitted.layers)), rows)
+    return noise_among(ReferenceIndex.of(fitted.facts["references"]), fitted.layers, fitted)
+
+
+def noise_among(index: ReferenceIndex, layers: Sequence[Layer], fitted: Boundaries | Probe) -> float:
+    """Deviation of the scores of windows about the mean of their row, among the references that are searched.
+
+    Args:
+        index: The references.
+        layers: Those of the probe, answers and shifts.
+        fitted: The probe.
+    """
+    scores = []
+    for layer, direction, offset in zip(layers, fitted.directions, fitted.offsets, strict=True):
+        near = neighbourhood(index.digest, layer)
+        some = [side[place] for side, place in zip(index.vectors(layer), near.places, strict=True)]
+        scores.append((np.concatenate(some) @ direction + offset + near.own) / 2)
+    return noise_of(np.mean(scores, axis=0), near.rows)

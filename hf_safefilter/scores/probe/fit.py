@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_safefilter.checks import require_choice, require_number
-from hf_safefilter.columns import Layer, answer_key, embedding_columns, is_shift
+from hf_safefilter.checks import is_finite, require_choice, require_number
+from hf_safefilter.columns import SPANS, Layer, answer_key, embedding_columns, is_shift
 from hf_safefilter.data.batch import Batch, arrow_vectors
 from hf_safefilter.data.labels import names_of, truth_of
 from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.data.splits import parts_of
 from hf_safefilter.data.vectors import lengths
-from hf_safefilter.errors import DataError, OptionError
+from hf_safefilter.errors import DataError, IntegrityError, OptionError
 from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.references.standard_scaling import Scaling
-from hf_safefilter.scores.base import layer_vectors, record_batches
+from hf_safefilter.scores.base import chosen_side, layer_vectors, record_batches
 from hf_safefilter.scores.probe.discriminant import Examples, lda, logistic
 from hf_safefilter.scores.probe.noise import noise_of
 from hf_safefilter.storage.fitted import Fitted
@@ -85,8 +85,17 @@ class Probe(Fitted):
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the scores of its examples' windows about the mean of their row."""
-        return float(self.facts["noise"])
+        """Standard deviation of the scores of its examples' windows about the mean of their row.
+
+        Raises:
+            IntegrityError: The probe states none.
+        """
+        noise = self.facts.get("noise")
+        if noise is None or not is_finite(noise) or noise < 0:
+            raise IntegrityError(
+                "a probe does not state the noise of its windows", found=repr(noise), fix="fit it again"
+            )
+        return float(noise)
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Mean distance from the boundaries, in deviations of the examples, positive where unsafe.
@@ -97,7 +106,7 @@ class Probe(Fitted):
         Returns:
             float64 `(n,)`, NaN where a vector is zero or not finite.
         """
-        return Boundaries(self.directions, self.offsets, self.noise).score(vectors)
+        return Boundaries(self.directions, self.offsets, noise=0).score(vectors)  # which does not depend on the noise
 
     @cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -186,6 +195,10 @@ def boundaries(sets: Sequence[Examples], form: str = "lda", option: float = 0.3)
         option: The shrinkage, or the strength.
     """
     directions, offsets = zip(*(_boundary(examples, form, option) for examples in sets), strict=True)
+    if any(not np.array_equal(examples.rows, sets[0].rows) for examples in sets):
+        raise DataError(
+            "the labelled rows were not read alike at all layers", fix="embed them at all layers in one pass"
+        )
     scores = [
         examples.vectors @ direction + offset
         for examples, direction, offset in zip(sets, directions, offsets, strict=True)
@@ -242,14 +255,16 @@ def _labeled(rows: Dataset | DatasetDict, layer: Layer, label: str, unsafe: str 
     cells: list[Any] = []
     where = f"{answer_key(layer)!r}{' and position mean,last_prompt' * is_shift(layer)}"
     fix = f"embed the rows at layer {where}, with their labels"
-    for table in record_batches(rows, [*columns, label], fix=fix):
+    read = [SPANS] if all(SPANS in part.column_names for part in parts_of(rows)) else []
+    for table in record_batches(rows, [*columns, *read, label], fix=fix):
         first = arrow_vectors(table[columns[0]], columns[0])
         if len(first.values) and first.values.shape[1] != width:
             raise OptionError(
                 f"the labelled rows were read by another model: {first.values.shape[1]} numbers, not {width}",
                 fix="embed them with the step that read the references",
             )
-        parts.append(layer_vectors(Batch(table), layer, width))
+        batch = Batch(table)
+        parts.append(chosen_side(layer_vectors(batch, layer, width), batch.spans()))
         cells += table[label].to_pylist()
     splits = parts_of(rows)
     names = next((found for part in splits if (found := names_of(part, label))), [])

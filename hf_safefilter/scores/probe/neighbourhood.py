@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import prompt_of
+from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.data.vectors import mean_of_largest, unit
 from hf_safefilter.errors import DataError
 from hf_safefilter.references import SIDES, references
@@ -24,7 +25,7 @@ K = 5
 """Neighbours on each side."""
 
 WIDEST = 4000
-"""Reference vectors of a side that are searched, spread evenly over it: more change nothing but time and memory."""
+"""Vectors of a side that are searched, of rows spread evenly over it: more change nothing but time and memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,35 +37,42 @@ class Neighbourhood:
         indexes: FAISS indexes over the unit vectors of unsafe and of safe references.
         mean: Mean score of the references, in which both sides weigh the same.
         deviation: Their standard deviation.
-        own: Scores of the references that are searched, unsafe ones first, float32 (n,). Each is compared with those of
-            other requests, as it would be its own nearest neighbour.
+        places: Which vectors of each side are searched.
+        rows: Number of the row of each vector that is searched, unsafe ones first, int (n,).
+        own: Scores of these, float32 (n,). Each is compared with those of other requests, as it would be its own
+            nearest neighbour.
     """
 
     scaling: Scaling
     indexes: tuple[faiss.IndexFlatIP, faiss.IndexFlatIP]
     mean: float
     deviation: float
+    places: tuple[np.ndarray, np.ndarray]
+    rows: np.ndarray
     own: np.ndarray
 
     @classmethod
-    def of(cls, sides: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> Self:
-        """That of unsafe (m, d) and safe (s, d) vectors as the model has them.
+    def of(cls, sides: Sequence[Ragged], requests: Sequence[np.ndarray]) -> Self:
+        """That of unsafe and of safe rows, with the vectors of their spans as the model has them.
 
         Args:
-            sides: The vectors.
-            requests: Number of the request that each of them answers.
+            sides: The rows of each side.
+            requests: Number of the request that each row answers.
 
         Raises:
             DataError: The references of a side are of one request, or all are alike.
         """
-        some = [spread(len(side)) for side in sides]
-        few = [side[place] for side, place in zip(sides, some, strict=True)]
+        places = [spread(side) for side in sides]
+        few = [side.values[place] for side, place in zip(sides, places, strict=True)]
+        owners = [side.owners[place] for side, place in zip(sides, places, strict=True)]
         scaling = Scaling.of(*few)
         unsafe, safe = (unit(scaling(side)).astype(np.float32) for side in few)
-        own = scores_among((unsafe, safe), [asked[place] for asked, place in zip(requests, some, strict=True)])
+        own = scores_among((unsafe, safe), [asked[rows] for asked, rows in zip(requests, owners, strict=True)])
         mean, deviation = scale_of(own)
         inside = ((np.concatenate(own) - mean) / deviation).astype(np.float32)
-        return cls(scaling, (flat_index(unsafe), flat_index(safe)), mean, deviation, inside)
+        rows = np.concatenate([owners[0], len(sides[0]) + owners[1]])
+        indexes = flat_index(unsafe), flat_index(safe)
+        return cls(scaling, indexes, mean, deviation, (places[0], places[1]), rows, inside)
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Mean of the largest cosines to unsafe references minus the same to safe ones, (m,), in deviations."""
@@ -73,9 +81,12 @@ class Neighbourhood:
         return (unsafe - safe - self.mean) / self.deviation
 
 
-def spread(count: int) -> np.ndarray:
-    """Places of at most `WIDEST` of `count` vectors, evenly spread."""
-    return np.linspace(0, count - 1, min(count, WIDEST)).round().astype(int)
+def spread(side: Ragged) -> np.ndarray:
+    """Places of at most `WIDEST` vectors, of rows spread evenly, which are taken whole unless they are long ones."""
+    kept = max(1, len(side) * WIDEST // max(len(side.values), WIDEST))
+    rows = np.linspace(0, len(side) - 1, kept).round().astype(int)
+    places = np.flatnonzero(np.isin(side.owners, rows))
+    return places[np.linspace(0, len(places) - 1, min(len(places), WIDEST)).round().astype(int)]
 
 
 @lru_cache(maxsize=128)
@@ -87,8 +98,11 @@ def neighbourhood(digest: str, layer: Layer) -> Neighbourhood:
         np.array([numbers.setdefault(prompt_of(row.conversation), len(numbers)) for row in index.rows(side)])
         for side in SIDES
     ]
-    requests = [own[index.owners(side)] for own, side in zip(asked, SIDES, strict=True)]
-    return Neighbourhood.of(index.vectors(layer), requests)
+    sides = [
+        Ragged(vectors, offsets_of(np.bincount(index.owners(side))))
+        for vectors, side in zip(index.vectors(layer), SIDES, strict=True)
+    ]
+    return Neighbourhood.of(sides, asked)
 
 
 def scores_among(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> list[np.ndarray]:
