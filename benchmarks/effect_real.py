@@ -32,7 +32,7 @@ from hf_safefilter.cli.arguments import blocks_of
 from hf_safefilter.columns import score_column
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.effect import EffectReport, Questions, Study, Tuning
-from hf_safefilter.effect.contrasts import Mean
+from hf_safefilter.effect.effect_report import contrasts_of
 from hf_safefilter.effect.ledger import Run
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.model.reading_options import ModelOptions
@@ -107,8 +107,7 @@ def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
     show("before", [high.before])
     for name, runs in arms.items():
         show(name, runs)
-    intervals = ", with 95 % intervals over seeds" * (len(options.seeds) > 1)
-    print(f"\n{f'more refusals{intervals}':<56}{'points':>20}{'margin, nats':>22}")
+    print()
     for first, second in (
         ("lowest", "highest"),
         ("lowest", "random"),
@@ -116,10 +115,8 @@ def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
         ("lowest", "of the highest's lengths"),
         ("of the highest's lengths", "highest"),
     ):
-        pairs = list(zip(arms[first], arms[second], strict=True))
-        points = Mean.of([100 * (one.measured.harmful.refusal - two.measured.harmful.refusal) for one, two in pairs])
-        margin = Mean.of([one.measured.margin - two.measured.margin for one, two in pairs])
-        print(f"{f'{first}, than {second}':<56}{points.shown(False, 0):>20}{margin.shown(False, 2):>22}")
+        for contrast in contrasts_of(first, arms[first], second, arms[second]):
+            print(contrast.sentence)
 
 
 def rows_of(options: argparse.Namespace) -> Dataset:

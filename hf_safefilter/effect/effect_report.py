@@ -89,13 +89,10 @@ class EffectReport:
     @property
     def contrasts(self) -> list[Contrast]:
         """Those of `CONTRASTS` whose arms are part of the study, each by refusals and then by margin."""
-        contrasts, asked = [], self.before.measured.harmful.asked
+        contrasts: list[Contrast] = []
         for first, second in CONTRASTS:
             if {first, second} <= set(self.arms):
-                pairs = list(zip(self.of(first), self.of(second), strict=True))
-                for name in COMPARED:
-                    difference = _difference(pairs, name)
-                    contrasts.append(Contrast(first, second, name, difference, len(pairs), asked))
+                contrasts += contrasts_of(first, self.of(first), second, self.of(second))
         return contrasts
 
     @property
@@ -174,6 +171,12 @@ def read_card_part(folder: Path) -> dict[str, Any]:
     if not {"openings", "verdict"} <= card.keys():
         raise IntegrityError(f"{path} was written by an earlier version, without margins", fix="run the study again")
     return card
+
+
+def contrasts_of(first: str, runs: Sequence[Run], second: str, others: Sequence[Run]) -> list[Contrast]:
+    """The differences of two arms, by refusals and by margin; runs of a seed stand at the same place of both."""
+    pairs, asked = list(zip(runs, others, strict=True)), runs[0].measured.harmful.asked
+    return [Contrast(first, second, name, _difference(pairs, name), len(pairs), asked) for name in COMPARED]
 
 
 def _difference(pairs: Sequence[tuple[Run, Run]], name: str) -> Mean:

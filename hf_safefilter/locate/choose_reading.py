@@ -15,7 +15,7 @@ import numpy as np
 from hf_safefilter.checks import require_whole
 from hf_safefilter.columns import Layer, is_shift, prompt_key, shift_key
 from hf_safefilter.data.conversations import answered_text, prompt_of
-from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import method as method_class
@@ -249,9 +249,9 @@ class _HeldOut:
     def scores(self, method: str, layer: Layer) -> np.ndarray:
         """Held-out scores of the unsafe rows, then of the safe ones, in deviations of the references in each fold."""
         if method == ENSEMBLE:
-            sides = [self._sides(key) for key in (layer, shift_key(layer))]
+            sides = [self.references.rows_at(key) for key in (layer, shift_key(layer))]
         else:
-            sides = [self._sides(shift_key(layer) if method == SHIFT else layer)]
+            sides = [self.references.rows_at(shift_key(layer) if method == SHIFT else layer)]
         scores = [np.empty(len(side)) for side in sides[0]]
         for fold in range(int(max(folds.max() for folds in self.folds)) + 1):
             held = [np.flatnonzero(own == fold) for own in self.folds]
@@ -267,12 +267,6 @@ class _HeldOut:
                 of_fold = _scored(method, both[0], unsafe, safe, benign)
             scores[0][held[0]], scores[1][held[1]] = of_fold[: len(held[0])], of_fold[len(held[0]) :]
         return np.concatenate(scores)
-
-    def _sides(self, layer: Layer) -> list[Ragged]:
-        return [
-            Ragged(vectors, offsets_of(np.bincount(self.references.owners(side))))
-            for vectors, side in zip(self.references.vectors(layer), ("unsafe", "safe"), strict=True)
-        ]
 
     def reading(self, method: str, layers: tuple[Layer, ...], scores: np.ndarray) -> Reading:
         unsafe, safe = np.split(scores, [len(self.folds[0])])

@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_safefilter.checks import is_whole, require_choice
 from hf_safefilter.columns import Layer, is_shift, prompt_key, stored_keys
+from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.data.vectors import by_piece, unit
 from hf_safefilter.errors import DataError, MissingError, OptionError
 from hf_safefilter.errors.redaction import shown
@@ -254,6 +255,14 @@ class ReferenceIndex(Fitted):
                 fix=f"build them with EmbedLayers(..., layers=[{str(layer).partition('_')[0]}])",
             )
         return self._tensors[f"unsafe.{layer}"], self._tensors[f"safe.{layer}"]
+
+    def rows_at(self, layer: Layer) -> tuple[Ragged, Ragged]:
+        """The same, row by row; raises as `vectors` does."""
+        unsafe, safe = (
+            Ragged(vectors, offsets_of(np.bincount(self.owners(side))))
+            for vectors, side in zip(self.vectors(layer), SIDES, strict=True)
+        )
+        return unsafe, safe
 
     def refused(self, layer: Layer) -> np.ndarray:
         """The vectors of the refusals alone, `(r, d)`: those of the safe side without its ordinary rows."""

@@ -13,7 +13,7 @@ from hf_safefilter.checks import is_finite, require_choice, require_number
 from hf_safefilter.columns import SPANS, Layer, answer_key, embedding_columns, is_shift
 from hf_safefilter.data.batch import Batch, arrow_vectors
 from hf_safefilter.data.labels import names_of, truth_of
-from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.splits import parts_of
 from hf_safefilter.data.vectors import lengths
 from hf_safefilter.errors import DataError, IntegrityError, OptionError
@@ -208,10 +208,7 @@ def boundaries(sets: Sequence[Examples], form: str = "lda", option: float = 0.3)
 
 def reference_examples(references: ReferenceIndex, layer: Layer) -> Examples:
     """The spans of the references at a layer, with the weights that a probe gives them."""
-    unsafe, safe = (
-        Ragged(vectors, offsets_of(np.bincount(references.owners(side))))
-        for vectors, side in zip(references.vectors(layer), SIDES, strict=True)
-    )
+    unsafe, safe = references.rows_at(layer)
     return _examples(unsafe, safe, np.array([row.benign for row in references.rows("safe")]))
 
 

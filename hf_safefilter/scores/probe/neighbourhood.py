@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import prompt_of
-from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.data.vectors import mean_of_largest, unit
 from hf_safefilter.errors import DataError
 from hf_safefilter.references import SIDES, references
@@ -98,11 +98,7 @@ def neighbourhood(digest: str, layer: Layer) -> Neighbourhood:
         np.array([numbers.setdefault(prompt_of(row.conversation), len(numbers)) for row in index.rows(side)])
         for side in SIDES
     ]
-    sides = [
-        Ragged(vectors, offsets_of(np.bincount(index.owners(side))))
-        for vectors, side in zip(index.vectors(layer), SIDES, strict=True)
-    ]
-    return Neighbourhood.of(sides, asked)
+    return Neighbourhood.of(index.rows_at(layer), asked)
 
 
 def scores_among(vectors: Sequence[np.ndarray], requests: Sequence[np.ndarray]) -> list[np.ndarray]:
