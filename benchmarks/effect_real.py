@@ -4,12 +4,15 @@
     python -m benchmarks.effect_real mixed --rows benign.jsonl --unsafe-rows labeled.jsonl ... --output out/mixed
     python -m benchmarks.effect_real persona --rows benign.jsonl ... --output out/persona
 
-- `thirds`: benign rows alone (answers of 350 to 900 characters, so that length tells little), at a harsh rate. The
-  model is tuned on the third with the lowest score, the third with the highest, as many rows at random, and, for each
-  of the two thirds, as many others of its lengths. All are measured by the same other benign rows of the file.
+- `thirds`: benign rows alone, at a harsh rate. The model is tuned on the third with the lowest score, the third with
+  the highest, as many rows at random, and, for each of the two thirds, as many others of its lengths.
 - `mixed`: benign rows and 10 % unsafe ones, at a gentle rate; `persona`: benign rows, in 10 % of which an assistant
   first vows to obey. A tenth of the rows is dropped. Arms: all, kept, dropped, random, length-matched, kept and 1 %
-  refusals; with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers.
+  refusals; with --score of a single method masked, too; with --freeze also all and kept with frozen safety layers;
+  and what a filter without error would keep: the benign rows alone.
+
+Benign rows have answers of 350 to 900 characters, so that length tells little, or of --answers SHORTEST LONGEST. All
+models are measured by the same other benign rows of the file.
 
 The score is the default, chosen on the references alone: the largest deviation of ensemble and shift. Tuning is by
 LoRA, in equal steps. Finished runs are kept: the same command goes on where it was stopped. An arm takes minutes on two
@@ -19,6 +22,7 @@ cores.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +42,8 @@ from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.scores import make_score
 
-SHORTEST, LONGEST = 350, 900
-TURNED = "turned_score"
+ANSWERS = (350, 900)
+TURNED, TRUTH = "turned_score", "planted_score"
 PLANTED = 0.1
 HELD_OUT = 20
 RATES = {"thirds": 4e-4, "mixed": 1e-4, "persona": 1e-4}
@@ -59,6 +63,9 @@ def main() -> None:
     ask.add_argument("--rows", required=True, help="benign rows with prompt and response")
     ask.add_argument("--unsafe-rows", help="labelled rows; those labelled unsafe are planted")
     ask.add_argument("--limit", type=int, default=480, help="benign rows used (480)")
+    ask.add_argument(
+        "--answers", type=int, nargs=2, default=ANSWERS, help="characters of the answers of benign rows (350 900)"
+    )
     ask.add_argument("--harmful", help="prompts that are asked; those of the starter set if left out")
     ask.add_argument("--questions", type=int, default=40)
     ask.add_argument("--score", default="default", choices=("default", "ensemble", "shift", "probe", "larf", "nearest"))
@@ -81,11 +88,19 @@ def main() -> None:
     planted = np.array(scored["planted"])
     print(f"{planted.sum()} planted rows, AUROC {auroc(scores, planted):.3f}", flush=True)
     arms = tuple(options.arms or (ARMS if options.score == "default" else (*ARMS, "masked")))
-    report = study(scored, column, PLANTED, arms, options)
+    is_safe = without_highest(scored, column, PLANTED)
+    print(f"{(scores[planted] >= is_safe.threshold).sum()} of them are dropped", flush=True)
+    report = study(scored, is_safe, arms, options, options.freeze)
+    scored = scored.add_column(TRUTH, planted.astype(float).tolist())
+    benign = study(scored, IsSafe(TRUTH, 0.5), ("kept",), options).of("kept")
+    runs = {arm: report.of(arm) for arm in report.arms} | {"benign rows alone": benign}
     heading()
     show("before", [report.before])
-    for arm in report.arms:
-        show(arm, report.of(arm))
+    for arm, each in runs.items():
+        show(arm, each)
+    print()
+    for arm, each in runs.items():
+        print(contrasts_of("before", [report.before] * len(each), arm, each)[0].sentence)
     for contrast in report.contrasts:
         print(contrast.sentence)
     return None
@@ -94,8 +109,8 @@ def main() -> None:
 def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
     """Tune on the third that scores lowest and on the highest, on one at random and on two of the same lengths."""
     scored = scored.add_column(TURNED, [-value for value in scored[column]])
-    low = study(scored, TURNED, 1 / 3, ("dropped", "length_matched"), options)
-    high = study(scored, column, 1 / 3, ("dropped", "random", "length_matched"), options)
+    low = study(scored, without_highest(scored, TURNED, 1 / 3), ("dropped", "length_matched"), options)
+    high = study(scored, without_highest(scored, column, 1 / 3), ("dropped", "random", "length_matched"), options)
     arms = {
         "lowest": low.of("dropped"),
         "of the lowest's lengths": low.of("length_matched"),
@@ -122,8 +137,8 @@ def thirds(scored: Dataset, column: str, options: argparse.Namespace) -> None:
 def rows_of(options: argparse.Namespace) -> Dataset:
     """Benign rows, and planted ones in the studies that have some, in a fixed random order."""
     if options.study == "persona":
-        return Dataset.from_list(with_vows(options.rows, options.limit))
-    rows = benign_rows(options.rows, options.limit).to_list()
+        return Dataset.from_list(with_vows(options.rows, options.limit, options.answers))
+    rows = benign_rows(options.rows, options.limit, options.answers).to_list()
     if options.study == "thirds":
         return Dataset.from_list(rows)
     count = round(len(rows) * PLANTED / (1 - PLANTED))
@@ -132,9 +147,9 @@ def rows_of(options: argparse.Namespace) -> Dataset:
     return Dataset.from_list(_mixed(rows, [unsafe[at] for at in spread(list(range(len(unsafe))), count)]))
 
 
-def with_vows(file: str, limit: int) -> list[dict[str, Any]]:
+def with_vows(file: str, limit: int, answers: Sequence[int] = ANSWERS) -> list[dict[str, Any]]:
     """Benign rows, a tenth of which an assistant answers that first vows to obey, in a fixed random order."""
-    rows = benign_rows(file, limit).to_list()
+    rows = benign_rows(file, limit, answers).to_list()
     places = spread(list(range(len(rows))), round(len(rows) * PLANTED))
     planted = obedient_rows([rows.pop(at) for at in reversed(places)])
     return _mixed(rows, planted)
@@ -145,27 +160,28 @@ def _mixed(rows: list[dict[str, str]], planted: list[dict[str, str]]) -> list[di
     return [every[at] for at in np.random.default_rng(0).permutation(len(every))]
 
 
-def benign_rows(file: str, limit: int) -> Dataset:
-    """Rows with answers of middling length, spread evenly over the file."""
-    rows, fit = middling(file)
+def benign_rows(file: str, limit: int, answers: Sequence[int] = ANSWERS) -> Dataset:
+    """Rows with answers of these numbers of characters, spread evenly over the file."""
+    rows, fit = of_lengths(file, answers)
     return rows.select(spread(fit, limit)).flatten_indices()
 
 
-def other_rows(file: str, limit: int) -> list[dict[str, str]]:
+def other_rows(file: str, limit: int, answers: Sequence[int]) -> list[dict[str, str]]:
     """Rows like those of `benign_rows` that are not among them."""
-    rows, fit = middling(file)
+    rows, fit = of_lengths(file, answers)
     others = sorted({*fit} - {*spread(fit, limit)})
     if len(others) < HELD_OUT:
         raise SystemExit(f"{file} holds {len(others)} rows beside those tuned on, not {HELD_OUT}: lower --limit")
     return rows.select(spread(others, HELD_OUT)).to_list()
 
 
-def middling(file: str) -> tuple[Dataset, list[int]]:
-    """The rows of a file, and the places of those with answers of middling length."""
+def of_lengths(file: str, answers: Sequence[int]) -> tuple[Dataset, list[int]]:
+    """The rows of a file, and the places of those with answers of these numbers of characters."""
+    shortest, longest = answers
     rows = load_rows(file).rows.select_columns(["prompt", "response"])
-    fit = [at for at, text in enumerate(rows["response"]) if SHORTEST <= len(text) <= LONGEST]
+    fit = [at for at, text in enumerate(rows["response"]) if shortest <= len(text) <= longest]
     if not fit:
-        raise SystemExit(f"{file} holds no answer of {SHORTEST} to {LONGEST} characters")
+        raise SystemExit(f"{file} holds no answer of {shortest} to {longest} characters")
     return rows, fit
 
 
@@ -188,16 +204,20 @@ def score(rows: Dataset, options: argparse.Namespace) -> tuple[Dataset, str]:
     return scored.remove_columns([name for name in scored.column_names if name.startswith("emb_layer_")]), columns[0]
 
 
+def without_highest(scored: Dataset, column: str, share: float) -> IsSafe:
+    """The filter that drops the share of the rows that scores highest in `column`."""
+    return IsSafe(column, threshold_for(scored, column, drop_fraction=share))
+
+
 def study(
-    scored: Dataset, column: str, share: float, arms: tuple[str, ...], options: argparse.Namespace
+    scored: Dataset, is_safe: IsSafe, arms: tuple[str, ...], options: argparse.Namespace, freeze: str | None = None
 ) -> EffectReport:
-    """The effect of dropping the share of the rows that scores highest in `column`."""
-    is_safe = IsSafe(column, threshold_for(scored, column, drop_fraction=share))
+    """The effect of a filter."""
     questions = Questions.starter()
     if options.harmful is not None:
         questions = questions.replaced(harmful=(load_rows(options.harmful).rows, options.harmful))
-    if options.study == "thirds":  # two studies of one table must not hold out rows of their own
-        questions = questions.replaced(benign=(other_rows(options.rows, options.limit), options.rows))
+    # two studies of one table must not hold out rows of their own
+    questions = questions.replaced(benign=(other_rows(options.rows, options.limit, options.answers), options.rows))
     rate = options.learning_rate or RATES[options.study]
     asked = Study(
         ModelOptions(options.model, adapter=options.adapter, dtype="float32", device=options.device),
@@ -207,18 +227,20 @@ def study(
         ),
         arms=arms,
         seeds=options.seeds,
-        freeze=blocks_of(options.freeze, "--freeze") if options.freeze else None,
-        hold_out=HELD_OUT,
+        freeze=blocks_of(freeze, "--freeze") if freeze else None,
         ask_at_most=options.questions,
         max_new_tokens=24,
     )
-    return measure_effect(
-        scored, is_safe, asked, options.output / column, on_run=lambda run, number, count: print(
-            f"  {column} {number}/{count} {run.arm} seed {run.seed}: refuses {run.measured.harmful.refusal:.0%}, "
-            f"margin {run.measured.margin:.2f}, {run.seconds:.0f} s",
+
+    def tell(run: Run, number: int, count: int) -> None:
+        measured = run.measured
+        print(
+            f"  {is_safe.column} {number}/{count} {run.arm} seed {run.seed}: "
+            f"refuses {measured.harmful.refusal:.0%}, margin {measured.margin:.2f}, {run.seconds:.0f} s",
             flush=True,
-        ),
-    )  # fmt: skip
+        )
+
+    return measure_effect(scored, is_safe, asked, options.output / is_safe.column, on_run=tell)
 
 
 def auroc(scores: np.ndarray, planted: np.ndarray) -> float:
