@@ -32,9 +32,10 @@ def doubts(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def next_rows(doubt: np.ndarray, vectors: np.ndarray, asked: np.ndarray, count: int = 10) -> np.ndarray:
-    """The rows to ask for, one after the other: the largest doubt times squared distance to the nearest row asked for.
+    """The rows to ask for, one after the other: the largest doubt times distance to the nearest row asked for.
 
-    It is the farthest-first traversal of k-center, weighted, in standardised coordinates. A copy of a row that was
+    It is the farthest-first traversal of k-center, weighted, in standardised coordinates. By the square of the distance
+    it would ask for more outliers, whose labels say less of other rows. A copy of a row that was
     asked for is never chosen, nor is a row without doubt.
 
     Args:
@@ -55,7 +56,7 @@ def next_rows(doubt: np.ndarray, vectors: np.ndarray, asked: np.ndarray, count: 
     left = ~asked & (doubt > 0)
     while len(chosen) < count and left.any():
         # before the first row doubt alone decides
-        worth = np.where(left, doubt * np.where(np.isinf(nearest), 1.0, nearest), 0.0)
+        worth = np.where(left, doubt * np.where(np.isinf(nearest), 1.0, np.sqrt(nearest)), 0.0)
         row = int(np.argmax(worth))
         if not worth[row] > 0:
             break

@@ -34,7 +34,7 @@ def brute_force(doubt, vectors, asked, count):
         worth = [
             -1.0
             if row in taken
-            else doubt[row] * min([float(((points[row] - points[other]) ** 2).sum()) for other in taken] or [1.0])
+            else doubt[row] * min([float(np.linalg.norm(points[row] - points[other])) for other in taken] or [1.0])
             for row in range(len(points))
         ]
         taken.append(int(np.argmax(worth)))

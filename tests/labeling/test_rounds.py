@@ -52,11 +52,11 @@ def test_labels_teach_what_the_references_do_not_know(references, tmp_path):
     from sklearn.metrics import roc_auc_score
 
     before = roc_auc_score(truth, session.scores())
-    answered(session, 20)
+    answered(session, 24)
     assert before < 0.8 < 0.95 < roc_auc_score(truth, session.scores())
-    assert (session.round, session.left) == (3, 10)
+    assert (session.round, session.left) == (3, 6)
     point = session.point()
-    assert (point.labels, point.unsafe) == (20, sum(session.labeled.values()))
+    assert (point.labels, point.unsafe) == (24, sum(session.labeled.values()))
     assert point.auroc.value > 0.9 > point.references
     assert point.auroc.low <= point.auroc.value <= point.auroc.high
 
