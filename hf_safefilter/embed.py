@@ -17,7 +17,6 @@ import numpy as np
 from hf_safefilter import cache
 from hf_safefilter.cache import Gathering, RowVectors
 from hf_safefilter.columns import (
-    FLOAT16_MAX,
     READ_AS,
     ROW_ID,
     SPANS,
@@ -205,7 +204,7 @@ class EmbedLayers(ReadingOptions, Step):
         if rows and cache.enabled():
             read = self._recall(rows, ids, rank)
         else:
-            read = self._halved(self._read(rows, self.layers, rank))
+            read = self._read(rows, self.layers, rank).halved()
         _warn_once((read := read.finite()).reasons)
         columns: dict[str, Column] = {
             ROW_ID: np.array(ids, dtype=object),
@@ -222,10 +221,17 @@ class EmbedLayers(ReadingOptions, Step):
         whole = any(self._takes_whole_calls(self.layers, rank) for rank in (None, 0))  # a process may have one GPU
         return ROWS_BY_BLOCKS if whole else ROWS_PER_CALL
 
-    def vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[RowVectors, list[Conversation]]:
-        """The same vectors for rows in memory, such as references, in float32, and the rows as conversations."""
+    def vectors(
+        self, rows: Dataset | Iterable[Mapping[str, Any]], *, fresh: bool = False
+    ) -> tuple[RowVectors, list[Conversation]]:
+        """The same vectors for rows in memory, such as references, in float32, and the rows as conversations.
+
+        They are in the row cache afterwards, apart from those in float16; with `fresh` it is not used.
+        """
         parsed = as_conversations(rows, self.mapping)
-        return self._read(parsed, self.layers, None).finite(), parsed
+        if fresh or not parsed or not cache.enabled():
+            return self._read(parsed, self.layers, None).finite(), parsed
+        return self._recall(parsed, [row_id(row) for row in parsed], None, np.float32).finite(), parsed
 
     def token_vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> RowVectors:
         """The same where each token is a span of its own, of which a mean is the token's state."""
@@ -282,8 +288,14 @@ class EmbedLayers(ReadingOptions, Step):
 
         return cast("int", model_config(self._key()).get_text_config().hidden_size)
 
-    def _recall(self, rows: list[Conversation], ids: list[str], rank: int | None) -> RowVectors:
-        """Vectors from the cache for rows that were read before, from the model for the others, piece by piece."""
+    def _recall(
+        self, rows: list[Conversation], ids: list[str], rank: int | None, dtype: type = np.float16
+    ) -> RowVectors:
+        """Vectors from the cache for rows that were read before, from the model for the others.
+
+        Those of float16 are read piece by piece. Of float32 the last digit depends on what is read together: as it
+        decides the digest of references, all are read in one go.
+        """
         from hf_safefilter.model.load import pick_device
 
         # In the cache a position has the same name whether or not it is the main one.
@@ -291,15 +303,16 @@ class EmbedLayers(ReadingOptions, Step):
 
         def read(missing: list[int], names: list[Layer]) -> RowVectors:
             layers = list(dict.fromkeys(stored[str(name)][0] for name in names))
-            found = self._halved(self._read([rows[index] for index in missing], layers, rank))
+            found = self._read([rows[index] for index in missing], layers, rank)
+            found = found.halved() if dtype == np.float16 else found
             main = self.positions[0]
             found.vectors = {name: found.vectors[reading_key(*stored[str(name)], main)] for name in names}
             return found
 
         # Unreadable rows are not cached: their ids do not tell the reasons (the number 5 and the text "5" share an id).
-        target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()))
-        space = _space(self, pick_device(self.device, rank).type)
-        at_once = len(rows) if self._takes_whole_calls(self.layers, rank) else 0
+        target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()), dtype)
+        space = _space(self, pick_device(self.device, rank).type, np.dtype(dtype).name)
+        at_once = len(rows) if dtype == np.float32 or self._takes_whole_calls(self.layers, rank) else 0
         found = cache.recall(space, target, ids, [row.size for row in rows], read, at_once=at_once)
         found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
         return found
@@ -314,6 +327,7 @@ class EmbedLayers(ReadingOptions, Step):
         """Float32 vectors as the model gives them."""
         from hf_safefilter.model.readers import reader
         from hf_safefilter.model.row_parts import read_in_parts
+        from hf_safefilter.model.windows import joined_picks
 
         key, main = self._key(), self.positions[0]
         names = [(reading_key(k, name, main), k, at) for k in layers for at, name in enumerate(self.positions)]
@@ -323,7 +337,7 @@ class EmbedLayers(ReadingOptions, Step):
             chosen = reader(key, self.layers, self._depth(layers), self, rank)
             planned = partial(self.reads, options=options)
             for part, vectors in read_in_parts(chosen, rows, planned, tuple(layers), bar=rank is None):
-                picks = _joined_picks(part)
+                picks = joined_picks(part)
                 for name, layer, at in names:
                     found[name].append(vectors[layer][picks[:, at]])
                 reads += part
@@ -347,10 +361,6 @@ class EmbedLayers(ReadingOptions, Step):
         key, depth = self._key(), self._depth(layers)
         return self.backend == "vllm" or load.placement(key, depth, devices, self.stream_blocks).streamed
 
-    def _halved(self, read: RowVectors) -> RowVectors:
-        read.vectors = {layer: _half(layer, values) for layer, values in read.vectors.items()}
-        return read
-
 
 def _warn_once(reasons: np.ndarray) -> None:
     """Say why rows cannot be scored, each reason once a process: they are never kept."""
@@ -360,34 +370,13 @@ def _warn_once(reasons: np.ndarray) -> None:
             logger.warning("%d of %d rows cannot be scored: %s (%s)", count, len(reasons), reason, advice(reason))
 
 
-def _joined_picks(rows: Sequence[RowReads]) -> np.ndarray:
-    """The reads of each span among those of all rows together, int64 `(spans, positions)`."""
-    first = 0
-    picks = []
-    for row in rows:
-        picks.append(row.picks + first)
-        first += sum(len(one.reads) for one in row.sequences)
-    return np.concatenate(picks)
-
-
-def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:
-    """Float16, clamped to its range; a vector that is not finite becomes NaN."""
-    finite = np.isfinite(vectors).all(axis=1)
-    beyond = int(np.count_nonzero(np.abs(vectors[finite]) > FLOAT16_MAX))
-    if beyond:
-        logger.warning("layer %s: %d values beyond the range of float16 were clamped to 65504", layer, beyond)
-    half = np.clip(vectors, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
-    half[~finite] = np.nan
-    return half
-
-
 @lru_cache(maxsize=32)
 def _read_as(step: EmbedLayers) -> str:
     return reading_digest(step.describe())
 
 
 @lru_cache(maxsize=32)
-def _space(step: EmbedLayers, device: str) -> cache.Space:
+def _space(step: EmbedLayers, device: str, stored: str) -> cache.Space:
     """Everything that decides a row's vectors, except layer and position; kinds of device differ in rounding."""
     from hf_safefilter.model.load import max_tokens
 
@@ -397,4 +386,5 @@ def _space(step: EmbedLayers, device: str) -> cache.Space:
     facts = {name: description[name] for name in names} | {"max_length": limit, "device": device}
     facts |= {name: description[name] for name in ("weights",) if name in description}
     facts |= {"backend": step.backend} if step.backend != "transformers" else {}
+    facts |= {"stored": stored} if stored != "float16" else {}
     return cache.Space.of(facts, step.model)

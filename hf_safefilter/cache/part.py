@@ -46,7 +46,7 @@ class StoredRows:
     Attributes:
         ids: Row ids as `packed` returns them, uint64 `(n, 2)`.
         spans: What was read of each row.
-        vectors: A vector for each span, float16 `(hidden_size,)`; scores have another dtype and width.
+        vectors: A vector for each span, `(hidden_size,)`, float16 or, of references, float32; scores: `(1,)`.
         truncated: bool `(n,)`: whether the row was cut to fit.
         reasons: Strings `(n,)`: why the row could not be read; "" where it could.
     """

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from hf_safefilter.columns import Layer
+from hf_safefilter.columns import FLOAT16_MAX, Layer
 from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.data.spans import SPAN
+
+logger = logging.getLogger(__name__)
 
 NON_FINITE = "non_finite"
 """Reason of a row whose states overflowed to infinity or NaN."""
@@ -48,6 +51,11 @@ class RowVectors:
     def of(self, layer: Layer) -> Ragged:
         """The vectors of one layer, row by row."""
         return Ragged(self.vectors[layer], self.offsets)
+
+    def halved(self) -> RowVectors:
+        """The same in float16, clamped to its range; a vector that is not finite becomes NaN."""
+        vectors = {layer: _half(layer, values) for layer, values in self.vectors.items()}
+        return RowVectors(self.offsets, self.spans, vectors, self.truncated, self.reasons)
 
     def finite(self) -> RowVectors:
         """The same without the rows that are not finite in one layer, which get the reason `NON_FINITE`."""
@@ -115,6 +123,16 @@ class Gathering:
         place[np.concatenate([rows for rows, _ in pieces] or [np.empty(0, int)])] = np.arange(len(found) - 1)
         place[copies] = place[sources]
         return found.take(place)
+
+
+def _half(layer: Layer, vectors: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(vectors).all(axis=1)
+    beyond = int(np.count_nonzero(np.abs(vectors[finite]) > FLOAT16_MAX))
+    if beyond:
+        logger.warning("layer %s: %d values beyond the range of float16 were clamped to 65504", layer, beyond)
+    half = np.clip(vectors, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+    half[~finite] = np.nan
+    return half
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:

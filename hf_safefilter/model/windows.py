@@ -149,6 +149,16 @@ def row_reads(
     return RowReads(sequences, np.array(spans, SPAN), np.array(picks, np.int64), truncated)
 
 
+def joined_picks(rows: Sequence[RowReads]) -> np.ndarray:
+    """The reads of each span among those of all rows together, int64 `(spans, positions)`."""
+    first = 0
+    picks = []
+    for row in rows:
+        picks.append(row.picks + first)
+        first += sum(len(one.reads) for one in row.sequences)
+    return np.concatenate(picks)
+
+
 def count_windows(tokens: int, width: int) -> int:
     """In how many windows of at most `width` tokens a span of so many tokens is read."""
     return len(_windows(Span(0, 0, tokens, tokens), width))

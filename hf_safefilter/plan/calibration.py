@@ -59,14 +59,14 @@ def calibrate(step: EmbedLayers, rows: Dataset | DatasetDict, work: Work) -> Cal
     """
     sample = spread_sample(rows, _MOST)
     count = min(_FIRST, len(sample))
-    step.vectors(sample.select(range(count)))
+    step.vectors(sample.select(range(count)), fresh=True)
     conversations: list[Conversation] = []
     reasons: list[str] = []
     seconds = 0.0
     while True:
         chosen = _evenly(sample, count)
         begin = time.perf_counter()
-        read, chosen_conversations = step.vectors(chosen)
+        read, chosen_conversations = step.vectors(chosen, fresh=True)
         elapsed = time.perf_counter() - begin
         conversations += chosen_conversations
         reasons += list(read.reasons)

@@ -15,6 +15,7 @@ from hf_safefilter.data.conversations import as_conversations
 from hf_safefilter.embed import EmbedLayers
 from hf_safefilter.engine.local import embed_rows, score_stream_locally
 from hf_safefilter.model import load
+from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.toy.corpus import mixed_rows
 
 ROWS = [{"prompt": row["prompt"], "response": row["response"]} for row in mixed_rows(150, 0.2, 7)]
@@ -221,10 +222,38 @@ def test_a_row_that_overflows_in_one_layer_is_lost_in_all_but_only_where_that_la
         assert len(alone["emb_layer_2"][0]) and np.isfinite(alone["emb_layer_2"][0]).all()
 
 
-def test_references_are_read_without_it(store):
-    EmbedLayers("toy", layers=[2]).vectors(ROWS[:5])
-    cache.flush()
+def test_references_are_read_once_in_float32_and_their_digest_does_not_tell(store, monkeypatch, work):
+    def built():
+        sides = ROWS[:30], ROWS[30:60]
+        index = ReferenceIndex.build(*sides, EmbedLayers("toy", layers=[2, 3]), license="mit", source="the tests")
+        return index.digest, {side: vectors for side, vectors in zip(SIDES, index.vectors(3), strict=True)}
+
+    monkeypatch.setenv(SWITCH, "off")
+    plain, vectors = built()
+    monkeypatch.setenv(SWITCH, "on")
     assert not store.exists()
+    assert built()[0] == plain
+    another_process()
+    work.clear()
+    digest, again = built()
+    assert digest == plain and not work
+    for side, values in vectors.items():
+        assert again[side].dtype == np.float32
+        np.testing.assert_array_equal(again[side], values)
+
+
+def test_references_and_rows_do_not_share_their_vectors(store, work):
+    step = EmbedLayers("toy", layers=[2])
+    found, _ = step.vectors(ROWS[:5])
+    assert found.vectors[2].dtype == np.float32
+    work.clear()
+    rows = step(columns(ROWS[:5]))
+    assert len(work) == 5 and rows["emb_layer_2"][0].dtype == np.float16
+    work.clear()
+    step.vectors(ROWS[:5]), step(columns(ROWS[:5]))
+    assert not work
+    step.vectors(ROWS[:5], fresh=True)
+    assert len(work) == 5
 
 
 def test_clamped_values_are_counted_when_they_are_read(store, monkeypatch, caplog):

@@ -321,10 +321,10 @@ def test_a_calibration_times_rows_and_counts_what_they_took(monkeypatch):
     step, work, now, seen = EmbedLayers("toy", layers=[2]), count_work(read_config("toy"), [2]), [0.0], []
     read = EmbedLayers.vectors
 
-    def timed(self, chosen):
-        now[0] += 0.002 * len(chosen)
+    def timed(self, chosen, *, fresh=False):
+        now[0] += 0.002 * len(chosen) if fresh else 0  # what was read before takes no time
         seen.append(len(chosen))
-        return read(self, chosen)
+        return read(self, chosen, fresh=fresh)
 
     monkeypatch.setattr(EmbedLayers, "vectors", timed)
     monkeypatch.setattr("hf_safefilter.plan.calibration.time", SimpleNamespace(perf_counter=lambda: now[0]))
@@ -342,9 +342,12 @@ def test_a_calibration_times_rows_and_counts_what_they_took(monkeypatch):
 def test_a_slow_model_is_calibrated_on_few_rows(monkeypatch):
     now = [0.0]
     read = EmbedLayers.vectors
-    monkeypatch.setattr(
-        EmbedLayers, "vectors", lambda self, chosen: (now.__setitem__(0, now[0] + len(chosen)), read(self, chosen))[1]
-    )
+
+    def slow(self, chosen, *, fresh):
+        now[0] += len(chosen)
+        return read(self, chosen, fresh=fresh)
+
+    monkeypatch.setattr(EmbedLayers, "vectors", slow)
     monkeypatch.setattr("hf_safefilter.plan.calibration.time", SimpleNamespace(perf_counter=lambda: now[0]))
     rows = Dataset.from_list(mixed_rows(100, 0.2, 3))
     assert plan.calibrate(EmbedLayers("toy", layers=[1]), rows, count_work(read_config("toy"), [1])).rows == 16
