@@ -110,11 +110,7 @@ def take_ranks(folder: Path, digest: str, rows: int) -> bool:
 
 def is_here(kind: type[Fitted], digest: str) -> bool:
     """Whether this user's store has it, and it is whole."""
-    try:
-        artifacts.read(artifacts.find(kind.KIND, digest), kind.KIND, kind.VERSION)
-    except MissingError:
-        return False
-    return True
+    return artifacts.is_kept(digest, kind.KIND, kind.VERSION)
 
 
 def _is_sorted(scores: np.ndarray, rows: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 
 from hf_safefilter.errors import IntegrityError, MissingError
 from hf_safefilter.storage.atomic import atomic_folder
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -111,10 +114,10 @@ def read(folder: Path, kind: str, version: int) -> Manifest:
 
 
 def keep(folder: Path, kind: str, version: int) -> str:
-    """Verify an artefact, copy it into the store unless it is there already, and return its digest."""
+    """Verify an artefact, copy it into the store unless it is there already, whole, and return its digest."""
     manifest = read(folder, kind, version)
     stored = _stored_folder(manifest.kind, manifest.digest)
-    if not (stored / MANIFEST).is_file():
+    if not is_kept(manifest.digest, kind, version):
         with atomic_folder(stored, marker=MANIFEST) as scratch:
             for name in (*manifest.files, MANIFEST):
                 shutil.copyfile(Path(folder) / name, scratch / name)
@@ -123,6 +126,22 @@ def keep(folder: Path, kind: str, version: int) -> str:
                     f"{folder} was changed while it was read", fix="try again when nothing writes to it"
                 )
     return manifest.digest
+
+
+def is_kept(digest: str, kind: str, version: int) -> bool:
+    """Whether the store has the artefact, and it is whole: a damaged one is to be had again, and says nothing.
+
+    Raises:
+        IntegrityError: `digest` is not a digest.
+    """
+    stored = _stored_folder(kind, digest)
+    try:
+        return read(stored, kind, version).digest == digest
+    except MissingError:
+        return False
+    except IntegrityError as error:
+        logger.warning("%s: this copy is not used", error.fact)
+        return False
 
 
 def find(kind: str, digest: str) -> Path:

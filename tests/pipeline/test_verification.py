@@ -25,6 +25,7 @@ from hf_safefilter.publish.rescoring import rescored
 from hf_safefilter.saved.saved_rows import step_from
 from hf_safefilter.scores.controls import LengthScore
 from hf_safefilter.storage import fitted
+from hf_safefilter.storage.artifacts import store_root
 from hf_safefilter.toy.corpus import mixed_rows, reference_rows
 
 FACTS = {"license": "cc0-1.0", "source": "a test"}
@@ -164,6 +165,22 @@ def test_without_the_references_the_scores_cannot_be_said(made, source, tmp_path
     found = results(made, source)
     fitted._open.cache_clear()
     assert (found["rows"], found["scores"]) == ("pass", "cannot say")
+
+
+@pytest.mark.parametrize(("kind", "result"), [("references", "cannot say"), ("ranks", "pass")])
+def test_a_damaged_store_of_whoever_verifies_is_no_fault_of_the_set(made, source, tmp_path, monkeypatch, kind, result):
+    """What was published is taken again; references that were not published are to be had elsewhere."""
+    mine = tmp_path / "mine"
+    shutil.copytree(store_root(), mine)
+    for folder in (mine / kind).iterdir():
+        for file in folder.iterdir():
+            file.chmod(0o644)
+            file.write_bytes(b"x" + file.read_bytes())
+    monkeypatch.setenv("HF_SAFEFILTER_CACHE", str(mine))
+    fitted._open.cache_clear()
+    found = results(made, source)
+    fitted._open.cache_clear()
+    assert (found["files"], found["rows"], found["scores"]) == ("pass", "pass", result)
 
 
 @pytest.mark.parametrize(

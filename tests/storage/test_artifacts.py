@@ -23,6 +23,18 @@ def test_what_is_kept_is_found_by_its_digest_and_reads_back(folder):
     assert artifacts.read(home, "cheese", 1).facts == {"holes": 3}
 
 
+@pytest.mark.parametrize("name", ["gouda.txt", artifacts.MANIFEST])
+def test_a_damaged_copy_in_the_store_is_replaced_by_a_whole_one(folder, name):
+    digest = artifacts.keep(folder, "cheese", 1)
+    file = artifacts.find("cheese", digest) / name
+    file.write_text("green")
+    assert not artifacts.is_kept(digest, "cheese", 1)
+    assert artifacts.keep(folder, "cheese", 1) == digest
+    assert artifacts.is_kept(digest, "cheese", 1) and file.read_text() != "green"
+    with pytest.raises(IntegrityError, match="not a digest"):
+        artifacts.is_kept("sha256:../../etc", "cheese", 1)
+
+
 def test_an_altered_file_is_noticed_before_it_is_used(folder):
     (folder / "gouda.txt").write_text("green")
     with pytest.raises(IntegrityError, match="gouda"):
