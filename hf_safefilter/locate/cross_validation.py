@@ -11,7 +11,7 @@ import numpy as np
 from hf_safefilter.checks import require_whole
 from hf_safefilter.columns import Layer
 from hf_safefilter.data.conversations import answered_text
-from hf_safefilter.data.ragged import Ragged, offsets_of
+from hf_safefilter.data.ragged import Ragged
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.references.coordinates import Coordinates
 from hf_safefilter.scores import METHODS
@@ -128,10 +128,9 @@ def choose_layer(
             fix=f"give at least {2 * folds} on each side, or name the layer, for example `layer=12`",
         )
     unsafe_folds, safe_folds = _folds(n_unsafe, n_safe, folds, seed)
-    owners = references.owners("unsafe"), references.owners("safe")
     candidates = []
     for layer in references.layers:
-        unsafe, safe = map(_by_row, references.vectors(layer), owners)
+        unsafe, safe = references.rows_at(layer)
         for method in methods:
             high, low = _held_out(scorers[method], unsafe, safe, unsafe_folds, safe_folds)
             candidates.append(_candidate(layer, method, high, low))
@@ -167,10 +166,6 @@ def _standardised(scorer: Scorer) -> Scorer:
         return scorer(both(rows), both.unsafe, both.safe)
 
     return score
-
-
-def _by_row(vectors: np.ndarray, owners: np.ndarray) -> Ragged:
-    return Ragged(vectors, offsets_of(np.bincount(owners)))
 
 
 def _held_out(

@@ -7,8 +7,15 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hf_safefilter.data.conversations import as_conversations
+from hf_safefilter.data.ragged import Ragged, offsets_of
 from hf_safefilter.errors import DataError, OptionError
 from hf_safefilter.locate.cross_validation import _folds, choose_layer
+
+
+def in_rows(vectors, owners=None):
+    """Vectors, the i-th of which is of row `owners[i]`; each of a row of its own if these are left out."""
+    owners = np.arange(len(vectors)) if owners is None else owners
+    return Ragged(vectors.astype(np.float32), offsets_of(np.bincount(owners)))
 
 
 def references(strength: dict, n_unsafe: int = 40, n_safe: int = 40, answers=("yes indeed", "no thanks!")):
@@ -18,7 +25,7 @@ def references(strength: dict, n_unsafe: int = 40, n_safe: int = 40, answers=("y
     for layer, gap in strength.items():
         unsafe, safe = draw.normal(size=(n_unsafe, 16)), draw.normal(size=(n_safe, 16))
         unsafe[:, 0] += gap
-        vectors[layer] = (unsafe.astype(np.float32), safe.astype(np.float32))
+        vectors[layer] = in_rows(unsafe), in_rows(safe)
     sides = {"unsafe": (answers[0], n_unsafe), "safe": (answers[1], n_safe)}
 
     def rows(side):
@@ -28,17 +35,15 @@ def references(strength: dict, n_unsafe: int = 40, n_safe: int = 40, answers=("y
 
     return SimpleNamespace(
         layers=tuple(strength),
-        vectors=vectors.__getitem__,
+        rows_at=vectors.__getitem__,
         rows=rows,
         counts={side: count for side, (_, count) in sides.items()},
-        owners=lambda side: np.arange(sides[side][1]),
     )
 
 
 def in_spans(index, unsafe, safe, owners):
     """The same references with other vectors, of which row `owners[i]` of its side has the i-th."""
-    index.vectors = {1: (unsafe.astype(np.float32), safe.astype(np.float32))}.__getitem__
-    index.owners = lambda side: owners
+    index.rows_at = {1: (in_rows(unsafe, owners), in_rows(safe, owners))}.__getitem__
     index.counts = dict.fromkeys(("unsafe", "safe"), int(owners.max()) + 1)
     return index
 
@@ -61,9 +66,9 @@ def test_noise_is_called_noise():
 def test_a_leak_would_be_seen():
     """Every row twice, once a side apart: pairs share a fold, so a copy of the prompt cannot help its partner."""
     pairs = references({1: 0.0}, 50, 50)
-    unsafe, safe = pairs.vectors(1)
-    noisy = {1: (unsafe, unsafe + np.random.default_rng(1).normal(size=unsafe.shape).astype(np.float32) * 1e-3)}
-    pairs.vectors = noisy.__getitem__
+    unsafe = pairs.rows_at(1)[0].values
+    noise = np.random.default_rng(1).normal(size=unsafe.shape) * 1e-3
+    pairs = in_spans(pairs, unsafe, unsafe + noise, np.arange(50))
     choice = choose_layer(pairs, methods=("nearest",))
     assert abs(choice.candidates[0].auroc - 0.5) < 0.2
 
