@@ -5,6 +5,8 @@ Rows that were read once are not read again: see `hf_safefilter.cache`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -226,12 +228,12 @@ class EmbedLayers(ReadingOptions, Step):
     ) -> tuple[RowVectors, list[Conversation]]:
         """The same vectors for rows in memory, such as references, in float32, and the rows as conversations.
 
-        They are in the row cache afterwards, apart from those in float16; with `fresh` it is not used.
+        They are kept in the row cache, in a space of their own; with `fresh` it is not used.
         """
         parsed = as_conversations(rows, self.mapping)
         if fresh or not parsed or not cache.enabled():
             return self._read(parsed, self.layers, None).finite(), parsed
-        return self._recall(parsed, [row_id(row) for row in parsed], None, np.float32).finite(), parsed
+        return self._recall(parsed, [row_id(row) for row in parsed], None, together=True).finite(), parsed
 
     def token_vectors(self, rows: Dataset | Iterable[Mapping[str, Any]]) -> RowVectors:
         """The same where each token is a span of its own, of which a mean is the token's state."""
@@ -288,13 +290,11 @@ class EmbedLayers(ReadingOptions, Step):
 
         return cast("int", model_config(self._key()).get_text_config().hidden_size)
 
-    def _recall(
-        self, rows: list[Conversation], ids: list[str], rank: int | None, dtype: type = np.float16
-    ) -> RowVectors:
-        """Vectors from the cache for rows that were read before, from the model for the others.
+    def _recall(self, rows: list[Conversation], ids: list[str], rank: int | None, together: bool = False) -> RowVectors:
+        """Vectors from the cache for rows that were read before, from the model for the others, piece by piece.
 
-        Those of float16 are read piece by piece. Of float32 the last digit depends on what is read together: as it
-        decides the digest of references, all are read in one go.
+        Those of rows that are read `together` are float32. Their last digit, which the digest of references shows,
+        depends on what is read in one call: they are recalled for the same call alone, and else all read.
         """
         from hf_safefilter.model.load import pick_device
 
@@ -302,20 +302,28 @@ class EmbedLayers(ReadingOptions, Step):
         stored = {f"{layer}-{position}": (layer, position) for layer in self.layers for position in self.positions}
 
         def read(missing: list[int], names: list[Layer]) -> RowVectors:
-            layers = list(dict.fromkeys(stored[str(name)][0] for name in names))
-            found = self._read([rows[index] for index in missing], layers, rank)
-            found = found.halved() if dtype == np.float16 else found
+            if together:
+                found = self._read(rows, self.layers, rank).take(np.array(missing))
+            else:
+                layers = list(dict.fromkeys(stored[str(name)][0] for name in names))
+                found = self._read([rows[index] for index in missing], layers, rank).halved()
             main = self.positions[0]
             found.vectors = {name: found.vectors[reading_key(*stored[str(name)], main)] for name in names}
             return found
 
         # Unreadable rows are not cached: their ids do not tell the reasons (the number 5 and the text "5" share an id).
+        dtype = np.float32 if together else np.float16
         target = Gathering([row.reason for row in rows], dict.fromkeys(stored, self._width()), dtype)
-        space = _space(self, pick_device(self.device, rank).type, np.dtype(dtype).name)
-        at_once = len(rows) if dtype == np.float32 or self._takes_whole_calls(self.layers, rank) else 0
+        space = _space(self, pick_device(self.device, rank).type, self._call(ids) if together else "")
+        at_once = len(rows) if together or self._takes_whole_calls(self.layers, rank) else 0
         found = cache.recall(space, target, ids, [row.size for row in rows], read, at_once=at_once)
         found.vectors = {key: found.vectors[name] for key, name in zip(self.keys, stored, strict=True)}
         return found
+
+    def _call(self, ids: list[str]) -> str:
+        """Digest of what is read in one call, and how, as far as the last digits depend on it."""
+        how = [ids, self.layers, self.positions, self.attn, self.stream_blocks]
+        return hashlib.sha256(json.dumps(how).encode()).hexdigest()
 
     def _read(
         self,
@@ -376,7 +384,7 @@ def _read_as(step: EmbedLayers) -> str:
 
 
 @lru_cache(maxsize=32)
-def _space(step: EmbedLayers, device: str, stored: str) -> cache.Space:
+def _space(step: EmbedLayers, device: str, call: str) -> cache.Space:
     """Everything that decides a row's vectors, except layer and position; kinds of device differ in rounding."""
     from hf_safefilter.model.load import max_tokens
 
@@ -386,5 +394,5 @@ def _space(step: EmbedLayers, device: str, stored: str) -> cache.Space:
     facts = {name: description[name] for name in names} | {"max_length": limit, "device": device}
     facts |= {name: description[name] for name in ("weights",) if name in description}
     facts |= {"backend": step.backend} if step.backend != "transformers" else {}
-    facts |= {"stored": stored} if stored != "float16" else {}
+    facts |= {"call": call} if call else {}
     return cache.Space.of(facts, step.model)

@@ -8,7 +8,7 @@ results; ``HF_SAFEFILTER_ROW_CACHE=off`` turns it off.
     rows/<space>/<layer>/<hash>.arrow some thousand rows at a layer and position; named by a code of the bytes
     rows/<space>/score/<hash>.arrow   the same for scores
 
-References are read by the same steps, in float32: they have spaces of their own.
+References are read by the same steps, in float32: those that are read in one call have a space of their own.
 """
 
 from __future__ import annotations

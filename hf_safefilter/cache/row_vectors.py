@@ -52,6 +52,12 @@ class RowVectors:
         """The vectors of one layer, row by row."""
         return Ragged(self.vectors[layer], self.offsets)
 
+    def take(self, rows: np.ndarray) -> RowVectors:
+        """Those of the given rows, in the given order."""
+        spans = Ragged(self.spans, self.offsets).take(rows)
+        vectors = {layer: self.of(layer).take(rows).values for layer in self.vectors}
+        return RowVectors(spans.offsets, spans.values, vectors, self.truncated[rows], self.reasons[rows])
+
     def halved(self) -> RowVectors:
         """The same in float16, clamped to its range; a vector that is not finite becomes NaN."""
         vectors = {layer: _half(layer, values) for layer, values in self.vectors.items()}

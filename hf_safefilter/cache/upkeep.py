@@ -33,6 +33,7 @@ class SpaceUsage:
         layers: Layers and positions with cached rows.
         parts, damaged: Number of whole and of damaged files.
         size: Bytes of all files together.
+        references: Whether it holds what was read in a single call, as references are.
         current_format: Whether this version of the format wrote it, with the key of this user.
     """
 
@@ -45,6 +46,7 @@ class SpaceUsage:
     parts: int
     damaged: int
     size: int
+    references: bool
     current_format: bool
 
 
@@ -79,6 +81,7 @@ def _usage(folder: Path) -> SpaceUsage:
         parts=len(parts),
         damaged=sum(path.suffix == DAMAGED for path in files),
         size=sum(_size(path) for path in files),
+        references="call" in facts,
         current_format=(facts.get("format"), facts.get("key")) == (FORMAT, key_name()),
     )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hf_safefilter.cache.upkeep import SpaceUsage
 
 cache = typer.Typer(help="Look after the vectors that are cached between runs.", no_args_is_help=True)
 
@@ -27,7 +30,7 @@ def ls(context: typer.Context) -> None:
             "parts": space.parts,
             "damaged": space.damaged,
             "MB": round(space.size / 1e6, 1),
-            "note": "" if space.current_format else "of another version or user",
+            "note": _note(space),
         }
         for space in spaces
     ]
@@ -38,6 +41,11 @@ def ls(context: typer.Context) -> None:
         ids=[space.space for space in spaces],
         hint="hf-safefilter cache verify, or hf-safefilter cache prune --max-size 5GB",
     )
+
+
+def _note(space: SpaceUsage) -> str:
+    notes = ["references"] * space.references + ["of another version or user"] * (not space.current_format)
+    return ", ".join(notes)
 
 
 @cache.command(epilog="Example: hf-safefilter cache verify")

@@ -19,6 +19,9 @@ from hf_safefilter.references import SIDES, ReferenceIndex
 from hf_safefilter.toy.corpus import mixed_rows
 
 ROWS = [{"prompt": row["prompt"], "response": row["response"]} for row in mixed_rows(150, 0.2, 7)]
+DISTINCT = [
+    {"prompt": row["prompt"], "response": f"{row['response']} {n}"} for n, row in enumerate(mixed_rows(320, 0.2, 7))
+]
 
 
 @pytest.fixture
@@ -240,6 +243,43 @@ def test_references_are_read_once_in_float32_and_their_digest_does_not_tell(stor
     for side, values in vectors.items():
         assert again[side].dtype == np.float32
         np.testing.assert_array_equal(again[side], values)
+
+
+@pytest.mark.parametrize("before", ["a row less", "all layers", "another position", "attention"])
+def test_the_digest_of_references_does_not_tell_what_was_read_before(store, monkeypatch, before):
+    """The last digit of a vector depends on what is read in one call, and the digest of references shows it."""
+
+    def digest(count=30, layers=(2, 3), **options):
+        sides = ROWS[:count], ROWS[30:60]
+        embed = EmbedLayers("toy", layers=list(layers), **options)
+        return ReferenceIndex.build(*sides, embed, license="mit", source="the tests").digest
+
+    monkeypatch.setenv(SWITCH, "off")
+    plain = digest()
+    monkeypatch.setenv(SWITCH, "on")
+    if before == "a row less":
+        digest(29)
+    elif before == "all layers":
+        digest(layers=(1, 2, 3, 4))
+    elif before == "another position":
+        digest(position="mean,last_prompt")
+    else:
+        digest(attn="eager")
+    assert digest() == plain
+
+
+def test_duplicates_among_many_references_do_not_tell_either(store, monkeypatch):
+    """Rows are read in parts of some hundred: without the copies the parts would be others."""
+    several = [*DISTINCT[:10] * 5, *DISTINCT[10:280]]
+
+    def digest():
+        embed = EmbedLayers("toy", layers=[2, 3])
+        return ReferenceIndex.build(several, DISTINCT[300:320], embed, license="mit", source="the tests").digest
+
+    monkeypatch.setenv(SWITCH, "off")
+    plain = digest()
+    monkeypatch.setenv(SWITCH, "on")
+    assert digest() == plain
 
 
 def test_references_and_rows_do_not_share_their_vectors(store, work):
