@@ -78,7 +78,7 @@ def _starter(summary: Mapping[str, Any], embed: Step | None) -> ReferenceIndex:
     """The starter references that a record describes, read again; their texts are compared before a model is loaded."""
     trait = {SOURCE: "harm", **{f"{SOURCE}: {name}": name for name in TRAITS}}.get(str(summary.get("source")))
     if trait is None or not isinstance(embed, EmbedLayers):
-        raise MissingError("the references are neither in the store nor the starter set", fix="load them once")
+        raise MissingError("the references are neither whole in the store nor the starter set", fix="load them once")
     if "rows" not in summary:
         raise MissingError("the record does not say which rows the references are", fix="load the references once")
     if summary["rows"] != starter_digest(trait):

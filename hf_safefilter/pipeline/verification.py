@@ -260,6 +260,8 @@ def _line(name: str, check: Callable[[Provenance], str], provenance: Provenance)
 
 def _is_of_this_machine(error: Exception) -> bool:
     """Whether it lacks memory or room; what was published has no words in such an error."""
+    if isinstance(error, SafefilterError) and isinstance(error.__cause__, OSError):
+        return is_disk_full(error.__cause__)
     kinds = (MemoryError, OSError, RuntimeError)
     lacks = is_out_of_memory(error) or is_disk_full(error) or is_unusable_place(error)
     return lacks and isinstance(error, kinds) and not isinstance(error, SafefilterError)

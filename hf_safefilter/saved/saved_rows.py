@@ -255,6 +255,8 @@ def step_from(record: dict[str, Any]) -> Step:
     options = {field.name: record[field.name] for field in fields_of(kind) if field.init and field.name in record}
     try:
         step = EmbedLayers.recorded(options) if kind is EmbedLayers else kind(**options)
+    except IntegrityError:  # the record is sound, and what it refers to is not
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(
             f"the record of a {kind.__name__} is damaged", found=str(error)[:200], fix="embed and score the rows again"

@@ -95,7 +95,9 @@ def read(folder: Path, kind: str, version: int) -> Manifest:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(body["kind"], body["version"], dict(body["facts"]), dict(body["files"]))
-        manifest.to_json()  # which no number that is not one gets through
+        if not all(isinstance(name, str) for name in manifest.files):
+            raise TypeError("a file without a name")
+        _ = manifest.digest  # which no number that is not one gets through, and no half of a character
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise IntegrityError(f"{path} is not a manifest", fix="write the artefact again") from error
     if (manifest.kind, manifest.version) != (kind, version):
@@ -118,6 +120,7 @@ def keep(folder: Path, kind: str, version: int) -> str:
     manifest = read(folder, kind, version)
     stored = _stored_folder(manifest.kind, manifest.digest)
     if not is_kept(manifest.digest, kind, version):
+        _clear(stored)
         with atomic_folder(stored, marker=MANIFEST) as scratch:
             for name in (*manifest.files, MANIFEST):
                 shutil.copyfile(Path(folder) / name, scratch / name)
@@ -126,6 +129,14 @@ def keep(folder: Path, kind: str, version: int) -> str:
                     f"{folder} was changed while it was read", fix="try again when nothing writes to it"
                 )
     return manifest.digest
+
+
+def _clear(stored: Path) -> None:
+    """Remove what stands in the place of an artefact, and is none: nothing else belongs under such a name."""
+    if stored.is_symlink() or stored.is_file():
+        stored.unlink()
+    elif stored.is_dir() and not (stored / MANIFEST).is_file():
+        shutil.rmtree(stored)
 
 
 def is_kept(digest: str, kind: str, version: int) -> bool:

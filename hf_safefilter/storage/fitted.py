@@ -32,7 +32,7 @@ class Fitted:
             raise IntegrityError(
                 f"{self._folder} does not hold the {self.KIND} artefact that it is named after",
                 found=self._manifest.digest,
-                fix="delete that folder, then load or build the artefact again",
+                fix="load or build the artefact again",
             )
 
     @classmethod

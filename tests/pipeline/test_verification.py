@@ -14,7 +14,7 @@ from altered_folders import described
 from datasets import Dataset
 
 from hf_safefilter.data.batch import Batch
-from hf_safefilter.errors import IntegrityError, MissingError, ModelError
+from hf_safefilter.errors import IntegrityError, MissingError, ModelError, SafefilterError
 from hf_safefilter.pipeline import verification
 from hf_safefilter.pipeline.purify import purify
 from hf_safefilter.pipeline.recorded_scoring import RecordedScoring
@@ -57,6 +57,11 @@ def made(source, tmp_path_factory):
 @pytest.fixture
 def folder(made, tmp_path):
     return shutil.copytree(made, tmp_path / "out")
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
 
 
 def results(folder, source, **options):
@@ -189,6 +194,8 @@ def test_a_damaged_store_of_whoever_verifies_is_no_fault_of_the_set(made, source
         (ModelError("no such model"), "cannot say"),
         (MemoryError(), "cannot say"),
         (OSError(errno.ENOSPC, "No space left on device"), "cannot say"),
+        (caused(SafefilterError("a part cannot be written"), OSError(errno.ENOSPC, "No space")), "cannot say"),
+        (caused(IntegrityError("a file cannot be read"), OSError(errno.EIO, "broken")), "fail"),
         (IntegrityError("out of memory, says a row"), "fail"),
         (KeyError("out of memory, says a row"), "fail"),
         (AttributeError("a record of another shape"), "fail"),

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,51 @@ def test_what_is_kept_is_found_by_its_digest_and_reads_back(folder):
     assert artifacts.read(home, "cheese", 1).facts == {"holes": 3}
 
 
-@pytest.mark.parametrize("name", ["gouda.txt", artifacts.MANIFEST])
-def test_a_damaged_copy_in_the_store_is_replaced_by_a_whole_one(folder, name):
+def _other(home):
+    manifest = artifacts.Manifest("cheese", 1, {"holes": 4}, {})
+    (home / artifacts.MANIFEST).write_text(manifest.to_json())
+
+
+def _linked(home):
+    home.rename(home.parent / "elsewhere")
+    home.symlink_to(home.parent / "elsewhere")
+    (home / "gouda.txt").write_text("green")
+
+
+def _manifest(files, facts="{}"):
+    body = f'{{"kind": "cheese", "version": 1, "facts": {facts}, "files": {files}}}'
+    return lambda home: (home / artifacts.MANIFEST).write_text(body)
+
+
+DAMAGED = {
+    "another file": lambda home: (home / "gouda.txt").write_text("green"),
+    "no file": lambda home: (home / "gouda.txt").unlink(),
+    "no words of a manifest": lambda home: (home / artifacts.MANIFEST).write_text("green"),
+    "no manifest": lambda home: (home / artifacts.MANIFEST).unlink(),
+    "a folder for a manifest": lambda home: (
+        (home / artifacts.MANIFEST).unlink(),
+        (home / artifacts.MANIFEST).mkdir(),
+    ),
+    "the manifest of another": _other,
+    "half of a character": _manifest("{}", '{"holes": "\\ud800"}'),
+    "a number for a name": _manifest('[[1, "x"]]'),
+    "a link": _linked,
+    "a file for a folder": lambda home: (shutil.rmtree(home), home.write_text("green")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_copy_in_the_store_is_replaced_by_a_whole_one(folder, damage):
     digest = artifacts.keep(folder, "cheese", 1)
-    file = artifacts.find("cheese", digest) / name
-    file.write_text("green")
+    home = artifacts.find("cheese", digest)
+    DAMAGED[damage](home)
     assert not artifacts.is_kept(digest, "cheese", 1)
     assert artifacts.keep(folder, "cheese", 1) == digest
-    assert artifacts.is_kept(digest, "cheese", 1) and file.read_text() != "green"
+    assert artifacts.is_kept(digest, "cheese", 1) and not home.is_symlink()
+    assert (home / "gouda.txt").read_text() == "yellow"
+
+
+def test_what_is_no_digest_is_no_place_in_the_store(folder):
     with pytest.raises(IntegrityError, match="not a digest"):
         artifacts.is_kept("sha256:../../etc", "cheese", 1)
 
