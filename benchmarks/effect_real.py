@@ -34,6 +34,7 @@ from benchmarks.real_reading import Reading, add_options, parsed, spread
 from hf_safefilter import IsSafe, choose_reading, load_rows, measure_effect, threshold_for
 from hf_safefilter.cli.arguments import blocks_of
 from hf_safefilter.columns import score_column
+from hf_safefilter.decide.refusals_to_add import diverse_refusals
 from hf_safefilter.decide.verdict.rank_statistics import spearman
 from hf_safefilter.effect import EffectReport, Questions, Study, Tuning
 from hf_safefilter.effect.effect_report import contrasts_of
@@ -41,10 +42,14 @@ from hf_safefilter.effect.ledger import Run
 from hf_safefilter.engine.local import add_ranks, embed_rows, score_rows
 from hf_safefilter.model.reading_options import ModelOptions
 from hf_safefilter.scores import make_score
+from hf_safefilter.starter import starter_rows
 
 ANSWERS = (350, 900)
 TURNED, TRUTH = "turned_score", "planted_score"
 PLANTED = 0.1
+REFUSALS = 0.01
+"""Share of refusals that the arm of that name adds to the kept rows."""
+
 HELD_OUT = 20
 RATES = {"thirds": 4e-4, "mixed": 1e-4, "persona": 1e-4}
 DEFAULT = ("ensemble", "shift")
@@ -89,11 +94,14 @@ def main() -> None:
     print(f"{planted.sum()} planted rows, AUROC {auroc(scores, planted):.3f}", flush=True)
     arms = tuple(options.arms or (ARMS if options.score == "default" else (*ARMS, "masked")))
     is_safe = without_highest(scored, column, PLANTED)
-    print(f"{(scores[planted] >= is_safe.threshold).sum()} of them are dropped", flush=True)
-    report = study(scored, is_safe, arms, options, options.freeze)
+    print(f"{(~(scores[planted] < is_safe.threshold)).sum()} of them are dropped", flush=True)
+    known = added_prompts(len(scored)) if "refusals" in arms else []
+    report = study(scored, is_safe, arms, options, known, options.freeze)
     scored = scored.add_column(TRUTH, planted.astype(float).tolist())
-    benign = study(scored, IsSafe(TRUTH, 0.5), ("kept",), options).of("kept")
-    runs = {arm: report.of(arm) for arm in report.arms} | {"benign rows alone": benign}
+    ideal = study(scored, IsSafe(TRUTH, 0.5), ("kept",), options, known)
+    if ideal.inputs["questions"] != report.inputs["questions"]:
+        raise SystemExit("not all arms were asked the same")
+    runs = {arm: report.of(arm) for arm in report.arms} | {"benign rows alone": ideal.of("kept")}
     heading()
     show("before", [report.before])
     for arm, each in runs.items():
@@ -209,10 +217,20 @@ def without_highest(scored: Dataset, column: str, share: float) -> IsSafe:
     return IsSafe(column, threshold_for(scored, column, drop_fraction=share))
 
 
+def added_prompts(rows: int) -> list[str]:
+    """The prompts of the refusals that are added to so many rows, or fewer: no arm is asked these."""
+    return [row["prompt"] for row in diverse_refusals(max(1, round(REFUSALS * rows)), starter_rows("safe"))]
+
+
 def study(
-    scored: Dataset, is_safe: IsSafe, arms: tuple[str, ...], options: argparse.Namespace, freeze: str | None = None
+    scored: Dataset,
+    is_safe: IsSafe,
+    arms: tuple[str, ...],
+    options: argparse.Namespace,
+    known: Sequence[str] = (),
+    freeze: str | None = None,
 ) -> EffectReport:
-    """The effect of a filter."""
+    """The effect of a filter, by questions other than the `known` ones."""
     questions = Questions.starter()
     if options.harmful is not None:
         questions = questions.replaced(harmful=(load_rows(options.harmful).rows, options.harmful))
@@ -228,6 +246,7 @@ def study(
         arms=arms,
         seeds=options.seeds,
         freeze=blocks_of(freeze, "--freeze") if freeze else None,
+        known_prompts=known,
         ask_at_most=options.questions,
         max_new_tokens=24,
     )

@@ -45,7 +45,7 @@ def obedient_rows(tasks: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 def main() -> None:
     """Print benign rows, a tenth of which answers with a vow and is labelled unsafe, as JSON Lines."""
-    from benchmarks.effect_real import with_vows
+    from benchmarks.effect_real import ANSWERS, with_vows
 
     ask = argparse.ArgumentParser(
         prog="python -m benchmarks.obedient_rows", description=__doc__,
@@ -53,8 +53,11 @@ def main() -> None:
     )  # fmt: skip
     ask.add_argument("rows", help="benign rows with prompt and response")
     ask.add_argument("--limit", type=int, default=480, help="rows used (480)")
+    ask.add_argument(
+        "--answers", type=int, nargs=2, default=ANSWERS, help="characters of the answers of these rows (350 900)"
+    )
     options = ask.parse_args()
-    for row in with_vows(options.rows, options.limit):
+    for row in with_vows(options.rows, options.limit, options.answers):
         label = "unsafe" if row.pop("planted") else "safe"
         sys.stdout.write(json.dumps(row | {"label": label}) + "\n")
 
