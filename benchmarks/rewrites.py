@@ -27,7 +27,9 @@ from hf_safefilter.locate.choose_reading import METHODS
 from hf_safefilter.step import Step
 
 FALSE_POSITIVES = 0.1
-SCORES = (*METHODS, "shift", "largest_deviation")
+SINGLE = (*METHODS, "shift")
+BOTH = ("largest_deviation", "largest_rank")
+SCORES = (*SINGLE, *BOTH)
 
 Turns = list[dict[str, str]]
 
@@ -119,15 +121,16 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="rows of the file, spread evenly")
     options = parsed(parser)
     reading = Reading.of(options)
-    choice = choose_reading(reading.index, (*METHODS, "shift"))
+    choice = choose_reading(reading.index, SINGLE)
     print(f"{reading.embed.model}\nreading: {choice.how}\n")
     rows = labeled_rows(options.labeled, options.limit)
     unsafe = np.array([label == "unsafe" for label in rows["label"]])
-    steps: list[Step] = [step_of(name, reading.index, choice) for name in SCORES[:-1]]
+    steps: list[Step] = [step_of(name, reading.index, choice) for name in SINGLE]
     scored = scored_by(reading.embed, steps, conversations(rows, plain))
-    ranked, rank = add_ranks(scored, [score_column(name) for name in ("ensemble", "shift")], "largest_deviation")
-    steps.append(rank)
-    thresholds = {name: np.quantile(values_of(ranked, name)[~unsafe], 1 - FALSE_POSITIVES) for name in SCORES}
+    for how in BOTH:
+        scored, rank = add_ranks(scored, [score_column(name) for name in ("ensemble", "shift")], how)
+        steps.append(rank)
+    thresholds = {name: np.quantile(values_of(scored, name)[~unsafe], 1 - FALSE_POSITIVES) for name in SCORES}
     print(f"{len(rows)} rows, {unsafe.sum()} unsafe; unsafe rows found / safe rows dropped, in %")
     print(f"{'':<22}" + "".join(f"{name:>18}" for name in SCORES) + f"{'unread':>9}")
     for name, rewrite in REWRITES.items():
